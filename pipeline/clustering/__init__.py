@@ -1,0 +1,1 @@
+"""Second stage: shards become trained prototypes."""

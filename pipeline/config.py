@@ -1,0 +1,241 @@
+"""One typed job configuration: a YAML file, then flags, then ``--set`` overrides.
+
+Every value is checked here, before any work; a wrong one is refused with a ConfigError of one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+Stage = Literal["ingest", "cluster", "report"]
+Method = Literal["dti-gmm", "dti-kmeans"]
+TransformName = Literal["color", "affine", "projective", "tps"]
+STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError("each value may stand there once")
+    return values
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class IngestConfig(_Section):
+    """How crawled files become images."""
+
+    image_size: int = Field(128, ge=8, le=1024)
+    """Side in px of the square images in the shards: the short side is resized to it, the rest is cropped off."""
+    min_side: int | None = Field(None, ge=1)
+    """Reject images whose short side has fewer px. Default: a quarter of image_size."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Reject images that claim more pixels than this, before decoding."""
+    max_bytes: int = Field(64 * 2**20, ge=1)
+    """Reject files larger than this, unread."""
+    jpeg_quality: int = Field(95, ge=1, le=100)
+    """Quality of the JPEG images in the shards, 1 to 100, without chroma subsampling."""
+    records_per_shard: int = Field(256, ge=1)
+    """Records of the crawl that one task turns into one shard."""
+
+    @property
+    def smallest_side(self) -> int:
+        """The effective `min_side` in px."""
+        return self.min_side if self.min_side is not None else max(1, self.image_size // 4)
+
+
+class ScheduleConfig(_Section):
+    """When modules are switched on, when the learning rate drops and when training ends, in iterations.
+
+    A stage ends when the loss has stopped improving, or at `max_iterations`. The first stage has no
+    transformation; each further one switches on the next module; the last one runs at a tenth of the learning rate.
+    """
+
+    window: int = Field(60, ge=1)
+    """Iterations over which losses and cluster shares are averaged; reassignment and convergence are decided here."""
+    min_iterations: int = Field(180, ge=1)
+    """Shortest stage."""
+    max_iterations: int = Field(1200, ge=1)
+    """Longest stage."""
+    final_iterations: int = Field(300, ge=0)
+    """Longest last stage, at a tenth of the learning rate; 0 leaves it out."""
+    tolerance: float = Field(0.01, gt=0, lt=1)
+    """A stage has converged when the gain of a window is below this part of the gain since training began."""
+    patience: int = Field(2, ge=1)
+    """Consecutive windows without such a gain that end a stage."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.min_iterations > self.max_iterations:
+            raise ValueError(f"min_iterations {self.min_iterations} is above max_iterations {self.max_iterations}")
+        return self
+
+
+class ClusteringConfig(_Section):
+    """What is learned, and how."""
+
+    method: Method = "dti-gmm"
+    """dti-gmm: Gaussian mixture (Algorithm 1 of the DTI paper). dti-kmeans: squared error (equation 4)."""
+    k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), AfterValidator(_distinct)] = [8, 16, 32]
+    """Numbers of prototypes to try, one trial each."""
+    select_k: int | None = Field(None, ge=1)
+    """The K to keep. Default: the elbow of the loss over `k`."""
+    transforms: Annotated[list[TransformName], AfterValidator(_distinct)] = ["color", "projective"]
+    """Transformation modules in the order in which they are applied and switched on; empty for none."""
+    tps_grid: int = Field(4, ge=2, le=16)
+    """Control points along each side of the thin plate spline's grid."""
+    encoder: Literal["auto", "resnet18", "resnet20"] = "auto"
+    """Backbone of the parameter predictors. auto: resnet20 below 64 px, resnet18 from there."""
+    batch_size: int = Field(64, ge=1)
+    """Images per iteration over all workers together."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of Adam, until the last stage divides it by 10."""
+    weight_decay: float = Field(1e-6, ge=0)
+    """L2 penalty on encoder and predictors; prototypes have none."""
+    min_std: float = Field(0.25, gt=0)
+    """Square root of the variance that is added to every pixel's variance (sigma_min in the paper)."""
+    initial_std: float = Field(0.5, gt=0)
+    """Learned standard deviation per pixel at the start."""
+    reassign_below: float = Field(0.2, ge=0, lt=1)
+    """A prototype with less than this part of an equal share restarts from the largest cluster."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Stages of the curriculum."""
+    seed: int = Field(0, ge=0)
+    """Of the initial prototypes, the order of images and the noise of reassignment."""
+    workers: int = Field(1, ge=1)
+    """Processes that train one trial together (DDP)."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPU threads of one worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: one GPU per worker where the cluster has that many, CPUs otherwise."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the encoder. auto: bfloat16 on a device that computes in it."""
+    checkpoint_every_s: float = Field(60.0, ge=0)
+    """Seconds between checkpoints of a trial, kept at the next end of a window."""
+    max_failures: int = Field(2, ge=0)
+    """Dead workers that a job survives: training restarts from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided among {self.workers} workers")
+        if self.select_k is not None and self.select_k not in self.k:
+            raise ValueError(f"select_k {self.select_k} is not among k {self.k}")
+        return self
+
+
+class ReportingConfig(_Section):
+    """What the user sees."""
+
+    strip_images: int = Field(8, ge=1, le=64)
+    """Nearest images that the picture of each cluster shows."""
+    tile_px: int = Field(128, ge=16, le=512)
+    """Side of one picture in mosaics and strips."""
+
+
+class JobConfig(_Section):
+    """Everything about one job. Sections are named after the folders of `pipeline/`."""
+
+    collection: str = Field(pattern=r"^[\w#][\w.#=+-]{0,199}$")
+    """Name of the collection, a hashtag or a landmark; a folder of that name is made in the workspace."""
+    source: str | None = None
+    """Folder of images or an instagram-scraper dump; not needed when the ingest stage is left out."""
+    workspace: str = "workspace"
+    """Folder or s3://bucket/prefix that keeps everything."""
+    stages: Annotated[list[Stage], Field(min_length=1), AfterValidator(_distinct)] = list(STAGES)
+    """Stages to run: ingest, cluster, report."""
+    run_id: str | None = Field(None, pattern=r"^[\w][\w.=+-]{0,199}$")
+    """Name of the clustering run. Default: derived from configuration and data, so the same job finds its own work."""
+    tracking_uri: str | None = None
+    """MLflow tracking server or database. Default: SQLite in the workspace."""
+    ingest: IngestConfig = IngestConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
+    reporting: ReportingConfig = ReportingConfig()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if "ingest" in self.stages and self.source is None:
+            raise ValueError("source: the ingest stage needs a folder to read; give --source")
+        if self.tracking_uri is None and "://" in self.workspace and "report" in self.stages:
+            raise ValueError(
+                f"tracking_uri: the default SQLite database cannot live in {self.workspace}; give --tracking-uri"
+            )
+        return self
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str]) -> JobConfig:
+    """The configuration that `file`, then `flags` (dotted key to value), then `overrides` (``a.b=c``) describe.
+
+    Raises ConfigError, of one line, for an unreadable file, an unknown key, a wrong type or an impossible value.
+    """
+    values: dict[str, Any] = _read_yaml(file) if file else {}
+    for key, value in flags.items():
+        _put(values, key, value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r}: expected section.key=value, such as clustering.batch_size=32")
+        try:
+            _put(values, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r}: the value is not YAML") from error
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
+
+
+def dump_config(config: JobConfig) -> str:
+    """`config` as YAML that `load_config` reads back to the same configuration."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def digest(*parts: Any) -> str:
+    """Twelve hexadecimal digits that change when any of the JSON-serialisable `parts` does."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file}: not YAML ({' '.join(str(error).split())})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {file}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for name in sections:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{dotted}: {name} is a value, not a section")
+        values = inner
+    values[last] = value
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    if not where or message.split(":")[0] == where:
+        return message
+    shown = "" if error["type"] in {"missing", "value_error"} else f" (found {error['input']!r})"
+    return f"{where}: {message}{shown}"

@@ -1,0 +1,94 @@
+"""Where everything lies in a workspace: the only place that spells a path.
+
+::
+
+    <workspace>/<collection>/
+      crawls/<crawl_id>/            plan.parquet, shards/, crawl.json (last: its presence means complete)
+      runs/<run_id>/                config.yaml, trials/, parquet, pictures, run.json (last)
+    <workspace>/mlflow.db, mlartifacts/   the embedded tracking default
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CrawlPaths:
+    """Keys of one crawl of a collection."""
+
+    collection: str
+    crawl_id: str
+
+    @property
+    def folder(self) -> str:
+        return f"{self.collection}/crawls/{self.crawl_id}"
+
+    @property
+    def plan(self) -> str:
+        """The records in a fixed order; row group i holds the records of shard i."""
+        return f"{self.folder}/plan.parquet"
+
+    def shard(self, index: int) -> str:
+        """WebDataset tar of the accepted images of shard `index`."""
+        return f"{self.folder}/shards/shard-{index:06d}.tar"
+
+    def rows(self, index: int) -> str:
+        """One row per record of shard `index`; written after the tar, so its presence means the shard is done."""
+        return f"{self.folder}/shards/shard-{index:06d}.parquet"
+
+    @property
+    def marker(self) -> str:
+        return f"{self.folder}/crawl.json"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Keys of one clustering run of a collection."""
+
+    collection: str
+    run_id: str
+
+    @property
+    def folder(self) -> str:
+        return f"{self.collection}/runs/{self.run_id}"
+
+    @property
+    def config(self) -> str:
+        return f"{self.folder}/config.yaml"
+
+    def trial(self, name: str) -> str:
+        """Folder of the trial `name`, such as ``k=20-seed=0``."""
+        return f"{self.folder}/trials/{name}"
+
+    def checkpoint(self, name: str) -> str:
+        return f"{self.trial(name)}/checkpoint.pt"
+
+    def trial_marker(self, name: str) -> str:
+        """Result of the trial, written when it is done."""
+        return f"{self.trial(name)}/trial.json"
+
+    @property
+    def prototypes(self) -> str:
+        return f"{self.folder}/prototypes.parquet"
+
+    @property
+    def clusters(self) -> str:
+        return f"{self.folder}/clusters.parquet"
+
+    @property
+    def mosaic(self) -> str:
+        return f"{self.folder}/mosaic.png"
+
+    def strip(self, cluster: int) -> str:
+        """Picture of one cluster: its prototype and how it relates to its nearest images."""
+        return f"{self.folder}/clusters/cluster-{cluster:03d}.png"
+
+    @property
+    def marker(self) -> str:
+        return f"{self.folder}/run.json"
+
+
+def crawls_of(collection: str) -> str:
+    """Folder of all crawls of a collection."""
+    return f"{collection}/crawls"

@@ -1,0 +1,68 @@
+"""Progress of a stage on the console: done/total, rate, time left.
+
+A terminal gets one line that moves; a log (``ray job logs``, a file) gets a new line every few seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+LOG_INTERVAL_S = 5.0
+
+
+class _Lines:
+    """A text stream for tqdm that ends each redraw with a newline instead of returning to the line's start."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, flush=True)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+class Progress:
+    """Counts the units of one stage; use it as a context manager.
+
+    Args:
+        stage: name shown in front, such as ``ingest``.
+        total: number of units.
+        unit: what is counted, such as ``img``.
+        done: units that were done before this job started; they do not count for the rate.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str, done: int = 0) -> None:
+        terminal = sys.stdout.isatty()
+        self._bar = tqdm(
+            desc=f"{stage:<9}",
+            total=total,
+            initial=done,
+            unit=unit,
+            file=sys.stdout if terminal else _Lines(),
+            mininterval=0.1 if terminal else LOG_INTERVAL_S,
+            maxinterval=0.1 if terminal else LOG_INTERVAL_S,
+            miniters=1,
+            dynamic_ncols=terminal,
+            bar_format="{desc} {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.close()
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Count `units` more as done; `note` is shown at the end of the line."""
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(units)
+
+
+def say(stage: str, message: str) -> None:
+    """One line about `stage` on the console, in line with its progress."""
+    print(f"{stage:<9} {message}", flush=True)

@@ -1,0 +1,76 @@
+"""What the stages hand each other, and the Arrow schemas in which it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+TIMESTAMP = pa.timestamp("ms", tz="UTC")
+
+RECORD_FIELDS = [
+    pa.field("record", pa.int64(), metadata={"doc": "position in the crawl's plan, from 0"}),
+    pa.field("source_uri", pa.string(), metadata={"doc": "absolute path, s3:// address or URL of the file"}),
+    pa.field("file_name", pa.string()),
+    pa.field("shortcode", pa.string(), metadata={"doc": "the post's short code, where the crawl has one"}),
+    pa.field("caption", pa.string()),
+    pa.field("taken_at", TIMESTAMP),
+    pa.field("hashtags", pa.list_(pa.string())),
+    pa.field("source_url", pa.string(), metadata={"doc": "where the crawler got it from"}),
+    pa.field("extra", pa.string(), metadata={"doc": "further columns of the crawl, as a JSON object"}),
+    pa.field("problem", pa.string(), metadata={"doc": "a reason to reject that was known at planning time"}),
+]
+
+PLAN_SCHEMA = pa.schema(RECORD_FIELDS)
+"""``plan.parquet``: every record of the crawl."""
+
+SHARD_SCHEMA = pa.schema(
+    [
+        *RECORD_FIELDS[:-1],
+        pa.field("status", pa.string(), metadata={"doc": "accepted | rejected"}),
+        pa.field("reason", pa.string(), metadata={"doc": "why it was rejected, one of RejectReason"}),
+        pa.field("detail", pa.string(), metadata={"doc": "the reason in words"}),
+        pa.field("image_id", pa.string(), metadata={"doc": "key in the shard; from the content, so stable"}),
+        pa.field("sha256", pa.string(), metadata={"doc": "of the file's bytes, hexadecimal"}),
+        pa.field("duplicate_of", pa.string(), metadata={"doc": "image_id of the image that was kept instead"}),
+        pa.field("bytes", pa.int64()),
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32(), metadata={"doc": "px, upright, before cropping"}),
+        pa.field("height", pa.int32(), metadata={"doc": "px, upright, before cropping"}),
+    ]
+)
+"""``shard-NNNNNN.parquet``: one row per record of the shard, accepted or rejected."""
+
+
+@dataclass(frozen=True)
+class CrawlRecord:
+    """One thing that a crawl holds and that should become an image."""
+
+    source_uri: str
+    file_name: str
+    shortcode: str | None = None
+    caption: str | None = None
+    taken_at: datetime | None = None
+    hashtags: list[str] = field(default_factory=list)
+    source_url: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    """A reason to reject it that its source already knows, such as ``missing_file``."""
+
+
+@dataclass(frozen=True)
+class Crawl:
+    """A complete crawl in storage: what later stages need to know of it."""
+
+    collection: str
+    crawl_id: str
+    n_shards: int
+    records: int
+    accepted: int
+    rejected: dict[str, int]
+    """Number of rejected records by reason; with `accepted` it sums to `records`."""
+    image_size: int
+    digest: str
+    """SHA-256 over the image ids in order: two crawls with one digest hold the same images."""

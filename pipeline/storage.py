@@ -1,0 +1,217 @@
+"""A local folder or ``s3://bucket/prefix`` behind one small interface. Every file is published whole.
+
+A key is a relative path with forward slashes. Storage objects hold no connection and no file handle until they
+are used, so they travel to Ray tasks as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError, StorageError
+
+
+class Storage(Protocol):
+    """Where crawls, shards, trials and reports live."""
+
+    root: str
+    """The folder or ``s3://`` address as the user gave it (absolute for folders)."""
+
+    def uri(self, key: str) -> str:
+        """Where `key` is, for people and for other tools."""
+
+    def exists(self, key: str) -> bool:
+        """Whether `key` was published."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """All published keys below the folder `prefix`, sorted."""
+
+    def read_bytes(self, key: str) -> bytes:
+        """The whole content of `key`. Raises StorageError where it is missing."""
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        """Publish `data` as `key`: readers see the old content or the new, never a part."""
+
+    def publish(self, path: Path, key: str) -> None:
+        """Publish the local file `path` as `key`, whole; `path` is left as it is."""
+
+    def delete(self, key: str) -> None:
+        """Remove `key`; nothing happens where it does not exist."""
+
+
+def open_storage(root: str) -> Storage:
+    """Storage for ``s3://bucket/prefix`` or a local folder, which need not exist yet.
+
+    Raises ConfigError for any other scheme.
+    """
+    if root.startswith("s3://"):
+        return S3Storage(root)
+    if "://" in root:
+        raise ConfigError(f"workspace {root!r}: expected a folder or s3://bucket/prefix")
+    return LocalStorage(root)
+
+
+class LocalStorage:
+    """A folder. Publishing writes a hidden neighbour first and renames it, which POSIX makes atomic."""
+
+    def __init__(self, root: str) -> None:
+        self.root = str(Path(root).expanduser().absolute())
+
+    def uri(self, key: str) -> str:
+        return os.path.join(self.root, key)
+
+    def exists(self, key: str) -> bool:
+        return Path(self.uri(key)).is_file()
+
+    def list(self, prefix: str) -> Iterator[str]:
+        base = Path(self.uri(prefix))
+        paths = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith("."))
+        yield from sorted(p.relative_to(self.root).as_posix() for p in paths)
+
+    def read_bytes(self, key: str) -> bytes:
+        try:
+            return Path(self.uri(key)).read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot read {self.uri(key)}: {error.strerror}") from error
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        with self._replacing(key) as part:
+            part.write_bytes(data)
+
+    def publish(self, path: Path, key: str) -> None:
+        with self._replacing(key) as part, path.open("rb") as source, part.open("wb") as target:
+            while block := source.read(1 << 20):
+                target.write(block)
+
+    def delete(self, key: str) -> None:
+        Path(self.uri(key)).unlink(missing_ok=True)
+
+    @contextmanager
+    def _replacing(self, key: str) -> Iterator[Path]:
+        target = Path(self.uri(key))
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(target)
+        except OSError as error:
+            raise StorageError(f"cannot write {target}: {error.strerror}; nothing was published") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class S3Storage:
+    """A prefix of an S3 bucket through boto3; an object appears whole or not at all.
+
+    Credentials, region and a custom endpoint come from boto3's own environment variables and files
+    (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, …).
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self.bucket, _, self.prefix = self.root.removeprefix("s3://").partition("/")
+        if not self.bucket:
+            raise ConfigError(f"workspace {root!r}: expected s3://bucket/prefix")
+        self._client: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None}
+
+    @property
+    def client(self) -> Any:
+        if self._client is None:
+            import boto3
+            from botocore.config import Config
+
+            self._client = boto3.client("s3", config=Config(retries={"mode": "adaptive", "max_attempts": 8}))
+        return self._client
+
+    def uri(self, key: str) -> str:
+        return f"{self.root}/{key}"
+
+    def exists(self, key: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            with self._explained(key, "read"):
+                self.client.head_object(Bucket=self.bucket, Key=self._name(key))
+        except StorageError as error:
+            cause = error.__cause__
+            if isinstance(cause, ClientError) and cause.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return False
+            raise
+        return True
+
+    def list(self, prefix: str) -> Iterator[str]:
+        start = self._name(prefix.rstrip("/") + "/") if prefix else (f"{self.prefix}/" if self.prefix else "")
+        cut = len(self.prefix) + 1 if self.prefix else 0
+        with self._explained(prefix, "list"):
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start):
+                yield from (item["Key"][cut:] for item in page.get("Contents", ()))
+
+    def read_bytes(self, key: str) -> bytes:
+        with self._explained(key, "read"):
+            return bytes(self.client.get_object(Bucket=self.bucket, Key=self._name(key))["Body"].read())
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        with self._explained(key, "write"):
+            self.client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data)
+
+    def publish(self, path: Path, key: str) -> None:
+        with self._explained(key, "write"):
+            self.client.upload_file(str(path), self.bucket, self._name(key))
+
+    def delete(self, key: str) -> None:
+        with self._explained(key, "delete"):
+            self.client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def _name(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    @contextmanager
+    def _explained(self, key: str, verb: str) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            raise StorageError(f"cannot {verb} {self.uri(key)}: {error}") from error
+
+
+def read_json(storage: Storage, key: str) -> dict[str, Any]:
+    """The JSON object stored as `key`."""
+    document = json.loads(storage.read_bytes(key))
+    if not isinstance(document, dict):
+        raise StorageError(f"{storage.uri(key)}: expected a JSON object, found {type(document).__name__}")
+    return document
+
+
+def write_json(storage: Storage, key: str, document: dict[str, Any]) -> None:
+    """Publish `document` as indented, human-readable JSON."""
+    storage.write_bytes(key, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_table(storage: Storage, key: str, columns: list[str] | None = None) -> pa.Table:
+    """The Parquet table stored as `key`, or some of its columns."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(key)), columns=columns)
+
+
+def write_table(storage: Storage, key: str, table: pa.Table) -> None:
+    """Publish `table` as zstd-compressed Parquet."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        pq.write_table(table, path, compression="zstd")
+        storage.publish(path, key)
