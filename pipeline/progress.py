@@ -54,7 +54,15 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Draw the last state."""
         self._bar.close()
+
+    def set_total(self, total: int) -> None:
+        """Correct the number of units."""
+        self._bar.total = total
 
     def advance(self, units: int, note: str = "") -> None:
         """Count `units` more as done; `note` is shown at the end of the line."""

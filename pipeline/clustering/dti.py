@@ -1,0 +1,315 @@
+"""Deep Transformation-Invariant clustering: the Gaussian mixture (Algorithm 1) and K-means (equation 4).
+
+A dense implementation keeps autograd's record of every prototype transformed onto every image. Here a step takes two
+passes instead. The first scores all pairs without gradients; from the scores come the responsibilities, which
+Algorithm 1 treats as constants in the M-step anyway. The second repeats, with gradients, only the pairs that carry
+responsibility: in thousands of dimensions that is about one per image. Both passes together give the gradients of
+the dense computation for a fraction of its time and memory.
+
+Shapes: B images, K prototypes, P pairs of both, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+
+from pipeline.clustering.method import Assignment, StepOutput
+from pipeline.clustering.predictor import PrototypeHeads, build_encoder
+from pipeline.clustering.transforms import TransformSequence, sample
+from pipeline.config import ClusteringConfig
+
+NEGLIGIBLE = 1e-6
+"""Responsibility below which a pair contributes nothing to the M-step."""
+CHUNK_BYTES = 64 * 2**20
+"""Bound on the transformed prototypes that the first pass holds at once."""
+
+
+class DTI(nn.Module):
+    """Prototypes, and networks that align each of them to an image. Subclasses say how a pair is scored.
+
+    Args:
+        config: transformation names, encoder, precision.
+        initial_KCHW: images, float in [0, 1], that the prototypes start from.
+        device_type: where it will be trained, ``cpu`` or ``cuda``; decides the precision of ``auto``.
+    """
+
+    def __init__(self, config: ClusteringConfig, initial_KCHW: Tensor, device_type: str = "cpu") -> None:
+        super().__init__()
+        self.k, *shape = initial_KCHW.shape
+        self.image_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
+        self.prototypes = nn.Parameter(initial_KCHW.clone())
+        self.sequence = TransformSequence(config.transforms, *self.image_shape, tps_grid=config.tps_grid)
+        self.active_modules = 0
+        """How many modules of the sequence the curriculum has switched on."""
+        self.encoder: nn.Module | None = None
+        self.heads = nn.ModuleDict()
+        if config.transforms:
+            encoder = build_encoder(config.encoder, *self.image_shape)
+            self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for name, size in self.sequence.sizes.items():
+                self.heads[name] = PrototypeHeads(self.k, encoder.features, size)
+        self.encode_in_bfloat16 = _use_bfloat16(config.precision, device_type)
+        self.activate(0)
+
+    # -- what a pair is worth -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def canvas(self) -> Tensor:
+        """(K, C', H, W): everything of a prototype that moves with it; the first C channels are its pixels."""
+
+    @abstractmethod
+    def pair_scores(self, canvas: Tensor, images: Tensor) -> Tensor:
+        """Score of transformed canvases (..., C', H, W) on images (..., C, H, W); higher is better."""
+
+    @abstractmethod
+    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, K): `pair_scores` where nothing moves, as matrix products; `color` holds gain and bias (B, K, C)."""
+
+    @abstractmethod
+    def log_prior(self) -> Tensor:
+        """(K,): what a prototype's score starts from."""
+
+    @abstractmethod
+    def responsibilities(self, scores_BK: Tensor) -> Tensor:
+        """(B, K): how much of each image each prototype explains, from scores with prior (E-step)."""
+
+    @abstractmethod
+    def losses(self, scores_BK: Tensor) -> Tensor:
+        """(B,): the loss of each image, from scores with prior."""
+
+    # -- ClusteringMethod ---------------------------------------------------------------------------------------
+
+    def forward(self, images_BCHW: Tensor) -> StepOutput:
+        """The training loss on a batch; the same as `loss`, under the name that DDP calls."""
+        parameters = self._predict(images_BCHW)
+        log_prior = self.log_prior()
+        with torch.no_grad():
+            scores_BK = self._all_scores(images_BCHW, parameters) + log_prior
+            gamma_BK = self.responsibilities(scores_BK)
+            b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
+        pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
+        exact_P = self.pair_scores(self._transformed(k_P, pairs), images_BCHW[b_P])
+        expected = (gamma_BK[b_P, k_P] * exact_P).sum() + (gamma_BK * log_prior).sum()
+        return StepOutput(
+            loss=-expected / len(images_BCHW),
+            objective=self.losses(scores_BK).mean(),
+            cluster_B=gamma_BK.argmax(1),
+        )
+
+    def loss(self, images_BCHW: Tensor) -> StepOutput:
+        """One training step's loss on a batch of float images in [0, 1] (M-step of Algorithm 1)."""
+        output: StepOutput = self(images_BCHW)
+        return output
+
+    @torch.no_grad()
+    def assign(self, images_BCHW: Tensor) -> Assignment:
+        """The prototype of each image by posterior, mixing proportions included."""
+        predicted = self._predict(images_BCHW)
+        scores_BK = self._all_scores(images_BCHW, predicted) + self.log_prior()
+        posterior_BK = self.responsibilities(scores_BK)
+        best = scores_BK.topk(min(2, self.k), dim=1)
+        cluster_B, runner_up_B = best.indices[:, 0], best.indices[:, -1]
+        rows = torch.arange(len(images_BCHW), device=images_BCHW.device)
+        return Assignment(
+            cluster_B=cluster_B,
+            loss_B=self.losses(scores_BK),
+            posterior_B=posterior_BK[rows, cluster_B],
+            runner_up_B=runner_up_B,
+            margin_B=best.values[:, 0] - best.values[:, -1],
+            parameters={name: beta[rows, cluster_B] for name, beta in predicted.items()},
+        )
+
+    def prototypes_KCHW(self) -> Tensor:
+        """The prototypes as images, clamped to [0, 1]."""
+        return self.prototypes.detach().clamp(0, 1)
+
+    def shares_K(self) -> Tensor:
+        """Mixing proportions, summing to 1."""
+        return self.log_prior().detach().softmax(0)
+
+    @torch.no_grad()
+    def transform(self, cluster_B: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """(B, C, H, W): prototypes `cluster_B` transformed by `parameters`, clamped to [0, 1]."""
+        return self._transformed(cluster_B, parameters)[:, : self.image_shape[0]].clamp(0, 1)
+
+    @torch.no_grad()
+    def align_back(self, images_BCHW: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """(B, C, H, W): images as seen from their prototype: the inverse transformation applied to them."""
+        return self.sequence.invert(images_BCHW, parameters).clamp(0, 1)
+
+    # -- hooks for training -------------------------------------------------------------------------------------
+
+    def activate(self, modules: int) -> None:
+        """Use the first `modules` transformations; whatever is unused needs no gradient."""
+        self.active_modules = modules
+        if self.encoder is not None:
+            self.encoder.requires_grad_(modules > 0)
+        for index, name in enumerate(self.sequence.names):
+            self.heads[name].requires_grad_(index < modules)
+
+    def prototype_parameters(self) -> list[nn.Parameter]:
+        """All parameters whose dimension 0 is the prototype; together they are all that a prototype has."""
+        own = [p for name, p in self.named_parameters() if "." not in name]
+        return own + list(self.heads.parameters())
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """Encoder and predictors: what weight decay applies to."""
+        return [p for name, p in self.named_parameters() if "." in name]
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Per active module: (B, K, p)."""
+        if self.encoder is None or not self.active_modules:
+            return {}
+        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
+            features_BF = self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last))
+        features_BF = features_BF.float()
+        return {name: self.heads[name](features_BF) for name in self.sequence.names[: self.active_modules]}
+
+    @torch.no_grad()
+    def _all_scores(self, images_BCHW: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """(B, K) scores without prior."""
+        if not self.sequence.moves(parameters):
+            return self.still_scores(images_BCHW, self.sequence.color(parameters))
+        canvas = self.canvas()
+        pair_bytes = len(images_BCHW) * canvas[0].numel() * canvas.element_size()
+        step = max(1, CHUNK_BYTES // pair_bytes)
+        columns = []
+        for start in range(0, self.k, step):
+            chunk = canvas[start : start + step]
+            beta = {name: value[:, start : start + step].transpose(0, 1) for name, value in parameters.items()}
+            # All warps of one prototype stand below each other in one tall picture, so that it is read in place.
+            points = self.sequence.points(beta)
+            tall = sample(chunk, points.flatten(1, 2))
+            warped = tall.unflatten(2, (len(images_BCHW), -1)).transpose(1, 2)
+            columns.append(self.pair_scores(self._colored(warped, beta), images_BCHW).T)
+        return torch.cat(columns, dim=1)
+
+    def _transformed(self, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
+        canvas = self.canvas()[k_P]
+        if self.sequence.moves(parameters):
+            canvas = sample(canvas, self.sequence.points(parameters))
+        return self._colored(canvas, parameters)
+
+    def _colored(self, canvas: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        color = self.sequence.color(parameters)
+        if color is None:
+            return canvas
+        gain, bias = color
+        channels = self.image_shape[0]
+        pixels = canvas[..., :channels, :, :] * gain[..., None, None] + bias[..., None, None]
+        return torch.cat([pixels, canvas[..., channels:, :, :]], dim=-3)
+
+
+class DTIGaussianMixture(DTI):
+    """DTI GMM: Algorithm 1 with diagonal covariances.
+
+    The variance of a pixel is s^2 + sigma_min^2 with a learned s, which moves with the prototype. Losses are negative
+    log-likelihoods in nats, summed over pixels. Images are assigned by posterior, so mixing proportions count.
+    """
+
+    def __init__(self, config: ClusteringConfig, initial_KCHW: Tensor, device_type: str = "cpu") -> None:
+        super().__init__(config, initial_KCHW, device_type)
+        self.min_variance = config.min_std**2
+        self.scales = nn.Parameter(torch.full_like(initial_KCHW, config.initial_std))
+        self.mixing_logits = nn.Parameter(torch.ones(self.k))
+
+    def canvas(self) -> Tensor:
+        return torch.cat([self.prototypes, self.scales], dim=1)
+
+    def pair_scores(self, canvas: Tensor, images: Tensor) -> Tensor:
+        mean, scale = canvas.chunk(2, dim=-3)
+        variance = scale.square() + self.min_variance
+        terms = (images - mean).square() / variance + variance.log()
+        return -0.5 * (terms.sum((-3, -2, -1)) + self._log_norm())
+
+    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
+        variance_KCN = (self.scales.square() + self.min_variance).flatten(2)
+        distance = _weighted_distance(images_BCHW, self.prototypes, variance_KCN.reciprocal(), color)
+        return -0.5 * (distance + variance_KCN.log().sum((1, 2)) + self._log_norm())
+
+    def log_prior(self) -> Tensor:
+        return log_softmax(self.mixing_logits, dim=0)
+
+    def responsibilities(self, scores_BK: Tensor) -> Tensor:
+        return scores_BK.softmax(1)
+
+    def losses(self, scores_BK: Tensor) -> Tensor:
+        return -scores_BK.logsumexp(1)
+
+    def _log_norm(self) -> float:
+        return math.prod(self.image_shape) * math.log(2 * math.pi)
+
+
+class DTIKMeans(DTI):
+    """DTI K-means: the squared error of the best transformed prototype, averaged over pixels (equation 4)."""
+
+    def canvas(self) -> Tensor:
+        return self.prototypes
+
+    def pair_scores(self, canvas: Tensor, images: Tensor) -> Tensor:
+        return -(images - canvas).square().mean((-3, -2, -1))
+
+    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
+        weight_KCN = torch.full_like(self.prototypes, 1 / math.prod(self.image_shape)).flatten(2)
+        return -_weighted_distance(images_BCHW, self.prototypes, weight_KCN, color)
+
+    def log_prior(self) -> Tensor:
+        return self.prototypes.new_zeros(self.k)
+
+    def responsibilities(self, scores_BK: Tensor) -> Tensor:
+        return torch.zeros_like(scores_BK).scatter_(1, scores_BK.argmax(1, keepdim=True), 1.0)
+
+    def losses(self, scores_BK: Tensor) -> Tensor:
+        return -scores_BK.amax(1)
+
+
+METHODS: dict[str, type[DTI]] = {"dti-gmm": DTIGaussianMixture, "dti-kmeans": DTIKMeans}
+
+
+def build_method(config: ClusteringConfig, initial_KCHW: Tensor, seed: int, device_type: str = "cpu") -> DTI:
+    """The configured method; networks are initialised from `seed`, whatever random numbers were drawn before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return METHODS[config.method](config, initial_KCHW, device_type)
+
+
+def _weighted_distance(
+    images_BCHW: Tensor, prototypes_KCHW: Tensor, weight_KCN: Tensor, color: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """(B, K): sum over pixels of weight * (image - gain * prototype - bias)^2, from its expanded moments.
+
+    Pixels are centred on middle grey first, which keeps the cancelling terms small.
+    """
+    x = images_BCHW.flatten(2).transpose(0, 1) - 0.5  # C, B, N
+    mu = prototypes_KCHW.flatten(2).transpose(0, 1) - 0.5  # C, K, N
+    weight = weight_KCN.transpose(0, 1)  # C, K, N
+    weighted = weight * mu
+    xx = x.square() @ weight.mT  # C, B, K
+    xm = x @ weighted.mT
+    mm = (weighted * mu).sum(-1)[:, None]  # C, 1, K
+    if color is None:
+        return (xx - 2 * xm + mm).sum(0).clamp_min(0)
+    gain, bias = (part.movedim(-1, 0) for part in color)  # C, B, K
+    bias = bias + 0.5 * (gain - 1)  # around middle grey
+    xs = x @ weight.mT
+    ms = weighted.sum(-1)[:, None]
+    ws = weight.sum(-1)[:, None]
+    distance = xx + gain.square() * mm + bias.square() * ws - 2 * (gain * xm + bias * xs - gain * bias * ms)
+    return distance.sum(0).clamp_min(0)
+
+
+def _use_bfloat16(precision: str, device_type: str) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    return bool(native())

@@ -1,0 +1,86 @@
+"""Shards → batches: the same number on every worker, in an order that depends on the seed alone.
+
+The images of a run are decoded once per worker process and kept as uint8. Global batch i is a function of seed and i,
+whatever the number of workers: each worker takes its part of it, and a resumed run continues at its iteration.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import ClusteringError
+from pipeline.shards import read_shard
+from pipeline.storage import Storage
+
+
+def load_images(storage: Storage, shard_keys: list[str], threads: int = 2) -> Tensor:
+    """(N, C, H, W) uint8: the images of all shards, in order.
+
+    Raises ClusteringError where shards are empty or hold images of different sizes.
+    """
+
+    def decode(key: str) -> list[np.ndarray]:
+        return [sample.pixels() for sample in read_shard(storage, key)]
+
+    with ThreadPoolExecutor(threads) as pool:
+        images = [image for shard in pool.map(decode, shard_keys) for image in shard]
+    if not images:
+        raise ClusteringError("no image was accepted: there is nothing to cluster; see the reasons in crawl.json")
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise ClusteringError(f"the shards hold images of different shapes {sorted(shapes)}: expected one")
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def to_float(images_BCHW: Tensor) -> Tensor:
+    """uint8 0..255 to float32 in [0, 1]."""
+    return images_BCHW.float() / 255
+
+
+class BatchStream:
+    """Endless batches: epochs of all images, each in a new order, one after the other without a gap.
+
+    A batch may span two epochs, so every batch is full and every image is seen equally often, even where a batch is
+    larger than the collection.
+
+    Args:
+        n_images: size of the collection.
+        batch_size: images per global batch; divisible by `world_size`.
+        seed: of the order.
+        rank, world_size: this worker's place among the workers.
+    """
+
+    def __init__(self, n_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def indices(self, iteration: int) -> Tensor:
+        """int64 (batch_size / world_size): this worker's images in global batch `iteration`."""
+        local = self.batch_size // self.world_size
+        start = iteration * self.batch_size + self.rank * local
+        parts = []
+        position, stop = start, start + local
+        while position < stop:
+            epoch, offset = divmod(position, self.n_images)
+            taken = min(stop - position, self.n_images - offset)
+            parts.append(self._permutation(epoch)[offset : offset + taken])
+            position += taken
+        return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.n_images, generator=generator)
+        return self._order
+
+
+def initial_images(images_NCHW: Tensor, k: int, seed: int) -> Tensor:
+    """(K, C, H, W) float: `k` different images of the collection, chosen at random by `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    return to_float(images_NCHW[torch.randperm(len(images_NCHW), generator=generator)[:k]])

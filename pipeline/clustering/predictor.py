@@ -1,0 +1,132 @@
+"""Networks that predict transformation parameters: one shared encoder, one small MLP per prototype and module.
+
+DTI paper, section 4.1, "Parameters prediction network".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.functional import relu
+
+HIDDEN = 128
+"""Units of each of the two hidden layers of a predictor."""
+SMALL_PX = 64
+"""Images with a shorter side below this are encoded by ResNet-20."""
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the batch of all DDP workers, on any device.
+
+    With it, N workers compute what one worker computes on the whole batch. (torch's SyncBatchNorm needs a GPU.)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        x32 = x.float()
+        count = torch.full_like(x32[0, :1, 0, 0], x.numel() / x.shape[1])
+        moments = torch.cat([x32.sum((0, 2, 3)), x32.square().sum((0, 2, 3)), count])
+        total = all_reduce(moments)
+        n = total[-1].detach()
+        mean, square = (total[:-1] / n).chunk(2)
+        variance = (square - mean.square()).clamp_min(0)
+        with torch.no_grad():
+            momentum = 0.1 if self.momentum is None else self.momentum
+            assert self.running_mean is not None and self.running_var is not None
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (n / (n - 1)), momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (x32 * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut, projected where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            GlobalBatchNorm(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            GlobalBatchNorm(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), GlobalBatchNorm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return relu(self.body(x) + self.shortcut(x))
+
+
+class ResNet(nn.Sequential):
+    """Residual network, truncated after global average pooling: (B, C, H, W) to (B, features).
+
+    Args:
+        stem: layers before the residual stages.
+        widths: channels of each stage; every stage but the first halves the resolution.
+        blocks: residual blocks per stage.
+    """
+
+    def __init__(self, stem: Sequence[nn.Module], widths: Sequence[int], blocks: int) -> None:
+        layers = list(stem)
+        inputs = widths[0]
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                layers.append(ResidualBlock(inputs, width, stride=2 if stage and not block else 1))
+                inputs = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.features = widths[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def build_encoder(name: str, channels: int, height: int, width: int) -> ResNet:
+    """The backbone `name` (``resnet18``, ``resnet20``, or ``auto``: by image size) for images of that shape."""
+    if name == "auto":
+        name = "resnet20" if min(height, width) < SMALL_PX else "resnet18"
+    if name == "resnet20":
+        stem = [nn.Conv2d(channels, 16, 3, 1, 1, bias=False), GlobalBatchNorm(16), nn.ReLU(inplace=True)]
+        return ResNet(stem, (16, 32, 64), blocks=3)
+    stem = [
+        nn.Conv2d(channels, 64, 7, 2, 3, bias=False),
+        GlobalBatchNorm(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    return ResNet(stem, (64, 128, 256, 512), blocks=2)
+
+
+class PrototypeHeads(nn.Module):
+    """One MLP per prototype, in -> 128 -> 128 -> p, all evaluated as batched matrix products.
+
+    The last layer starts at zero, so every prototype starts untransformed. Dimension 0 of every parameter is the
+    prototype.
+    """
+
+    def __init__(self, k: int, features: int, outputs: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for inputs, units in ((features, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, outputs)):
+            bound = 1 / math.sqrt(inputs)
+            last = units == outputs and inputs == HIDDEN and len(self.weights) == 2
+            weight = torch.zeros(k, inputs, units) if last else torch.empty(k, inputs, units).uniform_(-bound, bound)
+            bias = torch.zeros(k, 1, units) if last else torch.empty(k, 1, units).uniform_(-bound, bound)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(bias))
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """(B, K, p): the parameters of every prototype for every image."""
+        x = features_BF.expand(len(self.weights[0]), -1, -1)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, relu(x) if layer else x, weight)
+        return x.transpose(0, 1)

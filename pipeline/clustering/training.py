@@ -1,0 +1,225 @@
+"""One trial's training, the same on every worker: DDP averages gradients, everything else is computed alike.
+
+Decisions (convergence, reassignment, learning rate) fall at the end of a window, from sums over all workers.
+Checkpoints are taken there too, and all random numbers derive from seed and iteration, so a resumed run repeats the
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.clustering.checkpoint import load_checkpoint, model_state, save_checkpoint
+from pipeline.clustering.curriculum import Curriculum
+from pipeline.clustering.dti import build_method
+from pipeline.clustering.loader import BatchStream, initial_images, to_float
+from pipeline.clustering.reassign import reassign_tiny
+from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult
+from pipeline.config import ClusteringConfig
+from pipeline.errors import ClusteringError
+from pipeline.storage import Storage
+
+ASSIGN_BATCH = 256
+"""Images per batch of the final evaluation."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """News of a trial at the end of a window."""
+
+    trial: Trial
+    iteration: int
+    iterations_left: int
+    """Upper bound."""
+    loss: float
+    modules: list[str]
+
+
+class TrialTraining:
+    """Trains one trial on this worker's share of every batch.
+
+    Args:
+        config: of the clustering.
+        trial: K and seed.
+        images: (N, C, H, W) uint8, the whole collection, the same on every worker.
+        storage, checkpoint_key: where the trial's checkpoint is read from, if there, and written to.
+        device: of this worker.
+
+    Raises:
+        ClusteringError: K exceeds the number of images, or the loss stops being a number.
+    """
+
+    def __init__(
+        self,
+        config: ClusteringConfig,
+        trial: Trial,
+        images: Tensor,
+        storage: Storage,
+        checkpoint_key: str,
+        device: torch.device,
+    ) -> None:
+        if trial.k > len(images):
+            raise ClusteringError(
+                f"k {trial.k} is above the {len(images)} images of the collection; choose a smaller k"
+            )
+        self.config, self.trial, self.images, self.device = config, trial, images, device
+        self.storage, self.checkpoint_key = storage, checkpoint_key
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.stream = BatchStream(len(images), config.batch_size, trial.seed, self.rank, self.world_size)
+        initial = initial_images(images, trial.k, trial.seed)
+        self.method = build_method(config, initial, trial.seed, device.type).to(device)
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": self.method.network_parameters(), "weight_decay": config.weight_decay},
+                {"params": [p for n, p in self.method.named_parameters() if "." not in n], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            fused=True,
+        )
+        self.curriculum = Curriculum(config.schedule, config.transforms)
+        self.iteration = 0
+        self.seconds = 0.0
+        self.history: list[HistoryPoint] = []
+        self._resume()
+        self._start_stage()
+
+    def run(self, report: Callable[[Window], None] = lambda window: None) -> TrialResult:
+        """Train until the curriculum is done, evaluate on all images, and leave the final checkpoint."""
+        saved_at = started = time.monotonic()
+        before = self.seconds
+        while not self.curriculum.done:
+            self._train_window()
+            self.seconds = before + time.monotonic() - started
+            report(
+                Window(
+                    self.trial,
+                    self.iteration,
+                    self.curriculum.iterations_left(),
+                    self.history[-1].loss,
+                    self.method.sequence.names[: self.method.active_modules],
+                )
+            )
+            if self.rank == 0 and time.monotonic() - saved_at >= self.config.checkpoint_every_s:
+                self._save(with_optimizer=True)
+                saved_at = time.monotonic()
+        result = TrialResult(
+            k=self.trial.k,
+            seed=self.trial.seed,
+            loss=self.evaluate(),
+            iterations=self.iteration,
+            image_passes=self.iteration * self.config.batch_size,
+            seconds=before + time.monotonic() - started,
+            workers=self.world_size,
+            stages=self.curriculum.history,
+            history=self.history,
+        )
+        if self.rank == 0:
+            # A finished trial is never trained further: its moments would only triple the size.
+            self._save(with_optimizer=False)
+        return result
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss over all images; each worker evaluates its part."""
+        self.method.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in _parts(self.images, self.rank, self.world_size):
+            total += self.method.assign(to_float(batch.to(self.device))).loss_B.double().sum()
+        self.method.train()
+        return float(_summed(total)) / len(self.images)
+
+    def _train_window(self) -> None:
+        length = self.curriculum.next_window()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        counts_K = torch.zeros(self.trial.k, dtype=torch.float64, device=self.device)
+        for _ in range(length):
+            images = to_float(self.images[self.stream.indices(self.iteration)].to(self.device))
+            output = self.parallel(images)
+            self.optimizer.zero_grad(set_to_none=True)
+            output.loss.backward()
+            self.optimizer.step()
+            loss_sum += output.objective.double()
+            counts_K += output.cluster_B.bincount(minlength=self.trial.k)
+            self.iteration += 1
+        sums = _summed(torch.cat([loss_sum[None], counts_K])).cpu()
+        loss = float(sums[0]) / (length * self.world_size)
+        if not torch.isfinite(sums).all():
+            raise ClusteringError(
+                f"trial {self.trial.name}: the loss became {loss} by iteration {self.iteration} with modules "
+                f"{self.method.sequence.names[: self.method.active_modules]}; "
+                "the last checkpoint is kept; try a lower clustering.learning_rate"
+            )
+        shares_K = sums[1:] / sums[1:].sum()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        active_modules = self.method.active_modules
+        ended = self.curriculum.update(length, loss)
+        restarted: list[int] = []
+        if not self.curriculum.done:
+            seed = (self.trial.seed << 32) + self.iteration
+            restarted = reassign_tiny(self.method, self.optimizer, shares_K, self.config.reassign_below, seed)
+        self.history.append(
+            HistoryPoint(
+                iteration=self.iteration,
+                loss=loss,
+                learning_rate=learning_rate,
+                active_modules=active_modules,
+                reassigned=len(restarted),
+                largest_share=float(shares_K.max()),
+                smallest_share=float(shares_K.min()),
+            )
+        )
+        if ended and not self.curriculum.done:
+            self._start_stage()
+
+    def _start_stage(self) -> None:
+        """Bring model, learning rate and DDP in line with the curriculum."""
+        self.method.activate(self.curriculum.active_modules)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self.curriculum.learning_rate_factor
+        self.parallel: nn.Module = self.method
+        if self.world_size > 1:
+            # Wrapped anew for each stage: DDP fixes the set of parameters with gradients when it is built.
+            self.parallel = DistributedDataParallel(self.method, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _resume(self) -> None:
+        if not self.storage.exists(self.checkpoint_key):
+            return
+        state = load_checkpoint(self.storage, self.checkpoint_key)
+        self.method.load_state_dict(state["model"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.curriculum.restore(state["curriculum"])
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.history = [HistoryPoint(**point) for point in state["history"]]
+
+    def _save(self, with_optimizer: bool) -> None:
+        state: dict[str, Any] = {
+            **model_state(self.method, self.config),
+            "optimizer": self.optimizer.state_dict() if with_optimizer else None,
+            "curriculum": self.curriculum.state(),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "history": [vars(point) for point in self.history],
+        }
+        save_checkpoint(self.storage, self.checkpoint_key, state)
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum of `values` over all workers."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def _parts(images: Tensor, rank: int, world_size: int) -> Iterator[Tensor]:
+    """Batches of every `world_size`-th image, from `rank`."""
+    yield from images[rank::world_size].split(ASSIGN_BATCH)

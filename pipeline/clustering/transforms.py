@@ -1,0 +1,224 @@
+"""The parametric transformations that align a prototype to an image (DTI paper, section 4.1).
+
+Every transformation is the identity where its parameters are zero, so networks that start at zero start there.
+
+Shapes: `...` any leading dimensions (one parameter vector each), C channels, H x W pixels. Points are normalised
+(x, y) positions in the picture's area: (-1, -1) is the outer corner of the top left pixel, (1, 1) that of the bottom
+right one, whatever the resolution. A spatial transformation takes output positions to positions in the prototype;
+several of them compose into one set of points, so that a prototype is interpolated once and not blurred repeatedly.
+Colour is affine in the pixel value and bilinear weights sum to one, so colour and space commute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample
+
+SMALLEST_DIVISOR = 0.1
+"""Lower bound of the homogeneous divisor of a projective transformation; beyond it lies the horizon."""
+SMALLEST_GAIN = 0.05
+"""Lower bound of the magnitude of a colour gain when it is inverted."""
+NEWTON_STEPS = 12
+
+
+class SpatialTransform(Protocol):
+    """Moves points."""
+
+    n_parameters: int
+
+    def warp(self, beta: Tensor, points: Tensor) -> Tensor:
+        """Positions in the prototype of the output positions `points` (..., N, 2), for parameters `beta` (..., p)."""
+
+    def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
+        """Output positions whose `warp` is `points`."""
+
+
+class Affine:
+    """x -> (I + A) x + t with beta = [A | t], row by row."""
+
+    n_parameters = 6
+
+    def warp(self, beta: Tensor, points: Tensor) -> Tensor:
+        return points @ self._matrix(beta)[..., :2].mT + beta.unflatten(-1, (2, 3))[..., None, :, 2]
+
+    def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
+        offset = points - beta.unflatten(-1, (2, 3))[..., None, :, 2]
+        return torch.linalg.solve(self._matrix(beta)[..., :2], offset.mT).mT
+
+    @staticmethod
+    def _matrix(beta: Tensor) -> Tensor:
+        return torch.eye(2, 3, dtype=beta.dtype, device=beta.device) + beta.unflatten(-1, (2, 3))
+
+
+class Projective:
+    """Homography I + B whose last entry is fixed at one: 8 parameters, row by row.
+
+    The homogeneous divisor is kept at `SMALLEST_DIVISOR` or above, so points stay finite.
+    """
+
+    n_parameters = 8
+
+    def warp(self, beta: Tensor, points: Tensor) -> Tensor:
+        return self._apply(self._matrix(beta), points)
+
+    def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
+        inverse = torch.linalg.inv(self._matrix(beta))
+        return self._apply(inverse / inverse[..., 2:, 2:], points)
+
+    @staticmethod
+    def _matrix(beta: Tensor) -> Tensor:
+        full = torch.cat([beta, torch.zeros_like(beta[..., :1])], dim=-1).unflatten(-1, (3, 3))
+        return torch.eye(3, dtype=beta.dtype, device=beta.device) + full
+
+    @staticmethod
+    def _apply(matrix: Tensor, points: Tensor) -> Tensor:
+        homogeneous = points @ matrix[..., :2].mT + matrix[..., None, :, 2]
+        return homogeneous[..., :2] / homogeneous[..., 2:].clamp_min(SMALLEST_DIVISOR)
+
+
+class ThinPlateSpline(nn.Module):
+    """Smoothest displacement that moves the control points of a regular grid by beta (grid x grid x 2, x fastest).
+
+    The interpolation system with kernel r^2 log r is solved once, in float64: the displacement of a point is linear
+    in beta. Control points reach the centres of a corner at (-1, -1) and (1, 1).
+
+    Args:
+        grid: control points along each side.
+        base_N2: output positions that are warped most often; their linear map is kept.
+    """
+
+    solution: Tensor
+    control_G2: Tensor
+    base_N2: Tensor
+    base_map_NG: Tensor
+
+    def __init__(self, grid: int, base_N2: Tensor) -> None:
+        super().__init__()
+        self.n_parameters = 2 * grid * grid
+        axis = torch.linspace(-1, 1, grid, dtype=torch.float64)
+        control = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
+        n = len(control)
+        system = torch.zeros(n + 3, n + 3, dtype=torch.float64)
+        rows = self._basis(control, control)
+        system[:n] = rows
+        system[n:, :n] = rows[:, n:].T
+        solution = torch.linalg.inv(system)[:, :n]
+        base_map = self._basis(base_N2.double(), control) @ solution
+        self.register_buffer("solution", solution.float(), persistent=False)
+        self.register_buffer("control_G2", control.float(), persistent=False)
+        self.register_buffer("base_N2", base_N2, persistent=False)
+        self.register_buffer("base_map_NG", base_map.float(), persistent=False)
+
+    def warp(self, beta: Tensor, points: Tensor) -> Tensor:
+        moves = beta.unflatten(-1, (-1, 2))
+        if points is self.base_N2:
+            return points + self.base_map_NG.to(beta.dtype) @ moves
+        return points + self._basis(points, self.control_G2.to(beta.dtype)) @ (self.solution.to(beta.dtype) @ moves)
+
+    def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
+        """Newton's method on warp(x) = points; where the spline folds, the nearest solution found."""
+        control = self.control_G2.to(beta.dtype)
+        coefficients = self.solution.to(beta.dtype) @ beta.unflatten(-1, (-1, 2))
+        x = points.expand(*beta.shape[:-1], *points.shape[-2:]).clone()
+        identity = torch.eye(2, dtype=beta.dtype, device=beta.device)
+        for _ in range(NEWTON_STEPS):
+            residual = x + self._basis(x, control) @ coefficients - points
+            offset = x[..., None, :] - control
+            slope = offset * (2 * self._log_radius(offset) + 1)
+            n = len(control)
+            jacobian = torch.einsum("...ngi,...gj->...nji", slope, coefficients[..., :n, :])
+            jacobian = jacobian + identity + coefficients[..., None, n + 1 :, :].mT
+            step = torch.linalg.lstsq(jacobian, residual[..., None]).solution[..., 0]
+            x = x - step.nan_to_num().clamp(-0.5, 0.5)
+        return x
+
+    @classmethod
+    def _basis(cls, points: Tensor, control: Tensor) -> Tensor:
+        offset = points[..., None, :] - control
+        kernel = offset.square().sum(-1) * cls._log_radius(offset)[..., 0]
+        return torch.cat([kernel, torch.ones_like(points[..., :1]), points], dim=-1)
+
+    @staticmethod
+    def _log_radius(offset: Tensor) -> Tensor:
+        squared = offset.square().sum(-1, keepdim=True)
+        return 0.5 * squared.clamp_min(torch.finfo(offset.dtype).tiny).log()
+
+
+class TransformSequence(nn.Module):
+    """The modules of a run in the order in which they are applied, for pictures of one size.
+
+    Args:
+        names: transformation names, such as ["color", "projective"].
+        channels, height, width: of the pictures.
+        tps_grid: control points along each side of a thin plate spline.
+    """
+
+    base_N2: Tensor
+
+    def __init__(self, names: Sequence[str], channels: int, height: int, width: int, tps_grid: int = 4) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.height, self.width = height, width
+        ys = (torch.arange(height) * 2 + 1) / height - 1
+        xs = (torch.arange(width) * 2 + 1) / width - 1
+        base = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).reshape(-1, 2)
+        self.register_buffer("base_N2", base, persistent=False)
+        self._spatial: dict[str, SpatialTransform] = {}
+        for name in names:
+            if name == "affine":
+                self._spatial[name] = Affine()
+            elif name == "projective":
+                self._spatial[name] = Projective()
+            elif name == "tps":
+                self._spatial[name] = self._tps = ThinPlateSpline(tps_grid, base)
+        self.sizes = {
+            name: self._spatial[name].n_parameters if name in self._spatial else 2 * channels for name in names
+        }
+        """Number of parameters of each module."""
+
+    def moves(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether any module in `parameters` is spatial."""
+        return any(name in self._spatial for name in parameters)
+
+    def points(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """(..., H, W, 2): where in the prototype each output pixel comes from."""
+        # T_M(... T_1(c)): the last module is the first to see an output position.
+        points = self._base()
+        for name in reversed(self.names):
+            if name in parameters and name in self._spatial:
+                points = self._spatial[name].warp(parameters[name], points)
+        return points.unflatten(-2, (self.height, self.width))
+
+    def color(self, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Gain and bias, each (..., C); None where no colour module is among `parameters`."""
+        if "color" not in parameters:
+            return None
+        change, bias = parameters["color"].chunk(2, dim=-1)
+        return 1 + change, bias
+
+    def invert(self, images_BCHW: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """(B, C, H, W): what `images_BCHW` look like in their prototype's frame and colours."""
+        points = self._base()
+        moved = False
+        for name in self.names:
+            if name in parameters and name in self._spatial:
+                points, moved = self._spatial[name].unwarp(parameters[name], points), True
+        if color := self.color(parameters):
+            gain, bias = color
+            safe = torch.where(gain < 0, -1.0, 1.0) * gain.abs().clamp_min(SMALLEST_GAIN)
+            images_BCHW = (images_BCHW - bias[..., None, None]) / safe[..., None, None]
+        if not moved:
+            return images_BCHW
+        return sample(images_BCHW, points.unflatten(-2, (self.height, self.width)))
+
+    def _base(self) -> Tensor:
+        return self._tps.base_N2 if "tps" in self._spatial else self.base_N2
+
+
+def sample(images_PCHW: Tensor, points_PHW2: Tensor) -> Tensor:
+    """Bilinear values of `images_PCHW` at `points_PHW2`; beyond the border the border's values continue."""
+    return grid_sample(images_PCHW, points_PHW2, mode="bilinear", padding_mode="border", align_corners=False)
