@@ -13,11 +13,11 @@ TIMESTAMP = pa.timestamp("ms", tz="UTC")
 RECORD_FIELDS = [
     pa.field("record", pa.int64(), metadata={"doc": "position in the crawl's plan, from 0"}),
     pa.field("source_uri", pa.string(), metadata={"doc": "absolute path, s3:// address or URL of the file"}),
-    pa.field("file_name", pa.string()),
+    pa.field("file_name", pa.string(), metadata={"doc": "name of the file in the crawl"}),
     pa.field("shortcode", pa.string(), metadata={"doc": "the post's short code, where the crawl has one"}),
-    pa.field("caption", pa.string()),
-    pa.field("taken_at", TIMESTAMP),
-    pa.field("hashtags", pa.list_(pa.string())),
+    pa.field("caption", pa.string(), metadata={"doc": "the post's text, as crawled"}),
+    pa.field("taken_at", TIMESTAMP, metadata={"doc": "when the post was made"}),
+    pa.field("hashtags", pa.list_(pa.string()), metadata={"doc": "of the post, without #"}),
     pa.field("source_url", pa.string(), metadata={"doc": "where the crawler got it from"}),
     pa.field("extra", pa.string(), metadata={"doc": "further columns of the crawl, as a JSON object"}),
     pa.field("problem", pa.string(), metadata={"doc": "a reason to reject that was known at planning time"}),
@@ -58,6 +58,8 @@ class CrawlRecord:
     extra: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
     """A reason to reject it that its source already knows, such as ``missing_file``."""
+    fingerprint: str = ""
+    """Tells this record from another state of it without reading it: its name within the source, and its size."""
 
 
 @dataclass(frozen=True)
