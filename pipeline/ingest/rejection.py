@@ -1,0 +1,30 @@
+"""Why a record of a crawl does not become an image."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+RejectReason = Literal[
+    "missing_file",  # the crawl names a file that is not there
+    "unreadable",  # the file or folder is there and cannot be read
+    "empty",  # zero bytes
+    "too_many_bytes",  # more than `max_bytes`
+    "not_an_image",  # nothing that Pillow reads: a login page, a text, a drawing
+    "video",
+    "too_many_pixels",  # the header claims more than `max_pixels`, as decompression bombs do
+    "too_small",  # the short side is below `min_side`
+    "truncated",  # an image that ends too early
+    "corrupt",  # an image with broken content
+    "duplicate",  # the same bytes are kept elsewhere in the collection
+]
+"""Values of the column ``reason`` of rejected rows, and of the column ``problem`` of the plan."""
+
+
+class Rejected(Exception):  # noqa: N818 (an expected outcome of a record, not an error of the job)
+    """One record is not ingested; the crawl goes on."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason: RejectReason = reason
+        self.detail = detail
+        """The reason in words, with the values that decided."""

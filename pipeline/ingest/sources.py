@@ -1,0 +1,135 @@
+"""A crawl on disk to a stream of records, always in the same order.
+
+A crawl is a folder of images, with subfolders. Where a folder holds the metadata of an instagram-scraper dump,
+its files are joined to their posts.
+
+Every regular file is a record, however little it looks like an image: what it holds shows when it is decoded.
+Only hidden files, ``*.part`` and the dump's metadata are left out. Links to folders are not followed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from pipeline.errors import SourceError
+from pipeline.ingest.fetch import file_uri
+from pipeline.ingest.instagram import Post, read_posts
+from pipeline.ingest.rejection import RejectReason
+from pipeline.ingest.text import storable
+from pipeline.records import CrawlRecord
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".3gp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", ".heic"})
+"""A video post also has pictures: its files of these types are not taken for the video."""
+
+
+def read_records(source: str) -> Iterator[CrawlRecord]:
+    """The records of the crawl in the folder `source`: files by name, then missing ones, then subfolders by name.
+
+    Raises SourceError where `source` is missing, is not a folder, cannot be listed, or holds no file.
+    """
+    root = source_root(source)
+    if not root.is_dir():
+        raise SourceError(f"source {root}: {'expected a folder, found a file' if root.exists() else 'no such folder'}")
+    empty = True
+    for record in _walk(root):
+        empty = False
+        yield record
+    if empty:
+        raise SourceError(f"source {root}: the folder holds no file")
+
+
+def source_root(source: str) -> Path:
+    """The absolute folder that `source` names."""
+    return Path(source).expanduser().absolute()
+
+
+def count_candidates(source: str, at_most: int) -> int:
+    """How many records of `source` may become images, counting no further than `at_most`.
+
+    Raises SourceError as `read_records` does.
+    """
+    return sum(1 for _ in islice((r for r in read_records(source) if r.problem is None), at_most))
+
+
+def _walk(root: Path) -> Iterator[CrawlRecord]:
+    folders = [str(root)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted((e for e in scan if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            if folder == str(root):
+                raise SourceError(f"source {root}: {error.strerror}") from error
+            yield _record(root, folder, None, None, "unreadable")
+            continue
+        yield from _records_in(root, folder, entries)
+        folders.extend(e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False))
+
+
+def _records_in(root: Path, folder: str, entries: list[os.DirEntry[str]]) -> Iterator[CrawlRecord]:
+    """The records of one folder, without its subfolders."""
+    files = {e.name: e for e in entries if not e.name.endswith(".part") and _is_candidate(e)}
+    posts: dict[object, Post] = {}
+    for name in [name for name in files if name.lower().endswith(".json")]:
+        if (found := read_posts(Path(folder, name))) is not None:
+            del files[name]
+            for post in found:
+                posts.setdefault(post.key, post)
+    post_of: dict[str, Post] = {}
+    for post in posts.values():
+        for name in post.urls:
+            post_of.setdefault(name, post)
+
+    expected = {name: post for post in posts.values() for name in post.expected}
+    for name, entry in files.items():
+        post_or_none = post_of.get(storable(name))
+        yield _record(root, entry.path, post_or_none, *_inspect(entry, post_or_none))
+        expected.pop(storable(name), None)
+    for name, post in expected.items():
+        yield _record(root, os.path.join(folder, name), post, None, "missing_file")
+
+
+def _is_candidate(entry: os.DirEntry[str]) -> bool:
+    """Whether `entry` is a regular file, a link to one, or a link to nothing."""
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _inspect(entry: os.DirEntry[str], post: Post | None) -> tuple[int | None, RejectReason | None]:
+    """Size in bytes of a file, and the reason to reject it that shows before it is opened."""
+    try:
+        size = entry.stat().st_size
+    except FileNotFoundError:
+        return None, "missing_file"
+    except OSError:
+        return None, "unreadable"
+    suffix = Path(entry.name).suffix.lower()
+    is_video = suffix in VIDEO_SUFFIXES or (post is not None and post.is_video and suffix not in IMAGE_SUFFIXES)
+    return size, "video" if is_video else None
+
+
+def _record(root: Path, path: str, post: Post | None, size: int | None, problem: RejectReason | None) -> CrawlRecord:
+    name = storable(os.path.basename(path))
+    fingerprint = f"{storable(os.path.relpath(path, root))}:{size}"
+    if post is None:
+        return CrawlRecord(file_uri(path), name, problem=problem, fingerprint=fingerprint)
+    return CrawlRecord(
+        source_uri=file_uri(path),
+        file_name=name,
+        shortcode=post.shortcode,
+        caption=post.caption,
+        taken_at=post.taken_at,
+        hashtags=post.hashtags,
+        source_url=post.urls.get(name),
+        extra=post.extra,
+        problem=problem,
+        fingerprint=fingerprint,
+    )
