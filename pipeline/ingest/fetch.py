@@ -1,0 +1,53 @@
+"""A record's address to its bytes, never more of them than allowed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from pipeline.ingest.rejection import Rejected
+
+FILE_SCHEME = "file://"
+
+
+def file_uri(path: str) -> str:
+    """The address of the absolute `path` that `fetch` opens: the path itself, as long as UTF-8 can hold it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return Path(path).as_uri()
+    return path
+
+
+def fetch(source_uri: str, max_bytes: int) -> bytes:
+    """The content of `source_uri`: an absolute path, or a ``file://`` URL where the path is not valid UTF-8.
+
+    Only regular files are read: a pipe or a device that lies in a crawl is left alone.
+
+    Raises:
+        Rejected: missing_file, unreadable, or too_many_bytes (above `max_bytes`; nothing is read then).
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for its writer.
+        with os.fdopen(os.open(_path(source_uri), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Rejected("unreadable", "not a regular file")
+            if status.st_size > max_bytes:
+                raise Rejected("too_many_bytes", f"{status.st_size} bytes, at most {max_bytes} are read")
+            data = file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Rejected("missing_file", "no such file") from error
+    except (OSError, ValueError) as error:
+        raise Rejected("unreadable", getattr(error, "strerror", None) or str(error)) from error
+    if len(data) > max_bytes:
+        raise Rejected("too_many_bytes", f"grew above {max_bytes} bytes while it was read")
+    return data
+
+
+def _path(source_uri: str) -> str | bytes:
+    if source_uri.startswith(FILE_SCHEME):
+        return unquote_to_bytes(source_uri.removeprefix(FILE_SCHEME))
+    return source_uri
