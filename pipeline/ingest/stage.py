@@ -1,0 +1,153 @@
+"""The ingest stage: list the crawl, build its shards with Ray, keep repeats once, close the crawl with its totals.
+
+A crawl's id comes from its listing and the configuration, so the same command finds its own work: a complete crawl
+is left as it is, a shard whose rows are there is not built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.config import IngestConfig, JobConfig, digest
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.ingest.dedup import drop_repeats, find_repeats
+from pipeline.ingest.plan import Plan, write_plan
+from pipeline.ingest.shard import build_shard
+from pipeline.ingest.sources import read_records, source_root
+from pipeline.ingest.text import storable
+from pipeline.layout import CrawlPaths
+from pipeline.progress import Progress, say
+from pipeline.records import Crawl
+from pipeline.session import run_bounded
+from pipeline.shards import complete_crawls
+from pipeline.storage import Storage, read_table, write_json
+
+SCHEMA_VERSION = 1
+"""Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
+
+
+def ingest(storage: Storage, config: JobConfig) -> Crawl:
+    """Ingest the crawl `config.source` into its collection; needs a Ray session unless the crawl is complete.
+
+    Raises:
+        SourceError: the source is missing or holds nothing.
+        StorageError: the workspace refused a read or a write.
+    """
+    assert config.source is not None  # checked by JobConfig
+    source = source_root(config.source)
+    _check_apart(source, storage)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = write_plan(read_records(config.source), Path(folder) / "plan.parquet", config.ingest.records_per_shard)
+        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump())
+        paths = CrawlPaths(config.collection, crawl_id)
+        crawls = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, config.collection)}
+        if (complete := crawls.get(crawl_id)) is not None:
+            say("ingest", f"crawl {crawl_id} is complete already, nothing to do: {_summary(complete)}")
+            return complete
+        say("ingest", f"crawl {crawl_id}: {plan.records} records of {source} in {plan.n_shards} shards")
+        storage.publish(plan.path, paths.plan)
+        built = _build_shards(storage, paths, plan, config.ingest)
+    _keep_repeats_once(storage, paths, plan.n_shards, list(crawls.values()), config.ingest.image_size)
+    crawl, total_bytes = _account(storage, paths, plan, config.ingest.image_size)
+    seconds = time.monotonic() - started
+    document = {
+        **asdict(crawl),
+        "schema_version": SCHEMA_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": storable(str(source)),
+        "bytes": total_bytes,
+        "seconds": round(seconds, 3),
+        "records_per_second": round(built / seconds, 3),
+        "config": config.ingest.model_dump(),
+    }
+    write_json(storage, paths.marker, document)
+    say("ingest", _summary(crawl))
+    if not crawl.accepted:
+        say("ingest", f"no image was accepted; column reason of {storage.uri(paths.rows(0))} says why")
+    return crawl
+
+
+def _check_apart(source: Path, storage: Storage) -> None:
+    """A workspace inside its own source would be crawled by the next job."""
+    if "://" not in storage.root and Path(storage.root).is_relative_to(source):
+        raise ConfigError(f"workspace {storage.root} lies inside the source {source}; choose a folder outside")
+
+
+def _build_shards(storage: Storage, paths: CrawlPaths, plan: Plan, config: IngestConfig) -> int:
+    """Build the shards that are not there yet, one Ray task each; the number of records that went into them."""
+    todo = [i for i in range(plan.n_shards) if not storage.exists(paths.rows(i))]
+    done = plan.records - sum(map(plan.size_of, todo))
+    if done:
+        say("ingest", f"{plan.n_shards - len(todo)} of {plan.n_shards} shards are done already, {len(todo)} to build")
+    if not todo:
+        return 0
+    import ray
+
+    build = ray.remote(num_cpus=1, max_retries=3)(build_shard)
+    accepted = 0
+    with Progress("ingest", plan.records, "img", done) as progress:
+        for index, newly_accepted in run_bounded(
+            lambda i: build.remote(storage, paths, i, plan.records_of(i), config), todo
+        ):
+            accepted += newly_accepted
+            progress.advance(plan.size_of(index), f"{accepted} accepted")
+    return plan.records - done
+
+
+def _keep_repeats_once(
+    storage: Storage, paths: CrawlPaths, n_shards: int, earlier: list[Crawl], image_size: int
+) -> None:
+    repeats = find_repeats(storage, paths, n_shards, earlier, image_size)
+    if not repeats:
+        return
+    import ray
+
+    drop = ray.remote(num_cpus=1, max_retries=3)(drop_repeats)
+    with Progress("repeats", len(repeats), "shard") as progress:
+        for _ in run_bounded(lambda i: drop.remote(storage, paths, i, repeats[i]), sorted(repeats)):
+            progress.advance(1)
+
+
+def _account(storage: Storage, paths: CrawlPaths, plan: Plan, image_size: int) -> tuple[Crawl, int]:
+    """The totals of a crawl whose rows are final, and the bytes that were read of it."""
+    content = hashlib.sha256()
+    reasons: Counter[str] = Counter()
+    accepted = total_bytes = 0
+    for index in range(plan.n_shards):
+        table = read_table(storage, paths.rows(index), ["status", "reason", "image_id", "bytes"])
+        for row in table.to_pylist():
+            total_bytes += row["bytes"] or 0
+            if row["status"] == "accepted":
+                accepted += 1
+                content.update(row["image_id"].encode())
+            else:
+                reasons[row["reason"]] += 1
+    if accepted + reasons.total() != plan.records:
+        raise PipelineError(
+            f"crawl {paths.crawl_id}: {accepted} accepted and {reasons.total()} rejected of {plan.records} records; "
+            f"delete {storage.uri(paths.folder)} and ingest again"
+        )
+    crawl = Crawl(
+        collection=paths.collection,
+        crawl_id=paths.crawl_id,
+        n_shards=plan.n_shards,
+        records=plan.records,
+        accepted=accepted,
+        rejected=dict(reasons.most_common()),
+        image_size=image_size,
+        digest=content.hexdigest(),
+    )
+    return crawl, total_bytes
+
+
+def _summary(crawl: Crawl) -> str:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in crawl.rejected.items())
+    rejected = f"{crawl.records - crawl.accepted} rejected" + (f" ({reasons})" if reasons else "")
+    return f"{crawl.records} records: {crawl.accepted} accepted, {rejected}"
