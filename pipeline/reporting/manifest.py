@@ -1,0 +1,146 @@
+"""The two tables of a run: ``clusters.parquet``, a row per image, and ``prototypes.parquet``, a row per cluster.
+
+A cluster keeps the model's index in every table and picture. The tables describe themselves: each field has a
+``doc``, and the schema's metadata name the schema version and the column that holds the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import ClusteringConfig, Method
+from pipeline.errors import PipelineError
+from pipeline.records import RECORD_FIELDS, Crawl
+from pipeline.reporting.pixels import Pixels, png, to_image
+
+SCHEMA_VERSION = 1
+
+LOSS_COLUMNS: dict[Method, str] = {"dti-gmm": "negative_log_likelihood", "dti-kmeans": "squared_error"}
+_LOSS_DOCS = {
+    "negative_log_likelihood": "of the image under the mixture, in nats",
+    "squared_error": "per pixel and channel, between the image and its transformed prototype",
+}
+_TRANSFORM = "transform_"
+_DESCRIPTIVE = ("source_uri", "file_name", "shortcode", "caption", "taken_at", "hashtags", "source_url")
+
+
+def clusters_schema(config: ClusteringConfig) -> pa.Schema:
+    """Schema of ``clusters.parquet`` for the method and transformations of `config`."""
+    loss = LOSS_COLUMNS[config.method]
+    described = {field.name: field for field in RECORD_FIELDS}
+    fields = [
+        _field("image_id", pa.string(), "key in the shard; from the content, so stable"),
+        *(described[name] for name in _DESCRIPTIVE),
+        _field("crawl_id", pa.string(), "crawl that brought the image"),
+        _field("shard", pa.int32(), "index of the shard of that crawl that holds the pixels"),
+        _field("cluster", pa.int32(), "prototype with the largest posterior; the model's index"),
+        _field(loss, pa.float32(), _LOSS_DOCS[loss]),
+        _field("posterior", pa.float32(), "probability of that prototype, in [0, 1]"),
+        _field("runner_up", pa.int32(), "second best prototype"),
+        _field("margin", pa.float32(), "how much worse the runner-up is: log posterior ratio or squared error"),
+    ]
+    for name in config.transforms:
+        doc = f"parameters of the {name} transformation of the prototype; all zero is the identity"
+        fields.append(_field(_TRANSFORM + name, pa.list_(pa.float32()), doc))
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION), "loss": loss})
+
+
+def prototypes_schema(loss: str) -> pa.Schema:
+    """Schema of ``prototypes.parquet`` where the loss column of the clusters is called `loss`."""
+    fields = [
+        _field("cluster", pa.int32(), "the model's index, from 0"),
+        _field("size", pa.int64(), "images assigned to it"),
+        _field("share", pa.float64(), "size as a part of all images, in [0, 1]"),
+        _field("mixing_proportion", pa.float64(), "learned weight in the mixture; 1/K where the method has none"),
+        _field(f"mean_{loss}", pa.float64(), f"mean {loss} of its images; null where it has none"),
+        _field("nearest", pa.list_(pa.string()), "image_ids of the best explained images, best first"),
+        _field("pixels", pa.binary(), "the prototype as a PNG file"),
+    ]
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION), "loss": loss})
+
+
+def loss_column(schema: pa.Schema) -> str:
+    """Name of the column that holds the loss in tables of `schema`."""
+    return str(schema.metadata[b"loss"].decode())
+
+
+def transform_columns(schema: pa.Schema) -> dict[str, str]:
+    """Column of each transformation module, by the module's name."""
+    return {name.removeprefix(_TRANSFORM): name for name in schema.names if name.startswith(_TRANSFORM)}
+
+
+def clusters_table(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
+    """All assigned images as one table, by cluster and within a cluster best explained first."""
+    order = [("cluster", "ascending"), (loss_column(schema), "ascending")]
+    order += [("image_id", "ascending"), ("crawl_id", "ascending")]  # ties, so that the table is reproducible
+    return pa.concat_tables([schema.empty_table(), *parts]).sort_by(order)
+
+
+def check_counts(clusters: pa.Table, crawls: Sequence[Crawl]) -> None:
+    """Raise PipelineError unless every ingested image of `crawls` has exactly one row in `clusters`."""
+    found = {item["values"]: item["counts"] for item in clusters["crawl_id"].value_counts().to_pylist()}
+    for crawl in crawls:
+        if (assigned := found.pop(crawl.crawl_id, 0)) != crawl.accepted:
+            raise PipelineError(
+                f"crawl {crawl.crawl_id}: {assigned} images were assigned, {crawl.accepted} were ingested; "
+                "its shards were changed or lost since: ingest it again"
+            )
+    if found:
+        raise PipelineError(f"images of crawls {sorted(found)} were assigned, which do not belong to this run")
+
+
+def prototypes_table(
+    clusters: pa.Table, pictures: Sequence[Pixels], proportions: Sequence[float], n_nearest: int
+) -> pa.Table:
+    """One row per prototype, in the model's order, empty clusters included.
+
+    Args:
+        clusters: as `clusters_table` made it.
+        pictures: K prototypes, uint8 (H, W, C).
+        proportions: K mixing proportions.
+        n_nearest: number of nearest images that are named.
+
+    Raises PipelineError where an image is assigned to a prototype that does not exist.
+    """
+    loss = loss_column(clusters.schema)
+    rows: list[dict[str, Any]] = []
+    for cluster, (picture, proportion) in enumerate(zip(pictures, proportions, strict=True)):
+        members = members_of(clusters, cluster)
+        row = {
+            "cluster": cluster,
+            "size": members.num_rows,
+            "share": members.num_rows / max(1, clusters.num_rows),
+            "mixing_proportion": float(proportion),
+            f"mean_{loss}": float(members[loss].to_numpy().mean(dtype=np.float64)) if members.num_rows else None,
+            "nearest": nearest_of(clusters, cluster, n_nearest)["image_id"].to_pylist(),
+            "pixels": png(to_image(picture)),
+        }
+        rows.append(row)
+    if (counted := sum(row["size"] for row in rows)) != clusters.num_rows:
+        raise PipelineError(f"{clusters.num_rows - counted} images are assigned to none of the {len(rows)} prototypes")
+    return pa.Table.from_pylist(rows, schema=prototypes_schema(loss))
+
+
+def members_of(clusters: pa.Table, cluster: int) -> pa.Table:
+    """Rows of the images of one cluster, best explained first."""
+    start, end = np.searchsorted(clusters["cluster"].to_numpy(), [cluster, cluster + 1])
+    return clusters.slice(start, end - start)
+
+
+def nearest_of(clusters: pa.Table, cluster: int, n: int) -> pa.Table:
+    """Rows of the `n` best explained images of a cluster; an image that several crawls brought counts once."""
+    members = members_of(clusters, cluster)
+    rows: dict[str, int] = {}
+    for row, image_id in enumerate(members["image_id"]):
+        if len(rows) == n:
+            break
+        rows.setdefault(image_id.as_py(), row)
+    return members.take(pa.array(rows.values(), pa.int64()))
+
+
+def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"doc": doc})

@@ -1,0 +1,37 @@
+"""Between pictures (uint8, height x width x channels) and the model's images (float32 BCHW in [0, 1])."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def to_images(pictures: Sequence[Pixels]) -> Tensor:
+    """(B, C, H, W) float32 in [0, 1] from B pictures of one size, each uint8 (H, W, C)."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def to_pictures(images_BCHW: Tensor) -> Pixels:
+    """(B, H, W, C) uint8 from images in [0, 1]; values outside are clamped."""
+    bytes_BHWC = (images_BCHW.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    return bytes_BHWC.contiguous().numpy()
+
+
+def to_image(picture: Pixels) -> Image.Image:
+    """The RGB Pillow image of a picture with one or three channels."""
+    return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("RGB")
+
+
+def png(image: Image.Image) -> bytes:
+    """`image` as the content of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
