@@ -1,0 +1,257 @@
+"""The job in MLflow: one run per job, one nested run per trial.
+
+Tracking is a courtesy to the user: whatever goes wrong with it costs a warning, never the job. What an earlier
+attempt at the same run left there is replaced, so that a restart never doubles it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from pipeline.clustering.trial import TrialResult
+from pipeline.config import JobConfig
+from pipeline.errors import PipelineError
+from pipeline.layout import RunPaths
+from pipeline.progress import say
+from pipeline.records import Crawl
+from pipeline.storage import Storage
+
+RUN_TAG, WORKSPACE_TAG = "visual_trends.run_id", "visual_trends.workspace"
+"""Tags that tell which tracked runs belong to a run of a workspace; servers are shared."""
+
+_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100  # what an MLflow server accepts at once
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where a job was recorded, or why it was not; kept in ``run.json``."""
+
+    uri: str
+    """Tracking server or database, without credentials."""
+    run_id: str | None = None
+    """MLflow's id of the parent run."""
+    error: str | None = None
+    """What went wrong, on one line; the next start of the same job tries again."""
+
+
+def tracking_uri(storage: Storage, config: JobConfig) -> str:
+    """The tracking server or database of `config`: SQLite in the workspace unless it names another."""
+    return config.tracking_uri or f"sqlite:///{storage.uri('mlflow.db')}"
+
+
+def shown_uri(uri: str) -> str:
+    """`uri` without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1) if "@" in parts.netloc else uri
+
+
+def track(
+    storage: Storage,
+    config: JobConfig,
+    run_id: str,
+    crawls: Sequence[Crawl],
+    results: Sequence[TrialResult],
+    selected: TrialResult,
+    artifacts: Sequence[str],
+) -> Tracking:
+    """Record the job and its trials, all but ``run.json``; the parent run stays open until `finish`.
+
+    Args:
+        storage: workspace that holds the artifacts.
+        config: of the job; recorded as parameters.
+        run_id: name of the parent run; the experiment is named after the collection.
+        crawls: what was clustered.
+        results: one per trial; each becomes a nested run with its metrics over iterations.
+        selected: the trial that was kept.
+        artifacts: keys of the files to attach to the parent run.
+
+    Returns:
+        Where it was recorded, or the error; a fault of MLflow is printed as a warning and not raised.
+    """
+    uri = tracking_uri(storage, config)
+    with _guarded(uri) as faults:
+        with _first_use(uri):
+            client = _client(uri)
+            experiment = _experiment(client, config.collection, storage, uri)
+        common = {RUN_TAG: run_id, WORKSPACE_TAG: storage.root, "collection": config.collection}
+        _delete_earlier(client, experiment, common)
+        parent = _track_job(client, experiment, common, config, crawls, results, selected)
+        for result in results:
+            _track_trial(client, experiment, parent, common, config, result, selected=result == selected)
+        _attach(client, parent, storage, RunPaths(config.collection, run_id).folder, artifacts)
+        say("track", f"MLflow run {parent} in {shown_uri(uri)}")
+        return Tracking(shown_uri(uri), parent)
+    return Tracking(shown_uri(uri), error=faults[0])
+
+
+def finish(storage: Storage, config: JobConfig, tracking: Tracking, marker: str) -> Tracking:
+    """Attach ``run.json``, the file `marker`, to a recorded run and close it; return what `tracking` is now."""
+    if tracking.run_id is None:
+        return tracking
+    uri = tracking_uri(storage, config)
+    with _guarded(uri) as faults:
+        client = _client(uri)
+        _attach(client, tracking.run_id, storage, str(Path(marker).parent), [marker])
+        client.set_terminated(tracking.run_id)
+        return tracking
+    return Tracking(tracking.uri, tracking.run_id, faults[0])
+
+
+def _track_job(
+    client: Any,
+    experiment: str,
+    common: dict[str, str],
+    config: JobConfig,
+    crawls: Sequence[Crawl],
+    results: Sequence[TrialResult],
+    selected: TrialResult,
+) -> str:
+    tags = {
+        **common,
+        "crawl_ids": ", ".join(crawl.crawl_id for crawl in crawls),
+        "selected_k": str(selected.k),
+        "selected_seed": str(selected.seed),
+    }
+    run: str = client.create_run(experiment, tags=tags, run_name=common[RUN_TAG]).info.run_id
+    points = [("images", float(sum(crawl.accepted for crawl in crawls)), 0), ("final_loss", selected.loss, 0)]
+    points += [("final_loss_by_k", result.loss, result.k) for result in results]
+    _log(client, run, _flat(config.model_dump(mode="json", exclude={"tracking_uri"})), points)
+    return run
+
+
+def _track_trial(
+    client: Any,
+    experiment: str,
+    parent: str,
+    common: dict[str, str],
+    config: JobConfig,
+    result: TrialResult,
+    selected: bool,
+) -> None:
+    tags = {**common, "mlflow.parentRunId": parent, "selected": str(selected).lower()}
+    now_ms = int(time.time() * 1000)
+    start_ms = now_ms - int(result.seconds * 1000)
+    run = client.create_run(experiment, start_time=start_ms, tags=tags, run_name=result.trial.name).info.run_id
+    points = [
+        (name, float(value), point.iteration)
+        for point in result.history
+        for name, value in asdict(point).items()
+        if name != "iteration"
+    ]
+    totals = {"final_loss": result.loss, "image_passes": result.image_passes, "seconds": result.seconds}
+    totals["iterations"] = result.iterations
+    points += [(name, float(value), result.iterations) for name, value in totals.items()]
+    settings = {**config.clustering.model_dump(mode="json"), "k": result.k, "seed": result.seed}
+    _log(client, run, _flat({"clustering": settings}), points)
+    client.set_terminated(run, end_time=now_ms)
+
+
+def _log(client: Any, run: str, params: dict[str, str], points: Sequence[tuple[str, float, int]]) -> None:
+    from mlflow.entities import Metric, Param
+
+    now_ms = int(time.time() * 1000)
+    entities = [Param(name, value) for name, value in params.items()]
+    for start in range(0, len(entities), _PARAMS_PER_CALL):
+        client.log_batch(run, params=entities[start : start + _PARAMS_PER_CALL])
+    metrics = [Metric(name, value, now_ms, step) for name, value, step in points]
+    for start in range(0, len(metrics), _METRICS_PER_CALL):
+        client.log_batch(run, metrics=metrics[start : start + _METRICS_PER_CALL])
+
+
+def _attach(client: Any, run: str, storage: Storage, folder: str, keys: Sequence[str]) -> None:
+    """Upload the files `keys`, named relative to `folder`."""
+    with tempfile.TemporaryDirectory() as local:
+        for key in keys:
+            path = Path(local) / Path(key).relative_to(folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(storage.read_bytes(key))
+        client.log_artifacts(run, local)
+
+
+def _experiment(client: Any, name: str, storage: Storage, uri: str) -> str:
+    """Id of the experiment `name`, which is made where it does not exist."""
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    location = None  # a server knows where artifacts lie
+    if not uri.startswith("http"):
+        place = storage.uri(f"mlartifacts/{name}")
+        location = place if "://" in place else Path(place).as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _delete_earlier(client: Any, experiment: str, common: dict[str, str]) -> None:
+    """Delete what an earlier attempt at the same run of the same workspace recorded."""
+    token = None
+    found: list[str] = []
+    while True:
+        page = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{common[RUN_TAG]}'", page_token=token)
+        found += [run.info.run_id for run in page if run.data.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG]]
+        if not (token := page.token):
+            break
+    for run in found:
+        client.delete_run(run)
+
+
+def _client(uri: str) -> Any:
+    """An MLflow client that neither calls home nor talks on the console, and soon gives up on a dead server."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _first_use(uri: str) -> Any:
+    """A lock for SQLite, whose tables must not be made by two jobs at the same moment; nothing for a server."""
+    database = uri.removeprefix("sqlite:///")
+    if database == uri:
+        return nullcontext()
+    path = Path(database).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+@contextmanager
+def _guarded(uri: str) -> Iterator[list[str]]:
+    """Turn any fault of MLflow into a warning and one line in the list; our own errors pass."""
+    faults: list[str] = []
+    try:
+        yield faults
+    except PipelineError:
+        raise
+    except Exception as error:  # stores and artifact repositories raise whatever their clients raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        faults.append(reason.replace(uri, shown_uri(uri)))
+        say("track", f"warning: not recorded in {shown_uri(uri)}, the same command tries again: {faults[0]}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
+    return flat
