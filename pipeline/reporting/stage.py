@@ -1,0 +1,173 @@
+"""The reporting stage: shards and the kept model become tables, pictures and a tracked run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.clustering.checkpoint import load_method
+from pipeline.clustering.trial import TrialResult
+from pipeline.config import JobConfig, digest
+from pipeline.layout import RunPaths
+from pipeline.progress import say
+from pipeline.records import Crawl
+from pipeline.reporting.assign import assign_crawls
+from pipeline.reporting.manifest import clusters_schema, prototypes_table
+from pipeline.reporting.mosaic import Tile, draw_mosaic
+from pipeline.reporting.pixels import png, to_pictures
+from pipeline.reporting.strips import publish_strips
+from pipeline.reporting.tracking import Tracking, finish, shown_uri, track, tracking_uri
+from pipeline.storage import Storage, read_json, write_json, write_table
+
+SCHEMA_VERSION = 1
+"""Of ``run.json``."""
+
+
+def report(
+    storage: Storage,
+    config: JobConfig,
+    run_id: str,
+    crawls: list[Crawl],
+    results: list[TrialResult],
+    selected: TrialResult,
+    reason: str,
+) -> dict[str, Any]:
+    """Assign every image to the prototypes of the kept trial, draw them, and record the run.
+
+    A report that is there already is left alone; if it could not be tracked, only that is tried again.
+
+    Args:
+        storage: workspace with the crawls' shards and the trials' checkpoints.
+        config: of the job.
+        run_id: of the clustering run.
+        crawls: what was clustered; complete, of one image size.
+        results: of all trials.
+        selected: the one of them to report.
+        reason: why it was selected, in a few words.
+
+    Returns:
+        The content of ``run.json``, which is written last.
+
+    Raises:
+        PipelineError: the shards no longer hold the images that were ingested.
+    """
+    paths = RunPaths(config.collection, run_id)
+    work = _digest(config, crawls, results, selected)
+    document = read_json(storage, paths.marker) if storage.exists(paths.marker) else {}
+    if document.get("work") == work:
+        say("report", f"{storage.uri(paths.folder)} is done already")
+        if _is_tracked(storage, config, document):
+            return document
+    else:
+        _clear(storage, paths)
+        sizes = _make(storage, config, paths, crawls, selected)
+        document = {"schema_version": SCHEMA_VERSION, "work": work}
+        document |= _describe(storage, config, paths, crawls, results, selected, reason, sizes)
+    artifacts = _artifacts(storage, paths, selected.k)
+    tracking = track(storage, config, run_id, crawls, results, selected, artifacts)
+    write_json(storage, paths.marker, {**document, "tracking": asdict(tracking)})
+    finished = finish(storage, config, tracking, paths.marker)
+    document["tracking"] = asdict(finished)
+    if finished != tracking:
+        write_json(storage, paths.marker, document)
+    return document
+
+
+def _make(
+    storage: Storage, config: JobConfig, paths: RunPaths, crawls: list[Crawl], selected: TrialResult
+) -> list[int]:
+    """Publish tables and pictures; return the size of each cluster."""
+    checkpoint = paths.checkpoint(selected.trial.name)
+    options = config.reporting
+    clusters = assign_crawls(storage, checkpoint, crawls, clusters_schema(config.clustering))
+    method = load_method(storage, checkpoint)
+    pictures = to_pictures(method.prototypes_KCHW())
+    prototypes = prototypes_table(clusters, list(pictures), method.shares_K().tolist(), options.strip_images)
+    write_table(storage, paths.clusters, clusters)
+    write_table(storage, paths.prototypes, prototypes)
+
+    numbers = prototypes.select(["cluster", "size", "share"]).to_pylist()
+    tiles = [Tile(**row, picture=picture) for row, picture in zip(numbers, pictures, strict=True)]
+    subtitle = f"{_count(selected.k, 'prototype')} of {_count(clusters.num_rows, 'image')}"
+    mosaic = draw_mosaic(config.collection, subtitle, tiles, options.tile_px)
+    storage.write_bytes(paths.mosaic, png(mosaic))
+    publish_strips(storage, checkpoint, paths, clusters, tiles, options.strip_images, options.tile_px)
+    return [tile.size for tile in tiles]
+
+
+def _describe(
+    storage: Storage,
+    config: JobConfig,
+    paths: RunPaths,
+    crawls: Sequence[Crawl],
+    results: Sequence[TrialResult],
+    selected: TrialResult,
+    reason: str,
+    sizes: list[int],
+) -> dict[str, Any]:
+    """What ``run.json`` says of the job, apart from where it was tracked."""
+    totals = ("k", "seed", "loss", "iterations", "image_passes", "seconds", "workers")
+    return {
+        "collection": config.collection,
+        "run_id": paths.run_id,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "method": config.clustering.method,
+        "transforms": config.clustering.transforms,
+        "crawls": [{"crawl_id": crawl.crawl_id, "digest": crawl.digest, "images": crawl.accepted} for crawl in crawls],
+        "counts": {
+            "records": sum(crawl.records for crawl in crawls),
+            "images": sum(crawl.accepted for crawl in crawls),
+            "assigned": sum(sizes),
+            "cluster_sizes": sizes,
+        },
+        "selected": {"k": selected.k, "seed": selected.seed, "loss": selected.loss, "reason": reason},
+        "trials": [{name: getattr(result, name) for name in totals} for result in results],
+        "paths": {
+            "mosaic": storage.uri(paths.mosaic),
+            "strips": [storage.uri(paths.strip(cluster)) for cluster in range(selected.k)],
+            "clusters": storage.uri(paths.clusters),
+            "prototypes": storage.uri(paths.prototypes),
+            "checkpoint": storage.uri(paths.checkpoint(selected.trial.name)),
+            "config": storage.uri(paths.config),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("visual-trends", "torch", "ray", "mlflow", "pillow", "pyarrow")},
+        },
+    }
+
+
+def _digest(config: JobConfig, crawls: Sequence[Crawl], results: Sequence[TrialResult], selected: TrialResult) -> str:
+    """Changes whenever the report would look different."""
+    crawled = [(crawl.crawl_id, crawl.digest) for crawl in crawls]
+    trained = [result.to_json() for result in results]
+    settings = [config.reporting.model_dump(mode="json"), config.clustering.method, config.clustering.transforms]
+    return digest(SCHEMA_VERSION, settings, crawled, trained, selected.trial.name)
+
+
+def _is_tracked(storage: Storage, config: JobConfig, document: dict[str, Any]) -> bool:
+    tracking = Tracking(**document["tracking"])
+    return tracking.error is None and tracking.uri == shown_uri(tracking_uri(storage, config))
+
+
+def _clear(storage: Storage, paths: RunPaths) -> None:
+    """Remove an earlier report, its marker first, so that no picture of a larger K stays behind."""
+    storage.delete(paths.marker)
+    for key in list(storage.list(str(PurePosixPath(paths.strip(0)).parent))):
+        storage.delete(key)
+
+
+def _artifacts(storage: Storage, paths: RunPaths, k: int) -> list[str]:
+    """Keys of everything that a tracked run carries, apart from ``run.json``."""
+    strips = [paths.strip(cluster) for cluster in range(k)]
+    configuration = [paths.config] if storage.exists(paths.config) else []
+    return [*configuration, paths.prototypes, paths.clusters, paths.mosaic, *strips]
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
