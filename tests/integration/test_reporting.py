@@ -1,0 +1,175 @@
+"""The reporting stage on a real local Ray, with a real model whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.clustering.trial import TrialResult
+from pipeline.config import ClusteringConfig, JobConfig, ReportingConfig
+from pipeline.errors import PipelineError
+from pipeline.layout import CrawlPaths, RunPaths
+from pipeline.records import Crawl
+from pipeline.reporting.stage import report
+from pipeline.storage import LocalStorage, read_json, read_table
+from tests.made_collection import BLUE, GREEN, RED, WHITE, make_crawl, make_trial, sample, write_shard_at
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A collection of two crawls and two trained trials, ready to be reported."""
+
+    storage: LocalStorage
+    config: JobConfig
+    paths: RunPaths
+    crawls: list[Crawl]
+    results: list[TrialResult]
+
+    def report(self, selected: int = 1, **changes: Any) -> dict[str, Any]:
+        config = self.config.model_copy(update=changes)
+        run_id = self.paths.run_id
+        return report(self.storage, config, run_id, self.crawls, self.results, self.results[selected], "elbow")
+
+
+def make_job(workspace: Path) -> Job:
+    """8 images, of which one is in both crawls; the prototypes of the larger trial are colours, one without image."""
+    storage, paths = LocalStorage(str(workspace)), RunPaths("paris", "run-1")
+    config = JobConfig(
+        collection="paris",
+        workspace=str(workspace),
+        stages=["report"],
+        clustering=ClusteringConfig(k=[2, 4], transforms=["color", "projective"]),
+        reporting=ReportingConfig(strip_images=2, tile_px=32),
+    )
+    crawls = [
+        make_crawl(storage, "paris", "monday", [[("r1", RED), ("g1", GREEN)], [("r2", RED), ("r3", RED)]]),
+        make_crawl(storage, "paris", "tuesday", [[("r1", RED), ("b1", BLUE), ("g2", GREEN), ("r4", RED)]]),
+    ]
+    results = [
+        make_trial(storage, paths, config.clustering, [RED, BLUE]),
+        make_trial(storage, paths, config.clustering, [GREEN, WHITE, RED, BLUE]),
+    ]
+    return Job(storage, config, paths, crawls, results)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, dict[str, Any]]:
+    """A job and the document that its report returned."""
+    job = make_job(tmp_path_factory.mktemp("workspace"))
+    return job, job.report()
+
+
+def written(job: Job) -> dict[str, int]:
+    """When each file of the run was written, in ns."""
+    folder = job.paths.folder
+    return {key: Path(job.storage.uri(key)).stat().st_mtime_ns for key in job.storage.list(folder)}
+
+
+def test_every_image_is_assigned_to_its_prototype(done: tuple[Job, dict[str, Any]]) -> None:
+    job, _ = done
+    clusters = read_table(job.storage, job.paths.clusters)
+    found = sorted(zip(*(clusters[name].to_pylist() for name in ("crawl_id", "image_id", "cluster")), strict=True))
+    assert found == [
+        ("monday", "g1", 0), ("monday", "r1", 2), ("monday", "r2", 2), ("monday", "r3", 2),
+        ("tuesday", "b1", 3), ("tuesday", "g2", 0), ("tuesday", "r1", 2), ("tuesday", "r4", 2),
+    ]  # fmt: skip
+
+
+def test_prototypes_keep_the_model_s_index(done: tuple[Job, dict[str, Any]]) -> None:
+    job, _ = done
+    prototypes = read_table(job.storage, job.paths.prototypes)
+    assert prototypes["size"].to_pylist() == [2, 0, 5, 1]
+    assert prototypes["nearest"].to_pylist()[1:] == [[], ["r1", "r2"], ["b1"]]
+
+
+def test_parameters_are_those_of_the_identity(done: tuple[Job, dict[str, Any]]) -> None:
+    job, _ = done
+    clusters = read_table(job.storage, job.paths.clusters)
+    assert clusters["transform_color"].to_pylist() == [[0.0] * 6] * 8
+    assert clusters["transform_projective"].to_pylist() == [[0.0] * 8] * 8
+
+
+def test_every_cluster_has_its_picture(done: tuple[Job, dict[str, Any]]) -> None:
+    job, document = done
+    assert document["paths"]["strips"] == [job.storage.uri(job.paths.strip(cluster)) for cluster in range(4)]
+    for path in [document["paths"]["mosaic"], *document["paths"]["strips"]]:
+        Image.open(path, formats=["PNG"]).load()
+
+
+def test_a_strip_shows_the_photos_of_its_cluster(done: tuple[Job, dict[str, Any]]) -> None:
+    _, document = done
+    drawn = np.asarray(Image.open(document["paths"]["strips"][3])).astype(int)
+    nearly_blue = int((abs(drawn - BLUE) < 4).all(-1).sum())
+    assert nearly_blue == (4 + 3) * 32 * 32  # the large prototype, and one photo in three versions
+
+
+def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
+    job, document = done
+    assert document == read_json(job.storage, job.paths.marker)
+    assert document["counts"] == {"records": 11, "images": 8, "assigned": 8, "cluster_sizes": [2, 0, 5, 1]}
+    assert document["selected"] == {"k": 4, "seed": 0, "loss": job.results[1].loss, "reason": "elbow"}
+    assert [trial["k"] for trial in document["trials"]] == [2, 4]
+    assert document["tracking"]["error"] is None
+
+
+def test_every_path_in_run_json_exists(done: tuple[Job, dict[str, Any]]) -> None:
+    _, document = done
+    paths = [path for name, path in document["paths"].items() if name not in ("strips", "config")]
+    assert [path for path in paths if not Path(path).is_file()] == []
+
+
+def test_the_tracked_run_carries_the_final_run_json(done: tuple[Job, dict[str, Any]]) -> None:
+    job, document = done
+    (uploaded,) = Path(job.storage.uri("mlartifacts")).rglob("run.json")
+    assert json.loads(uploaded.read_text()) == document
+
+
+def test_the_same_report_again_does_nothing(
+    done: tuple[Job, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, document = done
+    before = written(job)
+    capsys.readouterr()
+    assert job.report() == document
+    assert written(job) == before
+    assert "done already" in capsys.readouterr().out
+
+
+def test_another_selection_replaces_the_whole_report(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    job.report()
+    document = job.report(selected=0)
+    assert document["selected"]["k"] == 2
+    strips = [key for key in job.storage.list(job.paths.folder) if "/clusters/" in key]
+    assert strips == [job.paths.strip(0), job.paths.strip(1)]
+
+
+def test_only_the_tracking_is_tried_again_after_the_server_was_down(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        down = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    assert job.report(tracking_uri=down)["tracking"]["error"]
+    before = written(job)
+    document = job.report()
+    after = written(job)
+    assert document["tracking"]["error"] is None
+    assert document == read_json(job.storage, job.paths.marker)
+    assert {key for key in after if after[key] != before[key]} == {job.paths.marker}
+
+
+def test_images_that_vanished_from_a_shard_fail_the_report(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    write_shard_at(job.storage, CrawlPaths("paris", "tuesday").shard(0), [sample("r1", RED)])
+    with pytest.raises(PipelineError, match="tuesday: 1 images were assigned, 4 were ingested"):
+        job.report()
+    assert not job.storage.exists(job.paths.marker)
