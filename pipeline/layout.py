@@ -4,7 +4,7 @@
 
     <workspace>/<collection>/
       crawls/<crawl_id>/            plan.parquet, shards/, crawl.json (last: its presence means complete)
-      runs/<run_id>/                config.yaml, trials/, parquet, pictures, run.json (last)
+      runs/<run_id>/                config.yaml, identity.json, trials/, parquet, pictures, run.json (last)
     <workspace>/mlflow.db, mlartifacts/   the embedded tracking default
 """
 
@@ -56,6 +56,11 @@ class RunPaths:
     @property
     def config(self) -> str:
         return f"{self.folder}/config.yaml"
+
+    @property
+    def identity(self) -> str:
+        """What the run computes, and on which images: two commands with the same identity are the same run."""
+        return f"{self.folder}/identity.json"
 
     def trial(self, name: str) -> str:
         """Folder of the trial `name`, such as ``k=20-seed=0``."""

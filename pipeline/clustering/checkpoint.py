@@ -6,6 +6,7 @@ A checkpoint holds tensors and plain values only; loading one runs no code that 
 from __future__ import annotations
 
 import io
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def load_checkpoint(storage: Storage, key: str) -> dict[str, Any]:
     """What `save_checkpoint` wrote. Raises StorageError for anything else."""
     try:
         state = torch.load(io.BytesIO(storage.read_bytes(key)), weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise StorageError(f"{storage.uri(key)}: not a checkpoint; delete it to start this trial again") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise StorageError(f"{storage.uri(key)}: expected a checkpoint of format {FORMAT}; delete it to start again")

@@ -169,7 +169,7 @@ class DTI(nn.Module):
             return {}
         with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
             features_BF = self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last))
-        features_BF = features_BF.float()
+        features_BF = features_BF.to(images_BCHW.dtype)
         return {name: self.heads[name](features_BF) for name in self.sequence.names[: self.active_modules]}
 
     @torch.no_grad()
@@ -193,7 +193,7 @@ class DTI(nn.Module):
 
     def _transformed(self, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
-        canvas = self.canvas()[k_P]
+        canvas = self.canvas().index_select(0, k_P)  # its gradient adds up in a fixed order, unlike [k_P]
         if self.sequence.moves(parameters):
             canvas = sample(canvas, self.sequence.points(parameters))
         return self._colored(canvas, parameters)

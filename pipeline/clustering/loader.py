@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.clustering.seeding import generator
 from pipeline.errors import ClusteringError
 from pipeline.shards import read_shard
 from pipeline.storage import Storage
@@ -75,12 +76,10 @@ class BatchStream:
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.n_images, generator=generator)
+            self._epoch, self._order = epoch, torch.randperm(self.n_images, generator=generator(self.seed, epoch))
         return self._order
 
 
 def initial_images(images_NCHW: Tensor, k: int, seed: int) -> Tensor:
     """(K, C, H, W) float: `k` different images of the collection, chosen at random by `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    return to_float(images_NCHW[torch.randperm(len(images_NCHW), generator=generator)[:k]])
+    return to_float(images_NCHW[torch.randperm(len(images_NCHW), generator=generator(seed))[:k]])

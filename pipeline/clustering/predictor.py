@@ -11,13 +11,28 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.functional import relu
 
 HIDDEN = 128
 """Units of each of the two hidden layers of a predictor."""
 SMALL_PX = 64
 """Images with a shorter side below this are encoded by ResNet-20."""
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """Sum of a tensor over all workers; its gradient is the sum of the workers' gradients."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -32,13 +47,15 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         x32 = x.float()
         count = torch.full_like(x32[0, :1, 0, 0], x.numel() / x.shape[1])
         moments = torch.cat([x32.sum((0, 2, 3)), x32.square().sum((0, 2, 3)), count])
-        total = all_reduce(moments)
+        total: Tensor = _SumOverWorkers.apply(moments)  # type: ignore[no-untyped-call]
         n = total[-1].detach()
         mean, square = (total[:-1] / n).chunk(2)
         variance = (square - mean.square()).clamp_min(0)
         with torch.no_grad():
             momentum = 0.1 if self.momentum is None else self.momentum
             assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()

@@ -13,16 +13,19 @@ NOISE_STD = 1e-4
 
 
 @torch.no_grad()
-def reassign_tiny(method: DTI, optimizer: Optimizer, shares_K: Tensor, below: float, seed: int) -> list[int]:
+def reassign_tiny(
+    method: DTI, optimizer: Optimizer, shares_K: Tensor, below: float, generator: torch.Generator
+) -> list[int]:
     """Restart every prototype whose share is under `below` / K from the prototype with the largest share.
 
     Everything that a prototype has is copied: pixels, scale, mixing logit, predictors, and the optimiser's moments of
-    each. Noise is added to the pixels of the copies and of the donor. The noise depends on `seed` alone, so workers
-    that hold the same model and the same global shares stay identical.
+    each. Noise is added to the pixels of the copies and of the donor. Workers that hold the same model, the
+    same global shares and generators in the same state stay identical.
 
     Args:
         shares_K: part of the images that each prototype explained since the last check, over all workers; sums to 1.
         below: part of an equal share; the paper's 20 % is 0.2.
+        generator: of the noise.
 
     Returns:
         The restarted prototypes.
@@ -35,8 +38,7 @@ def reassign_tiny(method: DTI, optimizer: Optimizer, shares_K: Tensor, below: fl
     for parameter in method.prototype_parameters():
         moments = [m for m in optimizer.state.get(parameter, {}).values() if m.shape == parameter.shape]
         for tensor in (parameter, *moments):
-            tensor[tiny] = tensor[donor]
-    generator = torch.Generator().manual_seed(seed)
+            tensor[tiny] = tensor[donor].clone()
     touched = torch.cat([tiny, tiny.new_tensor([donor])])
     noise = torch.randn(len(touched), *method.image_shape, generator=generator) * NOISE_STD
     method.prototypes[touched] += noise.to(method.prototypes)

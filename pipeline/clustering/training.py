@@ -22,6 +22,7 @@ from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.dti import build_method
 from pipeline.clustering.loader import BatchStream, initial_images, to_float
 from pipeline.clustering.reassign import reassign_tiny
+from pipeline.clustering.seeding import generator
 from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
@@ -99,15 +100,9 @@ class TrialTraining:
         while not self.curriculum.done:
             self._train_window()
             self.seconds = before + time.monotonic() - started
-            report(
-                Window(
-                    self.trial,
-                    self.iteration,
-                    self.curriculum.iterations_left(),
-                    self.history[-1].loss,
-                    self.method.sequence.names[: self.method.active_modules],
-                )
-            )
+            point = self.history[-1]
+            modules = self.method.sequence.names[: point.active_modules]
+            report(Window(self.trial, self.iteration, self.curriculum.iterations_left(), point.loss, modules))
             if self.rank == 0 and time.monotonic() - saved_at >= self.config.checkpoint_every_s:
                 self._save(with_optimizer=True)
                 saved_at = time.monotonic()
@@ -164,8 +159,8 @@ class TrialTraining:
         ended = self.curriculum.update(length, loss)
         restarted: list[int] = []
         if not self.curriculum.done:
-            seed = (self.trial.seed << 32) + self.iteration
-            restarted = reassign_tiny(self.method, self.optimizer, shares_K, self.config.reassign_below, seed)
+            noise = generator(self.trial.seed, self.iteration)
+            restarted = reassign_tiny(self.method, self.optimizer, shares_K, self.config.reassign_below, noise)
         self.history.append(
             HistoryPoint(
                 iteration=self.iteration,
@@ -188,7 +183,9 @@ class TrialTraining:
         self.parallel: nn.Module = self.method
         if self.world_size > 1:
             # Wrapped anew for each stage: DDP fixes the set of parameters with gradients when it is built.
-            self.parallel = DistributedDataParallel(self.method, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.parallel = DistributedDataParallel(
+                self.method, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
 
     def _resume(self) -> None:
         if not self.storage.exists(self.checkpoint_key):

@@ -1,0 +1,129 @@
+"""Find the visual trends of one photo collection: ingest a crawl, learn prototypes, report what they show.
+
+Run it on a laptop as it stands, or on a cluster with `ray job submit --working-dir . -- python jobs/...`. The same
+command again continues an interrupted job and does nothing that is done already.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """\
+examples:
+  python jobs/cluster_collection.py --collection trevifountain --source crawls/trevifountain --k 8,16,32
+  python jobs/cluster_collection.py --collection trevifountain --stages report --k 8,16,32 --select-k 16
+  python jobs/cluster_collection.py --config jobs/configs/photos.yaml --collection rome --source photos/rome \\
+      --set clustering.batch_size=128 --set clustering.schedule.max_iterations=3000
+
+Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
+exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.
+"""
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line. Everything but --config and --set is None where it was not given."""
+
+    def comma_list(text: str) -> list[str]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
+    what.add_argument("--source", metavar="SRC", help="folder of images, or an instagram-scraper dump")
+    what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
+    what.add_argument(
+        "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
+    )
+    what.add_argument("--run-id", metavar="ID", help="name of the run [derived from configuration and images]")
+    what.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database [SQLite in the workspace]")
+    how = parser.add_argument_group("how")
+    how.add_argument("--k", type=comma_list, metavar="K,K", help="numbers of prototypes, one trial each [8,16,32]")
+    how.add_argument("--select-k", metavar="K", help="the K to report [the elbow of the loss]")
+    how.add_argument("--method", metavar="NAME", help="dti-gmm or dti-kmeans [dti-gmm]")
+    how.add_argument(
+        "--transforms",
+        type=comma_list,
+        metavar="A,B",
+        help="of color, affine, projective and tps, in order; '' for none [color,projective]",
+    )
+    how.add_argument("--image-size", metavar="PX", help="side of the square images [128]")
+    how.add_argument("--workers", metavar="N", help="processes that train together [1]")
+    how.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any part of the configuration")
+    how.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="one value; may be repeated"
+    )
+    return parser.parse_args(argv)
+
+
+CONFIG_KEY = {
+    "k": "clustering.k",
+    "select_k": "clustering.select_k",
+    "method": "clustering.method",
+    "transforms": "clustering.transforms",
+    "image_size": "ingest.image_size",
+    "workers": "clustering.workers",
+}
+"""Where in the configuration a flag belongs, if not at its top level."""
+
+
+def main() -> None:
+    """Ingest → cluster → report."""
+    arguments = vars(parse_arguments())
+    # Imported here so that --help answers at once.
+    from pipeline.clustering.sweep import check_k, open_run, select, sweep
+    from pipeline.config import load_config
+    from pipeline.errors import SourceError
+    from pipeline.ingest.sources import count_candidates
+    from pipeline.progress import say
+    from pipeline.session import ray_session
+    from pipeline.shards import complete_crawls
+    from pipeline.storage import open_storage
+
+    file, overrides = arguments.pop("config"), arguments.pop("overrides")
+    flags: dict[str, Any] = {CONFIG_KEY.get(n, n): v for n, v in arguments.items() if v is not None}
+    config = load_config(file, flags, overrides)
+    storage = open_storage(config.workspace)
+
+    def crawls_to_use() -> list[Any]:
+        crawls = complete_crawls(storage, config.collection)
+        return [crawl for crawl in crawls if crawl.image_size == config.ingest.image_size]
+
+    # Refuse the impossible before any work.
+    known_images = sum(crawl.accepted for crawl in crawls_to_use())
+    if "ingest" in config.stages:
+        assert config.source is not None  # checked by the configuration
+        new_images = count_candidates(config.source, at_most=max(config.clustering.k))
+        check_k(config.clustering, known_images + new_images, f"files in {config.source}")
+    elif not known_images:
+        raise SourceError(
+            f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px images; "
+            "run the ingest stage first"
+        )
+
+    with ray_session():
+        if "ingest" in config.stages:
+            from pipeline.ingest.stage import ingest
+
+            ingest(storage, config)
+        crawls = crawls_to_use()
+        if {"cluster", "report"} & set(config.stages):
+            check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
+            paths = open_run(storage, config, crawls)
+            results = sweep(storage, paths, config.clustering, crawls, train="cluster" in config.stages)
+            selected, why = select(results, config.clustering.select_k)
+            say("cluster", f"K = {selected.k} is kept: {why}")
+        if "report" in config.stages:
+            from pipeline.reporting.stage import report
+
+            report(storage, config, paths.run_id, crawls, results, selected, why)
+    say("done", f"everything is in {storage.uri(config.collection)}")
+
+
+if __name__ == "__main__":
+    from pipeline.errors import exit_with
+
+    exit_with(main)

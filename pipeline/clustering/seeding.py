@@ -1,0 +1,14 @@
+"""Random numbers that depend on what they are for, never on what was drawn before."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator for the non-negative integers `key`, such as (seed, epoch).
+
+    torch seeds its CPU generator from 32 bits only, so the key is hashed rather than packed into one number.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))

@@ -1,0 +1,115 @@
+"""The oracle: Algorithm 1 and equation 4 as printed, every prototype transformed onto every image under autograd.
+
+Transformations are written here from the paper's formulas, one image and one prototype at a time, in the precision of
+the input (float64 in tests), without any code of the product's own transformations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+
+def pixel_centres(height: int, width: int) -> Tensor:
+    """(H, W, 3): homogeneous (x, y, 1) of each pixel's centre, the picture's area being [-1, 1] x [-1, 1]."""
+    rows = []
+    for i in range(height):
+        for j in range(width):
+            rows.append([(2 * j + 1) / width - 1, (2 * i + 1) / height - 1, 1.0])
+    return torch.tensor(rows, dtype=torch.float64).reshape(height, width, 3)
+
+
+def affine_points(beta: Tensor, points: Tensor) -> Tensor:
+    """[I | 0] + beta, applied to homogeneous points."""
+    matrix = torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64) + beta.reshape(2, 3)
+    return torch.einsum("ij,hwj->hwi", matrix, points)
+
+
+def projective_points(beta: Tensor, points: Tensor) -> Tensor:
+    """I + beta with the last entry fixed at one."""
+    matrix = torch.eye(3, dtype=torch.float64) + torch.cat([beta, beta.new_zeros(1)]).reshape(3, 3)
+    mapped = torch.einsum("ij,hwj->hwi", matrix, points)
+    return mapped[..., :2] / mapped[..., 2:].clamp(min=0.1)
+
+
+def tps_points(beta: Tensor, points: Tensor, grid: int = 4) -> Tensor:
+    """Thin plate spline through the moved control points: the linear system of Bookstein, solved each time."""
+    axis = [-1 + 2 * i / (grid - 1) for i in range(grid)]
+    control = torch.tensor([[x, y] for y in axis for x in axis], dtype=torch.float64)
+    targets = control + beta.reshape(-1, 2)
+    n = len(control)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        r = torch.cdist(a, b)
+        return torch.where(r > 0, r**2 * torch.log(r.clamp(min=1e-300)), torch.zeros_like(r))
+
+    system = torch.zeros(n + 3, n + 3, dtype=torch.float64)
+    system[:n, :n] = kernel(control, control)
+    system[:n, n] = system[n, :n] = 1
+    system[:n, n + 1 :] = control
+    system[n + 1 :, :n] = control.T
+    right = torch.cat([targets, torch.zeros(3, 2, dtype=torch.float64)])
+    solution = torch.linalg.solve(system, right)
+    flat = points[..., :2].reshape(-1, 2)
+    values = kernel(flat, control) @ solution[:n] + solution[n] + flat @ solution[n + 1 :]
+    return values.reshape(points[..., :2].shape)
+
+
+POINTS = {"affine": affine_points, "projective": projective_points, "tps": tps_points}
+
+
+def transform(picture_CHW: Tensor, names: Sequence[str], beta: dict[str, Tensor], colors: int) -> Tensor:
+    """T_M o ... o T_1 of one picture; the first `colors` channels take the colour module, all of them the warps."""
+    points = pixel_centres(*picture_CHW.shape[1:])
+    for name in reversed([n for n in names if n in POINTS and n in beta]):
+        moved = POINTS[name](beta[name], points)
+        points = torch.cat([moved, torch.ones_like(moved[..., :1])], dim=-1)
+    out = grid_sample(
+        picture_CHW[None], points[None, ..., :2].to(picture_CHW), padding_mode="border", align_corners=False
+    )[0]
+    if "color" in beta:
+        weight, bias = beta["color"][:colors], beta["color"][colors:]
+        colored = (1 + weight)[:, None, None] * out[:colors] + bias[:, None, None]
+        out = torch.cat([colored, out[colors:]])
+    return out
+
+
+def log_gaussians(
+    images: Tensor, mu: Tensor, scale: Tensor, names: Sequence[str], parameters: dict[str, Tensor], min_std: float
+) -> Tensor:
+    """(B, K): log G(x_i; T(mu_k), T*(Sigma_k) + sigma_min^2), parameters (B, K, p) per module."""
+    rows = []
+    for i, image in enumerate(images):
+        row = []
+        for k in range(len(mu)):
+            beta = {name: value[i, k] for name, value in parameters.items()}
+            both = transform(torch.cat([mu[k], scale[k]]), names, beta, colors=len(image))
+            mean, variance = both[: len(image)], both[len(image) :] ** 2 + min_std**2
+            terms = -0.5 * ((image - mean) ** 2 / variance + torch.log(2 * math.pi * variance))
+            row.append(terms.sum())
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def gmm_step(log_g: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss to back-propagate, negative log-likelihood and responsibilities of Algorithm 1."""
+    log_pi = torch.log(torch.softmax(eta, 0))
+    joint = log_g + log_pi
+    gamma = torch.softmax(joint, 1).detach()
+    return -(gamma * joint).sum() / len(joint), -torch.logsumexp(joint, 1).mean().detach(), gamma
+
+
+def squared_errors(images: Tensor, mu: Tensor, names: Sequence[str], parameters: dict[str, Tensor]) -> Tensor:
+    """(B, K): mean over pixels of (x_i - T(c_k))^2."""
+    rows = []
+    for i, image in enumerate(images):
+        errors = []
+        for k in range(len(mu)):
+            beta = {name: value[i, k] for name, value in parameters.items()}
+            errors.append(((image - transform(mu[k], names, beta, colors=len(image))) ** 2).mean())
+        rows.append(torch.stack(errors))
+    return torch.stack(rows)

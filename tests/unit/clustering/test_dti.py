@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.clustering.dti import DTI, DTIGaussianMixture, build_method
+from pipeline.config import ClusteringConfig
+from tests.unit.clustering import dense
+
+SEQUENCES: list[list[str]] = [[], ["color"], ["color", "projective"], ["affine", "tps"], ["projective", "color"]]
+
+
+def build(method: str, transforms: list[str], k: int = 4, channels: int = 3, **more: Any) -> DTI:
+    """A method in float64 whose predictors are not at zero any more, all modules on."""
+    config = ClusteringConfig(method=method, transforms=transforms, k=[k], precision="float32", **more)
+    torch.manual_seed(5)
+    model = build_method(config, torch.rand(k, channels, 8, 10), seed=1).double()
+    for name, parameter in model.heads.named_parameters():
+        if name.endswith("2"):
+            parameter.data.normal_(0, 0.02)
+    if isinstance(model, DTIGaussianMixture):
+        model.scales.data.uniform_(0.3, 0.6)
+        model.mixing_logits.data.normal_()
+    model.activate(len(transforms))
+    return model.eval()
+
+
+def images(n: int = 5, channels: int = 3) -> Tensor:
+    return torch.rand(n, channels, 8, 10, generator=torch.Generator().manual_seed(9)).double()
+
+
+def dense_loss(model: DTI, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss with gradients, reported loss, and scores with prior, from the oracle."""
+    names = model.sequence.names
+    parameters = model._predict(batch)
+    if isinstance(model, DTIGaussianMixture):
+        log_g = dense.log_gaussians(batch, model.prototypes, model.scales, names, parameters, 0.25)
+        loss, objective, _ = dense.gmm_step(log_g, model.mixing_logits)
+        return loss, objective, (log_g + model.mixing_logits.log_softmax(0)).detach()
+    errors = dense.squared_errors(batch, model.prototypes, names, parameters)
+    loss = errors.min(1).values.mean()
+    return loss, loss.detach(), -errors.detach()
+
+
+@pytest.mark.parametrize("transforms", SEQUENCES)
+@pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
+def test_a_step_equals_the_dense_algorithm(method: str, transforms: list[str]) -> None:
+    """Two passes give the loss and all gradients of Algorithm 1 as printed."""
+    model, batch = build(method, transforms), images()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected_loss, expected_objective, _ = dense_loss(model, batch)
+    expected = torch.autograd.grad(expected_loss, parameters, allow_unused=True)
+    output = model.loss(batch)
+    actual = torch.autograd.grad(output.loss, parameters, allow_unused=True)
+    torch.testing.assert_close(output.objective, expected_objective, rtol=1e-5, atol=1e-6)
+    for parameter, one, other in zip(parameters, actual, expected, strict=True):
+        zero = torch.zeros_like(parameter)
+        scale = float((zero if other is None else other).abs().max()) + 1e-12
+        difference = ((zero if one is None else one) - (zero if other is None else other)).abs().max()
+        assert float(difference) / scale < 2e-4
+
+
+@pytest.mark.parametrize("transforms", SEQUENCES)
+@pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
+def test_assignment_equals_the_dense_scores(method: str, transforms: list[str]) -> None:
+    model, batch = build(method, transforms), images()
+    _, _, scores = dense_loss(model, batch)
+    assignment = model.assign(batch)
+    best = scores.topk(2, dim=1)
+    assert torch.equal(assignment.cluster_B, best.indices[:, 0])
+    assert torch.equal(assignment.runner_up_B, best.indices[:, 1])
+    torch.testing.assert_close(assignment.margin_B, best.values[:, 0] - best.values[:, 1], rtol=1e-4, atol=1e-5)
+    if method == "dti-gmm":
+        torch.testing.assert_close(assignment.posterior_B, scores.softmax(1).amax(1), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(assignment.loss_B, -scores.logsumexp(1), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
+def test_transformations_start_as_the_identity(method: str) -> None:
+    config = ClusteringConfig(method=method, transforms=["color", "affine", "tps"], k=[3], precision="float32")
+    initial = torch.rand(3, 3, 12, 12)
+    model = build_method(config, initial, seed=0)
+    still = model.assign(images(4).float().repeat(1, 1, 1, 2)[..., :12].repeat(1, 1, 2, 1)[..., :12, :])
+    model.activate(3)
+    moved = model.assign(images(4).float().repeat(1, 1, 1, 2)[..., :12].repeat(1, 1, 2, 1)[..., :12, :])
+    torch.testing.assert_close(moved.loss_B, still.loss_B, rtol=1e-4, atol=1e-4)
+    picture = model.transform(torch.tensor([1]), {name: beta[:1] for name, beta in moved.parameters.items()})
+    torch.testing.assert_close(picture, initial[1:2], atol=1e-5, rtol=0)
+
+
+def test_one_prototype_has_itself_as_runner_up() -> None:
+    assignment = build("dti-gmm", ["color"], k=1).assign(images())
+    assert assignment.runner_up_B.tolist() == [0] * 5
+    assert assignment.margin_B.tolist() == [0.0] * 5
+    assert assignment.posterior_B.tolist() == [1.0] * 5
+
+
+def test_one_channel_works_with_colour() -> None:
+    model = build("dti-gmm", ["color", "affine"], channels=1)
+    assert model.assign(images(channels=1)).parameters["color"].shape == (5, 2)
+
+
+def test_assignment_counts_the_mixing_proportions() -> None:
+    """Two equal prototypes: the one with more mass wins."""
+    model = build("dti-gmm", [], k=2)
+    assert isinstance(model, DTIGaussianMixture)
+    for parameter in (model.prototypes, model.scales):
+        parameter.data[1] = parameter.data[0]
+    model.mixing_logits.data = torch.tensor([0.0, 1.0]).double()
+    assignment = model.assign(images())
+    assert assignment.cluster_B.tolist() == [1] * 5
+    torch.testing.assert_close(assignment.posterior_B, torch.tensor(1.0).double().sigmoid().expand(5))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.clustering.loader import BatchStream, initial_images
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 4), st.integers(0, 5))
+def test_every_epoch_holds_every_image_once(n_images: int, local: int, world: int, seed: int) -> None:
+    """Whatever the sizes: the stream is a sequence of permutations, cut into full batches among the workers."""
+    batch = local * world
+    streams = [BatchStream(n_images, batch, seed, rank, world) for rank in range(world)]
+    whole = BatchStream(n_images, batch, seed)
+    drawn = []
+    for iteration in range(3 * n_images // batch + 1):
+        parts = torch.cat([stream.indices(iteration) for stream in streams])
+        assert torch.equal(parts, whole.indices(iteration))
+        drawn += parts.tolist()
+    for epoch in range(len(drawn) // n_images):
+        assert sorted(drawn[epoch * n_images : (epoch + 1) * n_images]) == list(range(n_images))
+
+
+def test_a_batch_depends_on_its_number_alone() -> None:
+    forward = BatchStream(30, 8, seed=1)
+    batches = [forward.indices(i) for i in range(12)]
+    assert torch.equal(BatchStream(30, 8, seed=1).indices(11), batches[11])
+    assert not torch.equal(BatchStream(30, 8, seed=2).indices(0), batches[0])
+
+
+def test_epochs_differ() -> None:
+    stream = BatchStream(50, 50, seed=0)
+    assert not torch.equal(stream.indices(0), stream.indices(1))
+
+
+def test_initial_prototypes_are_different_images() -> None:
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 2, 2)
+    chosen = initial_images(images, 10, seed=4)[:, 0, 0, 0] * 255
+    assert sorted(chosen.round().int().tolist()) == list(range(10))

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from pipeline.clustering.checkpoint import load_checkpoint, load_method
+from pipeline.clustering.training import TrialTraining, Window
+from pipeline.clustering.trial import Trial, TrialResult
+from pipeline.config import ClusteringConfig
+from pipeline.errors import ClusteringError, StorageError
+from pipeline.storage import LocalStorage
+
+SCHEDULE = {"window": 3, "min_iterations": 6, "max_iterations": 9, "final_iterations": 6}
+
+
+def configuration(**more: Any) -> ClusteringConfig:
+    values: dict[str, Any] = {
+        "k": [3],
+        "transforms": ["color", "affine"],
+        "batch_size": 8,
+        "precision": "float32",
+        "checkpoint_every_s": 0,
+        "schedule": SCHEDULE,
+        **more,
+    }
+    return ClusteringConfig.model_validate(values)
+
+
+def collection(n: int = 30, size: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randint(0, 256, (3, 3, size, size), generator=generator)
+    noise = torch.randint(-20, 20, (n, 3, size, size), generator=generator)
+    return (views[torch.arange(n) % 3] + noise).clamp(0, 255).to(torch.uint8)
+
+
+def training(folder: Path, **more: Any) -> TrialTraining:
+    storage = LocalStorage(str(folder))
+    return TrialTraining(
+        configuration(**more), Trial(3, 1), collection(), storage, "t/checkpoint.pt", torch.device("cpu")
+    )
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("at", [3, 6, 12, 18, 24])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, at: int) -> None:
+    """Bit for bit, wherever it was killed: before, at and after a change of stage."""
+    whole = training(tmp_path / "whole")
+    expected = whole.run()
+
+    def kill(window: Window) -> None:
+        # One window after the last checkpoint, so that work is lost and repeated.
+        if window.iteration > at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        training(tmp_path / "cut").run(kill)
+    resumed = training(tmp_path / "cut")
+    assert resumed.iteration == at
+    result = resumed.run()
+    assert (result.loss, result.iterations, result.history, result.stages) == (
+        expected.loss,
+        expected.iterations,
+        expected.history,
+        expected.stages,
+    )
+    for one, other in zip(resumed.method.state_dict().values(), whole.method.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_final_checkpoint_is_the_model(tmp_path: Path) -> None:
+    trained = training(tmp_path)
+    trained.run()
+    storage = LocalStorage(str(tmp_path))
+    method = load_method(storage, "t/checkpoint.pt")
+    batch = collection()[:5].float() / 255
+    trained.method.eval()
+    expected, actual = trained.method.assign(batch), method.assign(batch)
+    assert torch.equal(actual.loss_B, expected.loss_B)
+    assert list(actual.parameters) == ["color", "affine"]
+    assert load_checkpoint(storage, "t/checkpoint.pt")["optimizer"] is None
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"format": 1, "model": Hostile()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(StorageError, match="not a checkpoint"):
+        load_method(LocalStorage(str(tmp_path)), "checkpoint.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_result_survives_its_document(tmp_path: Path) -> None:
+    result = training(tmp_path).run()
+    assert TrialResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert result.image_passes == 8 * result.iterations
+    assert sum(stage.iterations for stage in result.stages) == result.iterations
+
+
+def test_the_loss_is_that_of_all_images(tmp_path: Path) -> None:
+    trained = training(tmp_path)
+    result = trained.run()
+    trained.method.eval()
+    losses = trained.method.assign(collection().float() / 255).loss_B
+    assert result.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
+def test_planted_views_are_found(tmp_path: Path) -> None:
+    schedule = {"window": 20, "min_iterations": 100, "max_iterations": 200, "final_iterations": 0}
+    trained = training(tmp_path, transforms=[], batch_size=16, schedule=schedule, learning_rate=0.01)
+    trained.run()
+    cluster = trained.method.assign(collection().float() / 255).cluster_B
+    assert len({(int(c), i % 3) for i, c in enumerate(cluster)}) == 3
+
+
+def test_more_prototypes_than_images_are_refused(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    with pytest.raises(ClusteringError, match="above the 2 images"):
+        TrialTraining(configuration(), Trial(3, 0), collection(2), storage, "c", torch.device("cpu"))
+
+
+def test_a_loss_that_is_no_number_stops_the_trial_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    trained = training(tmp_path)
+    with pytest.raises(Killed):
+        trained.run(lambda window: (_ for _ in ()).throw(Killed) if window.iteration > 3 else None)
+    resumed = training(tmp_path)
+    resumed.method.prototypes.data.fill_(float("nan"))
+    with pytest.raises(ClusteringError, match="loss became nan by iteration 6"):
+        resumed.run()
+    assert training(tmp_path).iteration == 3
+
+
+def train_as_worker(rank: int, world_size: int, folder: str, schedule: dict[str, int]) -> None:
+    """Body of one DDP process of the test below."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    run = training(Path(folder) / f"rank{rank}", schedule=schedule)
+    run.run()
+    torch.save(run.method.state_dict(), Path(folder) / f"model{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_compute_what_one_computes(tmp_path: Path) -> None:
+    schedule = {"window": 2, "min_iterations": 2, "max_iterations": 4, "final_iterations": 2}
+    torch.set_num_threads(1)
+    single = training(tmp_path / "single", schedule=schedule)
+    single.run()
+    spawn(train_as_worker, (2, str(tmp_path), schedule), nprocs=2)
+    models = [torch.load(tmp_path / f"model{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, expected in single.method.state_dict().items():
+        assert torch.equal(models[0][name], models[1][name]), f"the workers differ in {name}"
+        # Sums in another order: float32 rounding, magnified by Adam where a gradient is about zero.
+        torch.testing.assert_close(models[0][name], expected, atol=5e-4, rtol=2e-3)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.clustering.transforms import TransformSequence, sample
+from tests.unit.clustering import dense
+
+SPATIAL = ["affine", "projective", "tps"]
+
+
+def sequence(names: list[str], channels: int = 3, height: int = 9, width: int = 11) -> TransformSequence:
+    return TransformSequence(names, channels, height, width).double()
+
+
+def random_parameters(names: list[str], n: int, scale: float, channels: int = 3) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    sizes = TransformSequence(names, channels, 8, 8).sizes
+    return {
+        name: scale * torch.randn(n, size, generator=generator, dtype=torch.float64) for name, size in sizes.items()
+    }
+
+
+@pytest.mark.parametrize("name", SPATIAL)
+def test_points_follow_the_formula(name: str) -> None:
+    parameters = random_parameters([name], 3, 0.1)
+    points = sequence([name]).points(parameters)
+    centres = dense.pixel_centres(9, 11)
+    for i in range(3):
+        expected = dense.POINTS[name](parameters[name][i], centres)
+        torch.testing.assert_close(points[i], expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", SPATIAL)
+@pytest.mark.parametrize("shape", [(28, 28), (65, 97)])
+def test_zero_parameters_are_the_identity(name: str, shape: tuple[int, int]) -> None:
+    modules = TransformSequence([name], 1, *shape)
+    picture = torch.rand(2, 1, *shape)
+    points = modules.points({name: torch.zeros(2, modules.sizes[name])})
+    torch.testing.assert_close(sample(picture, points), picture, atol=2e-5, rtol=0)
+
+
+def test_zero_colour_is_the_identity() -> None:
+    color = sequence(["color"]).color({"color": torch.zeros(2, 6, dtype=torch.float64)})
+    assert color is not None
+    gain, bias = color
+    assert torch.equal(gain, torch.ones_like(gain)) and torch.equal(bias, torch.zeros_like(bias))
+
+
+@pytest.mark.parametrize("names", [["affine", "tps"], ["tps", "projective"], ["projective", "affine", "tps"]])
+def test_modules_compose_in_their_order(names: list[str]) -> None:
+    """The composed points are T_1's points at T_2's points at …: the sequence applies its first module first."""
+    parameters = random_parameters(names, 1, 0.05)
+    points = sequence(names).points(parameters)[0]
+    expected = dense.pixel_centres(9, 11)
+    for name in reversed(names):
+        moved = dense.POINTS[name](parameters[name][0], expected)
+        expected = torch.cat([moved, torch.ones_like(moved[..., :1])], dim=-1)
+    torch.testing.assert_close(points, expected[..., :2], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", SPATIAL)
+def test_gradients(name: str) -> None:
+    modules = sequence([name], channels=1, height=4, width=5)
+    beta = random_parameters([name], 2, 0.05)[name].requires_grad_()
+    assert torch.autograd.gradcheck(lambda b: modules.points({name: b}), (beta,))
+
+
+def test_a_projective_horizon_stays_finite() -> None:
+    modules = sequence(["projective"])
+    beta = torch.zeros(1, 8, dtype=torch.float64)
+    beta[0, 6] = -3.0  # the divisor changes its sign inside the picture
+    assert modules.points({"projective": beta}).isfinite().all()
+
+
+@pytest.mark.parametrize("names", [["affine"], ["projective"], ["tps"], ["affine", "tps"], ["projective", "tps"]])
+def test_inverse_points_undo_the_warp(names: list[str]) -> None:
+    modules = sequence(names)
+    parameters = random_parameters(names, 4, 0.03)
+    points = modules.base_N2.double()
+    for name in names:
+        points = modules._spatial[name].unwarp(parameters[name], points)
+    for name in reversed(names):
+        points = modules._spatial[name].warp(parameters[name], points)
+    torch.testing.assert_close(points, modules.base_N2.double().expand_as(points), atol=1e-6, rtol=0)
+
+
+def test_invert_aligns_a_photo_back() -> None:
+    """A smooth picture that is transformed and then inverted is itself again, away from the border."""
+    names = ["color", "projective"]
+    modules = TransformSequence(names, 3, 64, 64)
+    y, x = torch.meshgrid(torch.linspace(0, 3, 64), torch.linspace(0, 3, 64), indexing="ij")
+    picture = torch.stack([x.sin(), y.cos(), (x * y).sin()])[None] * 0.4 + 0.5
+    parameters = {name: value.float() for name, value in random_parameters(names, 1, 0.03).items()}
+    color = modules.color(parameters)
+    assert color is not None
+    gain, bias = color
+    photo = sample(picture, modules.points(parameters)) * gain[..., None, None] + bias[..., None, None]
+    back = modules.invert(photo, parameters)
+    torch.testing.assert_close(back[..., 8:-8, 8:-8], picture[..., 8:-8, 8:-8], atol=5e-3, rtol=0)

@@ -1,0 +1,44 @@
+"""Imports go one way: jobs → reporting → clustering → root, jobs → ingest → root."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAY_IMPORT = {
+    "root": {"root"},
+    "ingest": {"root", "ingest"},
+    "clustering": {"root", "clustering"},
+    "reporting": {"root", "clustering", "reporting"},
+}
+
+
+def stage_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "root"
+
+
+def imports(file: Path) -> set[str]:
+    """All modules of the pipeline that `file` imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.split(".")[0] == "pipeline"}
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("pipeline/**/*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(file: Path) -> None:
+    stage = stage_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    assert {stage_of(name) for name in imports(file)} <= MAY_IMPORT[stage]
+
+
+def test_the_check_sees_imports_inside_functions(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text("def f():\n    from pipeline.ingest import stage\n")
+    assert {stage_of(name) for name in imports(file)} == {"ingest"}

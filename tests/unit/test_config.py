@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.clustering.dti import METHODS
+from pipeline.clustering.transforms import TransformSequence
+from pipeline.config import ClusteringConfig, Method, TransformName, dump_config, load_config
+from pipeline.errors import ConfigError
+
+BASE: dict[str, Any] = {"collection": "trevifountain", "source": "crawl"}
+
+
+def test_flags_win_over_the_file_and_overrides_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("clustering: {k: [3], batch_size: 8, learning_rate: 1e-4}\ningest: {image_size: 32}\n")
+    config = load_config(file, {**BASE, "clustering.k": ["5", "6"]}, ["clustering.batch_size=16"])
+    assert config.clustering.k == [5, 6]
+    assert config.clustering.batch_size == 16
+    assert config.clustering.learning_rate == 1e-4
+    assert config.ingest.image_size == 32
+
+
+def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
+    config = load_config(None, {**BASE, "clustering.k": [4, 8]}, ["clustering.schedule.window=7"])
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file, {}, []) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "overrides", "message"),
+    [
+        ({}, ["clustering.colour=1"], "clustering.colour: unknown key"),
+        ({}, ["clustering.batch_size=many"], "clustering.batch_size"),
+        ({}, ["nonsense"], "expected section.key=value"),
+        ({}, ["clustering.k.x=1"], "clustering.k is a value|clustering.k"),
+        ({"clustering.transforms": ["rotation"]}, [], "transforms.*'color', 'affine'"),
+        ({"clustering.k": ["0"]}, [], "clustering.k.0"),
+        ({"clustering.k": ["4", "4"]}, [], "each value may stand there once"),
+        ({"clustering.k": []}, [], "clustering.k"),
+        ({"clustering.select_k": 5, "clustering.k": [4]}, [], "select_k 5 is not among k"),
+        ({"clustering.workers": 3}, [], "batch_size 64 cannot be divided among 3 workers"),
+        ({"collection": "../x"}, [], "collection"),
+        ({"run_id": "../x"}, [], "run_id"),
+        ({"stages": ["train"]}, [], "stages"),
+        ({"source": None}, [], "--source"),
+        ({"workspace": "s3://bucket/x"}, [], "--tracking-uri"),
+        ({}, ["clustering.learning_rate=.nan"], "learning_rate"),
+        ({}, ["clustering.schedule.min_iterations=5000"], "above max_iterations"),
+    ],
+)
+def test_the_impossible_is_refused_in_one_line(flags: dict[str, Any], overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(None, {**BASE, "clustering.k": [4], **flags}, overrides)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words"])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"job\.yaml"):
+        load_config(file, BASE, [])
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "none.yaml", BASE, [])
+
+
+def test_every_name_in_the_configuration_has_its_implementation() -> None:
+    assert set(METHODS) == set(Method.__args__)  # type: ignore[attr-defined]
+    names = list(TransformName.__args__)  # type: ignore[attr-defined]
+    assert set(TransformSequence(names, 3, 8, 8).sizes) == set(names)
+
+
+def test_every_field_is_documented() -> None:
+    for field in ClusteringConfig.model_fields.values():
+        assert field.description
