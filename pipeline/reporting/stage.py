@@ -21,7 +21,7 @@ from pipeline.reporting.manifest import clusters_schema, prototypes_table
 from pipeline.reporting.mosaic import Tile, draw_mosaic
 from pipeline.reporting.pixels import png, to_pictures
 from pipeline.reporting.strips import publish_strips
-from pipeline.reporting.tracking import Tracking, finish, shown_uri, track, tracking_uri
+from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
 from pipeline.storage import Storage, read_json, write_json, write_table
 
 SCHEMA_VERSION = 1
@@ -152,7 +152,7 @@ def _digest(config: JobConfig, crawls: Sequence[Crawl], results: Sequence[TrialR
 
 def _is_tracked(storage: Storage, config: JobConfig, document: dict[str, Any]) -> bool:
     tracking = Tracking(**document["tracking"])
-    return tracking.error is None and tracking.uri == shown_uri(tracking_uri(storage, config))
+    return tracking.error is None and tracking.uri == without_credentials(tracking_uri(storage, config))
 
 
 def _clear(storage: Storage, paths: RunPaths) -> None:

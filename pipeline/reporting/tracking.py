@@ -6,8 +6,8 @@ attempt at the same run left there is replaced, so that a restart never doubles 
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -59,10 +58,9 @@ def tracking_uri(storage: Storage, config: JobConfig) -> str:
     return config.tracking_uri or f"sqlite:///{storage.uri('mlflow.db')}"
 
 
-def shown_uri(uri: str) -> str:
-    """`uri` without the user and password that it may hold."""
-    parts = urlsplit(uri)
-    return uri.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1) if "@" in parts.netloc else uri
+def without_credentials(text: str) -> str:
+    """`text` without the user and password of any address in it."""
+    return re.sub(r"(?<=://)[^/\s]+@", "", text)
 
 
 def track(
@@ -99,9 +97,9 @@ def track(
         for result in results:
             _track_trial(client, experiment, parent, common, config, result, selected=result == selected)
         _attach(client, parent, storage, RunPaths(config.collection, run_id).folder, artifacts)
-        say("track", f"MLflow run {parent} in {shown_uri(uri)}")
-        return Tracking(shown_uri(uri), parent)
-    return Tracking(shown_uri(uri), error=faults[0])
+        say("track", f"MLflow run {parent} in {without_credentials(uri)}")
+        return Tracking(without_credentials(uri), parent)
+    return Tracking(without_credentials(uri), error=faults[0])
 
 
 def finish(storage: Storage, config: JobConfig, tracking: Tracking, marker: str) -> Tracking:
@@ -218,8 +216,6 @@ def _client(uri: str) -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -242,9 +238,9 @@ def _guarded(uri: str) -> Iterator[list[str]]:
     except PipelineError:
         raise
     except Exception as error:  # stores and artifact repositories raise whatever their clients raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        faults.append(reason.replace(uri, shown_uri(uri)))
-        say("track", f"warning: not recorded in {shown_uri(uri)}, the same command tries again: {faults[0]}")
+        reason = " ".join(without_credentials(str(error)).split())[:200] or type(error).__name__
+        faults.append(reason)
+        say("track", f"warning: not recorded in {without_credentials(uri)}, the same command tries again: {reason}")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
