@@ -13,7 +13,7 @@ from pipeline.layout import CrawlPaths
 from pipeline.reporting import assign
 from pipeline.reporting.assign import assign_samples, assign_shard
 from pipeline.reporting.manifest import clusters_schema
-from pipeline.storage import LocalStorage
+from pipeline.storage import LocalStorage, read_table, write_table
 from tests.made_collection import BLUE, GREEN, RED, make_crawl, sample, write_shard_at
 
 SCHEMA = clusters_schema(ClusteringConfig(method="dti-kmeans", transforms=["color", "tps"]))
@@ -82,6 +82,15 @@ def test_a_shard_s_rows_carry_what_ingest_knows(tmp_path: Path) -> None:
     row = table.to_pylist()[1]
     assert (row["image_id"], row["source_uri"], row["caption"]) == ("c", "/photos/c.jpg", "café")
     assert (row["crawl_id"], row["shard"], row["cluster"]) == ("c1", 1, 1)
+
+
+def test_rows_meet_their_image_by_id_and_not_by_position(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    crawl = make_crawl(storage, "paris", "c1", [IMAGES])
+    key = CrawlPaths("paris", "c1").rows(0)
+    write_table(storage, key, read_table(storage, key).take([3, 2, 1, 0]))
+    table = assign_shard(storage, NearestColor(), crawl, 0, SCHEMA)
+    assert table["source_uri"].to_pylist() == ["/photos/a.jpg", "/photos/b.jpg", "/photos/c.jpg"]
 
 
 def test_a_tar_that_does_not_belong_to_its_rows_is_refused(tmp_path: Path) -> None:
