@@ -11,7 +11,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,7 +109,8 @@ class LocalStorage:
         except OSError as error:
             raise StorageError(f"cannot write {target}: {error.strerror}; nothing was published") from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
 
 class S3Storage:
@@ -120,10 +121,10 @@ class S3Storage:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = root.rstrip("/")
-        self.bucket, _, self.prefix = self.root.removeprefix("s3://").partition("/")
+        self.bucket, _, self.prefix = root.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket:
             raise ConfigError(f"workspace {root!r}: expected s3://bucket/prefix")
+        self.root = root.rstrip("/")
         self._client: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,13 +188,16 @@ class S3Storage:
 
         try:
             yield
-        except (Boto3Error, BotoCoreError, ClientError) as error:
+        except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
             raise StorageError(f"cannot {verb} {self.uri(key)}: {error}") from error
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:
     """The JSON object stored as `key`."""
-    document = json.loads(storage.read_bytes(key))
+    try:
+        document = json.loads(storage.read_bytes(key))
+    except ValueError as error:
+        raise StorageError(f"{storage.uri(key)}: not JSON ({error})") from error
     if not isinstance(document, dict):
         raise StorageError(f"{storage.uri(key)}: expected a JSON object, found {type(document).__name__}")
     return document
@@ -206,7 +210,10 @@ def write_json(storage: Storage, key: str, document: dict[str, Any]) -> None:
 
 def read_table(storage: Storage, key: str, columns: list[str] | None = None) -> pa.Table:
     """The Parquet table stored as `key`, or some of its columns."""
-    return pq.read_table(pa.BufferReader(storage.read_bytes(key)), columns=columns)
+    try:
+        return pq.read_table(pa.BufferReader(storage.read_bytes(key)), columns=columns)
+    except pa.ArrowException as error:
+        raise StorageError(f"{storage.uri(key)}: not a Parquet table ({error})") from error
 
 
 def write_table(storage: Storage, key: str, table: pa.Table) -> None:
