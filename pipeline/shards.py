@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from pipeline.errors import StorageError
 from pipeline.layout import CrawlPaths, crawls_of
 from pipeline.records import Crawl
 from pipeline.storage import Storage, read_json
+
+END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
+"""Without it, a tar that was cut off between two members would pass for a shorter one."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,20 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def read_shard(storage: Storage, key: str) -> Iterator[Sample]:
-    """The samples of the tar `key` in the order in which they were written."""
-    stream = io.BytesIO(storage.read_bytes(key))
-    for member in group_by_keys(tar_file_expander([{"url": key, "stream": stream}])):
-        try:
+    """The samples of the tar `key` in the order in which they were written.
+
+    Raises StorageError where it is missing, cut off, or holds something else.
+    """
+    data = storage.read_bytes(key)
+    if not data.endswith(END_OF_TAR):
+        raise StorageError(f"{storage.uri(key)}: not a whole tar; delete its crawl and ingest it again")
+    try:
+        for member in group_by_keys(tar_file_expander([{"url": key, "stream": io.BytesIO(data)}])):
             yield Sample(member["__key__"], member["jpg"], json.loads(member["json"]))
-        except KeyError as error:
-            raise StorageError(f"{storage.uri(key)}: member {member['__key__']} has no {error}") from error
+    except KeyError as error:
+        raise StorageError(f"{storage.uri(key)}: a member has no {error}") from error
+    except (tarfile.TarError, ValueError) as error:
+        raise StorageError(f"{storage.uri(key)}: not a shard ({error})") from error
 
 
 def complete_crawls(storage: Storage, collection: str) -> list[Crawl]:
