@@ -19,6 +19,7 @@ import argparse
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     Photo = np.ndarray[Any, np.dtype[np.uint8]]  # height x width x 3, RGB
 
-NOISE_SHARE, BROKEN_SHARE, REPEAT_SHARE = 0.25, 0.02, 0.03
+NOISE_SHARE, BROKEN_SHARE, REPEAT_SHARE = 0.25, 0.03, 0.03
 FIRST_POST = 3_000_000_000_000_000_000
 FIRST_SECOND = 1_700_000_000
 TEXTURES = ("brick", "grass", "gravel")
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same crawl (default: %(default)s)")
     parser.add_argument("--tag", default="demo", help="hashtag that was crawled (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.n < 1 or arguments.seed < 0 or Path(arguments.tag).name != arguments.tag:
+    if arguments.n < 1 or arguments.seed < 0 or not re.fullmatch(r"\w[\w.-]*", arguments.tag):
         parser.error("expected --n of at least 1, --seed of at least 0 and a --tag that can name a folder")
     folder = make_collection(arguments.out, arguments.n, arguments.seed, arguments.tag)
     print(f"{arguments.n} files of #{arguments.tag} in {folder}")

@@ -1,0 +1,206 @@
+"""The ingest stage over a real local Ray."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import JobConfig, load_config
+from pipeline.errors import ConfigError, SourceError
+from pipeline.ingest.stage import ingest
+from pipeline.layout import CrawlPaths
+from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl
+from pipeline.shards import complete_crawls, read_shard
+from pipeline.storage import LocalStorage, read_json, read_table
+from tests.crawl_files import encoded, node, photograph, png_bomb, write_metadata
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MAKE_CRAWL = Path(__file__).parents[3] / "shared" / "tools" / "make_crawl.py"
+
+
+def job(source: Path, workspace: Path, **ingest_options: Any) -> JobConfig:
+    options = {"image_size": 16, "records_per_shard": 5, **ingest_options}
+    flags = {f"ingest.{name}": value for name, value in options.items()}
+    return load_config(None, {"collection": "c", "source": str(source), "workspace": str(workspace), **flags}, [])
+
+
+def run(source: Path, workspace: Path, **ingest_options: Any) -> Crawl:
+    return ingest(LocalStorage(str(workspace)), job(source, workspace, **ingest_options))
+
+
+def rows(workspace: Path, crawl: Crawl) -> list[dict[str, Any]]:
+    storage, paths = LocalStorage(str(workspace)), CrawlPaths("c", crawl.crawl_id)
+    return [row for i in range(crawl.n_shards) for row in read_table(storage, paths.rows(i)).to_pylist()]
+
+
+def contents(workspace: Path) -> dict[str, bytes]:
+    """Every published file but the marker, which holds times."""
+    storage = LocalStorage(str(workspace))
+    return {key: storage.read_bytes(key) for key in storage.list("") if not key.endswith("/crawl.json")}
+
+
+@pytest.fixture
+def crawl_folder(tmp_path: Path) -> Path:
+    """Twenty-one records: twelve photographs, two repeats, and what else a scraper leaves."""
+    folder = tmp_path / "crawl"
+    folder.mkdir()
+    files = {f"{i:02d}.jpg": encoded(photograph(i)) for i in range(12)}
+    files |= {"05-again.jpg": files["05.jpg"], "zz-again.jpg": files["00.jpg"]}
+    files |= {
+        "bomb.png": png_bomb(60_000, 60_000),
+        "cut.jpg": files["01.jpg"][:500],
+        "empty.jpg": b"",
+        "login.jpg": b"<!DOCTYPE html>",
+        "tiny.png": encoded(photograph(0, 2, 2), "PNG"),
+        "video.mp4": b"\0\0\0\x20ftypisom" + bytes(100),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    write_metadata(folder, [node(name) for name in [*files, "gone.jpg"]])
+    return folder
+
+
+def test_every_record_is_accounted_for(crawl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = tmp_path / "ws"
+    crawl = run(crawl_folder, workspace)
+    assert (crawl.records, crawl.accepted, crawl.n_shards) == (21, 12, 5)
+    assert crawl.rejected == {
+        "duplicate": 2, "empty": 1, "missing_file": 1, "not_an_image": 1, "too_many_pixels": 1, "too_small": 1,
+        "truncated": 1, "video": 1,
+    }  # fmt: skip
+    assert "ingest    21 records: 12 accepted, 9 rejected (2 duplicate, " in capsys.readouterr().out
+
+    table = rows(workspace, crawl)
+    assert [row["record"] for row in table] == list(range(21))
+    names = sorted(p.name for p in crawl_folder.iterdir() if p.suffix != ".json")
+    assert [row["file_name"] for row in table] == [*names, "gone.jpg"]
+    assert {row["status"] for row in table} == {"accepted", "rejected"}
+
+    storage, paths = LocalStorage(str(workspace)), CrawlPaths("c", crawl.crawl_id)
+    samples = [s for i in range(crawl.n_shards) for s in read_shard(storage, paths.shard(i))]
+    assert [s.image_id for s in samples] == [row["image_id"] for row in table if row["status"] == "accepted"]
+    assert {s.pixels().shape for s in samples} == {(16, 16, 3)}
+    assert samples[0].metadata == {
+        "image_id": samples[0].image_id,
+        "source_uri": str(crawl_folder / "00.jpg"),
+        "file_name": "00.jpg",
+        "shortcode": "code of 00.jpg",
+        "caption": "caption of 00.jpg #Trevi",
+        "taken_at": "2020-09-13T12:26:40+00:00",
+        "hashtags": ["trevi"],
+        "source_url": "https://cdn.example/a/00.jpg",
+        "width": 48,
+        "height": 48,
+        "extra": {},
+    }
+    assert read_table(storage, paths.rows(0)).schema.equals(SHARD_SCHEMA)
+    assert read_table(storage, paths.plan).schema.equals(PLAN_SCHEMA)
+    assert complete_crawls(storage, "c") == [crawl]
+    marker = read_json(storage, paths.marker)
+    assert marker["bytes"] == sum(p.stat().st_size for p in crawl_folder.iterdir() if p.suffix not in {".json", ".mp4"})
+    assert marker["config"]["image_size"] == 16
+
+
+def test_a_complete_crawl_is_left_as_it_is(
+    crawl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = tmp_path / "ws"
+    first = run(crawl_folder, workspace)
+    before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*")}
+    capsys.readouterr()
+    assert run(crawl_folder, workspace) == first
+    assert {path: path.stat().st_mtime_ns for path in workspace.rglob("*")} == before
+    assert "is complete already, nothing to do" in capsys.readouterr().out
+
+
+def test_an_interrupted_crawl_continues_to_the_same_bytes(
+    crawl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = tmp_path / "ws"
+    first = run(crawl_folder, workspace)
+    whole = contents(workspace)
+    folder = workspace / "c" / "crawls" / first.crawl_id
+    for name in ["crawl.json", "shards/shard-000000.parquet", "shards/shard-000003.parquet", "shards/shard-000003.tar"]:
+        (folder / name).unlink()
+    kept = folder / "shards/shard-000001.tar"
+    built_at = kept.stat().st_mtime_ns
+    assert run(crawl_folder, workspace) == first
+    assert "3 of 5 shards are done already, 2 to build" in capsys.readouterr().out
+    assert contents(workspace) == whole
+    assert kept.stat().st_mtime_ns == built_at
+
+
+def test_two_workspaces_get_the_same_bytes(crawl_folder: Path, tmp_path: Path) -> None:
+    assert run(crawl_folder, tmp_path / "a") == run(crawl_folder, tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_crawl_that_moved_is_the_same_and_one_that_changed_is_new(crawl_folder: Path, tmp_path: Path) -> None:
+    first = run(crawl_folder, tmp_path / "ws")
+    moved = crawl_folder.rename(tmp_path / "moved")
+    assert run(moved, tmp_path / "ws") == first
+    (moved / "new.jpg").write_bytes(encoded(photograph(99)))
+    second = run(moved, tmp_path / "ws")
+    assert second.crawl_id != first.crawl_id
+    assert (second.records, second.accepted, second.rejected["duplicate"]) == (22, 1, 14)
+    third = run(moved, tmp_path / "ws", image_size=32)
+    assert third.accepted == 13
+
+
+def test_a_crawl_without_images_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "crawl" / "a.txt").write_text("a")
+    assert run(tmp_path / "crawl", tmp_path / "ws").accepted == 0
+    assert "no image was accepted" in capsys.readouterr().out
+
+
+def test_impossible_sources_are_refused(crawl_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such folder"):
+        run(tmp_path / "none", tmp_path / "ws")
+    with pytest.raises(ConfigError, match="lies inside the source"):
+        run(crawl_folder, crawl_folder / "ws")
+    assert not (tmp_path / "ws").exists()
+
+
+def test_names_of_any_bytes_go_all_the_way(tmp_path: Path) -> None:
+    (tmp_path / "crawl").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/crawl/\xff\xfe.jpg")).write_bytes(encoded(photograph(1)))
+    assert run(tmp_path / "crawl", tmp_path / "ws").accepted == 1
+
+
+def test_a_made_crawl_is_sorted_out_as_its_labels_say(tmp_path: Path) -> None:
+    if not MAKE_CRAWL.exists():
+        pytest.skip(f"{MAKE_CRAWL} is not there")
+    photos = MAKE_CRAWL.parents[1] / "data" / "photos"
+    command = [
+        sys.executable,
+        str(MAKE_CRAWL),
+        "--photos",
+        str(photos),
+        "--out",
+        str(tmp_path),
+        "--n",
+        "120",
+        "--seed",
+        "7",
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    crawl = run(tmp_path / "trevifountain", tmp_path / "ws", records_per_shard=32)
+    with (tmp_path / "labels.csv").open(encoding="utf-8") as file:
+        kinds = {row["file"]: row["kind"] for row in csv.DictReader(file)}
+    found = {row["file_name"]: row["reason"] or row["status"] for row in rows(tmp_path / "ws", crawl)}
+    assert found.keys() == kinds.keys()
+    assert crawl.accepted + sum(crawl.rejected.values()) == crawl.records == 120
+    for name, kind in kinds.items():
+        if kind.startswith("bad:"):
+            assert found[name] not in {"accepted", "duplicate"}, f"{name} ({kind})"
+        else:
+            assert found[name] in {"accepted", "duplicate"}, f"{name} ({kind})"
+    assert Counter(found.values())["duplicate"] == Counter(kinds.values())["duplicate"]

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.config import IngestConfig
+from pipeline.ingest.images import UNSAFE_FORMATS, DecodedImage, Pixels, decode_square, encode_jpeg
+from pipeline.ingest.rejection import Rejected
+from tests.crawl_files import encoded, photograph, png_bomb
+
+CONFIG = IngestConfig(image_size=16)
+
+
+def reason(data: bytes, config: IngestConfig = CONFIG) -> str:
+    with pytest.raises(Rejected) as caught:
+        decode_square(data, config)
+    assert caught.value.detail
+    return caught.value.reason
+
+
+def distance(pixels: Pixels, image: Image.Image) -> float:
+    """Mean absolute difference in grey levels from the square that `image` should become."""
+    expected = np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.LANCZOS), np.float64)
+    return float(np.abs(pixels - expected).mean())
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("JPEG", {"quality": 95}),
+        ("JPEG", {"quality": 95, "progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("JPEG2000", {}),
+        ("AVIF", {"quality": 95}),
+        ("ICO", {"sizes": [(48, 48)]}),
+        ("PPM", {}),
+        ("TGA", {}),
+    ],
+)
+def test_usual_formats_are_read(file_format: str, options: dict[str, object]) -> None:
+    decoded = decode_square(encoded(photograph(), file_format, **options), CONFIG)
+    assert decoded.pixels.shape == (16, 16, 3)
+    assert decoded.pixels.dtype == np.uint8
+    assert (decoded.format, decoded.width, decoded.height) == (file_format, 48, 48)
+    assert distance(decoded.pixels, photograph()) < 5
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format", "tolerance"),
+    [("RGBA", "PNG", 1), ("P", "PNG", 12), ("CMYK", "JPEG", 4), ("YCbCr", "TIFF", 3), ("LAB", "TIFF", 4)],
+)
+def test_colour_modes_keep_their_colours(mode: str, file_format: str, tolerance: float) -> None:
+    photo = photograph()
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        converted = ImageCms.profileToProfile(photo, *profiles, outputMode="LAB")
+        assert converted is not None
+    else:
+        converted = photo.quantize(256) if mode == "P" else photo.convert(mode)
+    decoded = decode_square(encoded(converted, file_format), CONFIG)
+    assert distance(decoded.pixels, photo) < tolerance
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA"])
+def test_grey_modes_become_grey(mode: str) -> None:
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 48).astype(np.uint8), (48, 1)))
+    pixels = decode_square(encoded(ramp.convert(mode), "PNG"), CONFIG).pixels
+    assert np.ptp(pixels, axis=2).max() == 0
+    assert pixels[:, 0].mean() < 20
+    assert pixels[:, -1].mean() > 235
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white", "file_format"),
+    [(np.uint16, 65535, "PNG"), (np.int32, 65535, "TIFF"), (np.int32, 255, "TIFF"), (np.int32, 10**9, "TIFF")]
+    + [(np.float32, white, "TIFF") for white in (1.0, 255.0, 1e6)],
+)
+def test_deep_grey_images_are_scaled_and_not_clipped(dtype: type[np.generic], white: float, file_format: str) -> None:
+    ramp = np.tile(np.linspace(0, white, 48), (48, 1)).astype(dtype)
+    pixels = decode_square(encoded(Image.fromarray(ramp), file_format), CONFIG).pixels
+    expected = np.linspace(255 / 32, 255 - 255 / 32, 16)
+    assert np.abs(pixels.mean(axis=(0, 2)) - expected).max() < 8
+
+
+def test_values_that_are_no_numbers_do_no_harm() -> None:
+    strange = np.full((48, 48), np.nan, np.float32)
+    assert decode_square(encoded(Image.fromarray(strange), "TIFF"), CONFIG).pixels.max() == 0
+    strange[:, :24], strange[:, 24:] = -np.inf, np.inf
+    decode_square(encoded(Image.fromarray(strange), "TIFF"), CONFIG)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "grey key"])
+def test_transparency_becomes_white(kind: str) -> None:
+    if kind == "palette":
+        image, options = Image.new("P", (48, 48), 0), {"transparency": 0}
+    elif kind == "grey key":
+        image, options = Image.new("L", (48, 48), 7), {"transparency": 7}
+    else:
+        image, options = Image.new(kind, (48, 48), (9, 9, 9, 0) if kind == "RGBA" else (9, 0)), {}
+    assert decode_square(encoded(image, "PNG", **options), CONFIG).pixels.min() == 255
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_made_upright(orientation: int, file_format: str) -> None:
+    corner = np.zeros((64, 96, 3), np.uint8)
+    corner[:32, :48] = (255, 0, 0)
+    corner[:32, 48:] = (0, 255, 0)
+    corner[32:, :48] = (0, 0, 255)
+    stored = Image.fromarray(corner)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that leads to each orientation
+    if orientation in undo:
+        stored = stored.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_square(encoded(stored, file_format, exif=exif), CONFIG)
+    assert (decoded.width, decoded.height) == (96, 64)
+    assert distance(decoded.pixels, Image.fromarray(corner[:, 16:80])) < 6
+
+
+def test_broken_exif_does_not_reject_a_photograph() -> None:
+    data = encoded(photograph(), exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
+    assert decode_square(data, CONFIG).width == 48
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    first, second = photograph(1), photograph(2)
+    for file_format in ("GIF", "WEBP", "PNG"):
+        data = encoded(first, file_format, save_all=True, append_images=[second])
+        assert distance(decode_square(data, CONFIG).pixels, first) < 12
+
+
+def test_the_middle_is_kept() -> None:
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 40:80] = 255
+    decoded = decode_square(encoded(Image.fromarray(wide), "PNG"), CONFIG)
+    assert decoded.pixels.min() > 200
+    assert (decoded.width, decoded.height) == (120, 40)
+
+
+def test_fine_patterns_do_not_alias() -> None:
+    pattern = np.indices((512, 512)).sum(axis=0) % 2 * 255
+    pixels = decode_square(encoded(Image.fromarray(pattern.astype(np.uint8)), "PNG"), CONFIG).pixels
+    assert np.abs(pixels.astype(int) - 127).max() < 4
+
+
+def test_decoding_at_a_smaller_scale_loses_nothing_visible() -> None:
+    large = photograph(3, 640, 640)
+    assert distance(decode_square(encoded(large, quality=95), CONFIG).pixels, large) < 1
+
+
+WHOLE = {name: encoded(photograph(0, 200, 200), name) for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>Login</html>", "not_an_image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\nshowpage\n", "not_an_image"),
+        (b"\xd7\xcd\xc6\x9a\0\0" + bytes(80), "not_an_image"),
+        (b"\0\0\0\x20ftypisom" + bytes(200), "video"),
+        (b"\x1a\x45\xdf\xa3" + bytes(200), "video"),
+        (b"\0\0\x01\xba" + bytes(200), "video"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(200), "corrupt"),
+        (WHOLE["JPEG"][: len(WHOLE["JPEG"]) // 2], "truncated"),
+        (WHOLE["PNG"][: len(WHOLE["PNG"]) // 2], "truncated"),
+        (WHOLE["WEBP"][: len(WHOLE["WEBP"]) // 2], "truncated"),
+        (WHOLE["GIF"][: len(WHOLE["GIF"]) // 2], "truncated"),
+        (encoded(Image.new("RGB", (1, 1)), "PNG"), "too_small"),
+        (png_bomb(60_000, 60_000), "too_many_pixels"),
+        (png_bomb(10_001, 10_000), "too_many_pixels"),
+    ],
+)
+def test_what_cannot_become_an_image_is_named(data: bytes, expected: str) -> None:
+    assert reason(data) == expected
+
+
+def test_the_pixel_limit_is_exact_and_leaves_pillow_as_it_was() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    data = encoded(photograph(0, 50, 40))
+    assert reason(data, IngestConfig(image_size=16, max_pixels=1999)) == "too_many_pixels"
+    assert decode_square(data, IngestConfig(image_size=16, max_pixels=2000)).width == 50
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_smallest_side_is_exact_and_small_images_grow() -> None:
+    config = IngestConfig(image_size=64)
+    assert reason(encoded(photograph(0, 15, 300)), config) == "too_small"
+    assert decode_square(encoded(photograph(0, 16, 300)), config).pixels.shape == (64, 64, 3)
+
+
+def test_programs_of_the_system_are_never_asked() -> None:
+    assert {"EPS", "WMF", "IPTC"} <= UNSAFE_FORMATS
+
+
+def test_jpegs_are_reproducible_and_without_chroma_subsampling() -> None:
+    pixels = np.asarray(photograph())
+    data = encode_jpeg(pixels, 95)
+    assert data == encode_jpeg(pixels.copy(), 95)
+    with Image.open(io.BytesIO(data)) as image:
+        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
+        assert np.abs(np.asarray(image).astype(int) - pixels).mean() < 2
+
+
+def attempt(data: bytes) -> DecodedImage | None:
+    try:
+        return decode_square(data, CONFIG)
+    except Rejected:
+        return None
+
+
+MAGIC = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"RIFF\0\0\0\0WEBP", b"8BPS", b"P6\n", b"BM"]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.sampled_from(MAGIC), st.binary(max_size=400))
+def test_no_bytes_crash_it(start: bytes, rest: bytes) -> None:
+    attempt(start + rest)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(st.data())
+def test_no_damage_crashes_it(data: st.DataObject) -> None:
+    damaged = bytearray(WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))])
+    for _ in range(data.draw(st.integers(1, 6))):
+        # Headers are where damage hurts.
+        at = data.draw(st.one_of(st.integers(0, 80), st.integers(0, len(damaged) - 5)))
+        damaged[at : at + 4] = struct.pack("<I", data.draw(st.integers(0, 2**32 - 1)))
+    decoded = attempt(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]))
+    assert decoded is None or decoded.pixels.shape == (16, 16, 3)
