@@ -15,7 +15,8 @@ Item = TypeVar("Item")
 def ray_session() -> Iterator[None]:
     """Connect to the cluster named by RAY_ADDRESS (set for submitted jobs), or start a local one; then disconnect.
 
-    A submitted job must not contradict its cluster's settings, so nothing is passed to `ray.init` there.
+    A submitted job must not contradict its cluster's settings, so none are passed to `ray.init` there. The console
+    belongs to the stages' progress; what workers print is in Ray's own log folder and dashboard.
     """
     # Ray would otherwise guess the authentication mode from a file in the home folder, and guess differently
     # for `ray start` and for `ray.init`.
@@ -25,9 +26,9 @@ def ray_session() -> Iterator[None]:
     import ray
 
     if "RAY_ADDRESS" in os.environ:
-        ray.init()
+        ray.init(log_to_driver=False)
     else:
-        ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=True)
+        ray.init("local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     try:
         yield
     finally:

@@ -60,7 +60,7 @@ def train_trials(
     _check_resources(config, resources)
     news = ray.remote(News).options(num_cpus=0).remote()
     job = TrainJob(storage, paths, config, trials, shard_keys, news)
-    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _shown(news, len(trials)):
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _shown(news):
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
@@ -119,6 +119,7 @@ class News:
 
     def finished(self, trial: Trial, loss: float) -> None:
         """A trial is done."""
+        self._window = None
         self._lines.append(f"{trial.name}: done, loss {loss:.6g}")
 
     def ask(self) -> tuple[list[str], Window | None]:
@@ -147,31 +148,31 @@ def _check_resources(config: ClusteringConfig, per_worker: dict[str, float]) -> 
 
 
 @contextmanager
-def _shown(news: Any, n_trials: int) -> Iterator[None]:
+def _shown(news: Any) -> Iterator[None]:
     """Show what `news` hears while training runs."""
     stop = threading.Event()
 
     def follow() -> None:
-        done = 0
         bar: Progress | None = None
         position = 0
-        while True:
+        finished = False
+        while not finished:
             finished = stop.wait(POLL_S)
             lines, window = ray.get(news.ask.remote())
+            if bar and (lines or finished):
+                bar.close()
+                bar = None
             for line in lines:
-                if bar:
-                    bar.close()
-                    bar, position = None, 0
                 say("cluster", line)
-                done += 1
-            if window is not None:
-                bar = bar or Progress("cluster", 0, "it")
-                bar.set_total(window.iteration + window.iterations_left)
-                modules = "+".join(window.modules) or "identity"
-                bar.advance(window.iteration - position, f"{window.trial.name} loss {window.loss:.6g} {modules}")
-                position = window.iteration
-            if finished:
-                return
+            if window is None:
+                continue
+            total = window.iteration + window.iterations_left
+            if bar is None:
+                bar, position = Progress("cluster", total, "it", done=window.iteration), window.iteration
+            bar.set_total(total)
+            modules = "+".join(window.modules) or "identity"
+            bar.advance(window.iteration - position, f"{window.trial.name} loss {window.loss:.6g} {modules}")
+            position = window.iteration
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
