@@ -161,8 +161,8 @@ def _to_8_bits(values: np.ndarray[Any, Any]) -> Pixels:
         white = lightest
     else:
         black = 0.0
-    scaled = (np.clip(np.nan_to_num(values.astype(np.float64)), black, white) - black) * (255.0 / (white - black))
-    return np.rint(scaled).astype(np.uint8)
+    from_black = np.clip(np.nan_to_num(values.astype(np.float64)), black, white) - black
+    return np.rint(from_black * (255.0 / ((white - black) or 1.0))).astype(np.uint8)
 
 
 def _on_white(square: Image.Image) -> Pixels:

@@ -51,7 +51,7 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         if (complete := crawls.get(crawl_id)) is not None:
             say("ingest", f"crawl {crawl_id} is complete already, nothing to do: {_summary(complete)}")
             return complete
-        say("ingest", f"crawl {crawl_id}: {plan.records} records of {source} in {plan.n_shards} shards")
+        say("ingest", f"crawl {crawl_id}: {plan.records} records of {storable(str(source))} in {plan.n_shards} shards")
         storage.publish(plan.path, paths.plan)
         built = _build_shards(storage, paths, plan, config.ingest)
     _keep_repeats_once(storage, paths, plan.n_shards, list(crawls.values()), config.ingest.image_size)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from pipeline.config import JobConfig, load_config
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, PipelineError, SourceError
 from pipeline.ingest.stage import ingest
 from pipeline.layout import CrawlPaths
 from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl
 from pipeline.shards import complete_crawls, read_shard
-from pipeline.storage import LocalStorage, read_json, read_table
+from pipeline.storage import LocalStorage, read_json, read_table, write_table
 from tests.crawl_files import encoded, node, photograph, png_bomb, write_metadata
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -159,6 +159,16 @@ def test_a_crawl_without_images_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "crawl" / "a.txt").write_text("a")
     assert run(tmp_path / "crawl", tmp_path / "ws").accepted == 0
     assert "no image was accepted" in capsys.readouterr().out
+
+
+def test_totals_that_do_not_add_up_are_never_published(crawl_folder: Path, tmp_path: Path) -> None:
+    crawl = run(crawl_folder, tmp_path / "ws")
+    storage, paths = LocalStorage(str(tmp_path / "ws")), CrawlPaths("c", crawl.crawl_id)
+    storage.delete(paths.marker)
+    write_table(storage, paths.rows(4), read_table(storage, paths.rows(4)).slice(1))
+    with pytest.raises(PipelineError, match=r"of 21 records; delete .* and ingest again"):
+        run(crawl_folder, tmp_path / "ws")
+    assert not storage.exists(paths.marker)
 
 
 def test_impossible_sources_are_refused(crawl_folder: Path, tmp_path: Path) -> None:

@@ -97,6 +97,9 @@ def test_deep_grey_images_are_scaled_and_not_clipped(dtype: type[np.generic], wh
 def test_values_that_are_no_numbers_do_no_harm() -> None:
     strange = np.full((48, 48), np.nan, np.float32)
     assert decode_square(encoded(Image.fromarray(strange), "TIFF"), CONFIG).pixels.max() == 0
+    for even in (-5.0, 1e9):
+        strange[:] = even
+        assert decode_square(encoded(Image.fromarray(strange), "TIFF"), CONFIG).pixels.max() == 0
     strange[:, :24], strange[:, 24:] = -np.inf, np.inf
     decode_square(encoded(Image.fromarray(strange), "TIFF"), CONFIG)
 
