@@ -28,6 +28,9 @@ def ray_session() -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
+        # This Ray has no API server. Left to itself, Ray Train would look for one, find that of another Ray on the
+        # machine, learn there that its controller is unknown, and take its own workers' resources away.
+        os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
         ray.init("local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     try:
         yield

@@ -32,7 +32,9 @@ def open_run(storage: Storage, config: JobConfig, crawls: list[Crawl]) -> RunPat
     paths = RunPaths(config.collection, config.run_id or f"run-{digest(identity)}")
     if not storage.exists(paths.identity):
         write_json(storage, paths.identity, identity)
-        storage.write_bytes(paths.config, dump_config(config).encode())
+        # An address may hold a password, and the next job may be tracked elsewhere.
+        shown = config.model_copy(update={"tracking_uri": None})
+        storage.write_bytes(paths.config, dump_config(shown).encode())
         return paths
     found = read_json(storage, paths.identity)
     if found != identity:

@@ -1,0 +1,228 @@
+"""The job as its user runs it: as a script, killed and started again, and submitted to a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.crawl_files import encoded, photograph
+
+ROOT = Path(__file__).parents[2]
+JOB = "jobs/cluster_collection.py"
+SMALL = [
+    "--image-size=16",
+    "--k=2,3",
+    "--transforms=color,affine,tps",
+    "--set=clustering.batch_size=8",
+    "--set=clustering.checkpoint_every_s=0",
+    "--set=clustering.schedule={window: 5, min_iterations: 10, max_iterations: 60, final_iterations: 10}",
+]
+
+
+def environment() -> dict[str, str]:
+    """This environment, in which `python` is the one that runs the tests and no cluster is known."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**kept, "PATH": path, "RAY_AUTH_MODE": "disabled"}
+
+
+def run_job(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, JOB, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def trials(workspace: Path) -> dict[str, float]:
+    """Loss of every finished trial."""
+    markers = workspace.glob("things/runs/*/trials/*/trial.json")
+    return {marker.parent.name: json.loads(marker.read_text())["loss"] for marker in markers}
+
+
+@pytest.fixture(scope="module")
+def crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crawl")
+    for index in range(30):
+        (folder / f"{index}.jpg").write_bytes(encoded(photograph(index % 3), quality=60 + index))
+    (folder / "broken.jpg").write_bytes(b"<html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(crawl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """Workspace and console of a job that ran through."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    done = run_job("--collection=things", f"--source={crawl}", f"--workspace={workspace}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    yield workspace, done.stdout
+
+
+@pytest.mark.slow
+def test_one_command_leaves_everything(finished: tuple[Path, str]) -> None:
+    workspace, console = finished
+    (run,) = (workspace / "things" / "runs").iterdir()
+    document = json.loads((run / "run.json").read_text())
+    assert document["counts"]["images"] == document["counts"]["assigned"] == 30
+    assert document["counts"]["records"] == 31
+    assert set(trials(workspace)) == {"k=2-seed=0", "k=3-seed=0"}
+    clusters = pq.read_table(run / "clusters.parquet")
+    assert clusters.num_rows == 30
+    assert {"negative_log_likelihood", "posterior", "runner_up", "transform_color", "transform_tps"} <= set(
+        clusters.column_names
+    )
+    assert len(list((run / "clusters").glob("*.png"))) == document["selected"]["k"]
+    assert (run / "mosaic.png").stat().st_size > 0
+    assert "31 records: 30 accepted, 1 rejected" in console
+    assert str(workspace / "things") in console.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_same_command_again_does_nothing(crawl: Path, finished: tuple[Path, str]) -> None:
+    workspace, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (workspace / "things").rglob("*") if path.is_file()}
+    again = run_job("--collection=things", f"--source={crawl}", f"--workspace={workspace}", *SMALL)
+    assert again.returncode == 0, again.stderr
+    assert "2 of 2 trials" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.slow
+def test_a_killed_job_ends_as_if_it_had_not_been_killed(
+    crawl: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    arguments = ["--collection=things", f"--source={crawl}", f"--workspace={tmp_path}", *SMALL]
+    job = subprocess.Popen(
+        [sys.executable, JOB, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("things/runs/*/trials/k=2-seed=0/checkpoint.pt")):
+        assert job.poll() is None and time.monotonic() < deadline, "the job never wrote a checkpoint"
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert "k=3-seed=0" not in trials(tmp_path), "killed too late to show anything"
+    again = run_job(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "is complete" in again.stdout, "the crawl was ingested again"
+    assert trials(tmp_path) == trials(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--k=99"], "99 is above the 31 files"),
+        (["--transforms=rotation"], "rotation"),
+        (["--set=clustering.colour=1"], "clustering.colour: unknown key"),
+        (["--source=/nowhere"], "/nowhere"),
+    ],
+)
+def test_the_impossible_is_refused_before_any_work(
+    crawl: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    workspace = tmp_path / "workspace"
+    refused = run_job("--collection=things", f"--source={crawl}", f"--workspace={workspace}", "--k=2", *arguments)
+    assert refused.returncode == (1 if "nowhere" in message else 2)
+    assert message in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1, "one line, no traceback"
+    assert not workspace.exists()
+
+
+def test_help_waits_for_no_heavy_import() -> None:
+    check = (
+        "import runpy, sys; sys.argv = ['job', '--help']\n"
+        "try: runpy.run_path('jobs/cluster_collection.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'ray', 'mlflow', 'pydantic', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "--select-k" in done.stdout
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """Address of a cluster started as an administrator starts one."""
+    port = free_port()
+    head = subprocess.Popen(
+        [
+            *("ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
+            *(f"--port={free_port()}", f"--dashboard-port={port}", f"--ray-client-server-port={free_port()}"),
+            *(f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"),
+        ],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    from ray.job_submission import JobSubmissionClient
+
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            JobSubmissionClient(address)
+            break
+        except Exception:
+            assert head.poll() is None and time.monotonic() < deadline, "the cluster did not start"
+            time.sleep(0.5)
+    yield address
+    head.terminate()
+    head.wait(timeout=60)
+
+
+def submit(dashboard: str, name: str, *arguments: str) -> tuple[int, int | None]:
+    """Exit codes of `ray job submit` and of the job's driver."""
+    from ray.job_submission import JobSubmissionClient
+
+    command = ["ray", "job", "submit", "--address", dashboard, "--submission-id", name, "--working-dir", "."]
+    done = subprocess.run(
+        [*command, "--", "python", JOB, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, JobSubmissionClient(dashboard).get_job_info(name).driver_exit_code
+
+
+@pytest.mark.slow
+def test_a_submitted_job_on_two_workers(dashboard: str, crawl: Path, tmp_path: Path) -> None:
+    arguments = ["--collection=things", f"--source={crawl}", f"--workspace={tmp_path}", *SMALL, "--k=2", "--workers=2"]
+    assert submit(dashboard, "good", *arguments) == (0, 0)
+    assert list(trials(tmp_path)) == ["k=2-seed=0"]
+    assert list(tmp_path.glob("things/runs/*/run.json"))
+
+
+@pytest.mark.slow
+def test_the_driver_s_exit_code_is_the_script_s(dashboard: str, crawl: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--collection=things",
+        f"--source={crawl}",
+        f"--workspace={tmp_path}",
+        "--k=2",
+        "--transforms=rotation",
+    ]
+    assert submit(dashboard, "bad", *arguments) == (1, 2)
