@@ -108,6 +108,9 @@ class ClusteringConfig(_Section):
     """Learned standard deviation per pixel at the start."""
     reassign_below: float = Field(0.2, ge=0, lt=1)
     """A prototype with less than this part of an equal share restarts from the largest cluster."""
+    screen_stride: int = Field(4, ge=1)
+    """While training, rule out prototypes on every n-th pixel in both directions and score the best three on all
+    pixels; 1 scores all prototypes on all pixels. Images under 16 n px are not screened."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Stages of the curriculum."""
     seed: int = Field(0, ge=0)

@@ -20,11 +20,15 @@ from torch.nn.functional import log_softmax
 
 from pipeline.clustering.method import Assignment, StepOutput
 from pipeline.clustering.predictor import PrototypeHeads, build_encoder
-from pipeline.clustering.transforms import TransformSequence, sample
+from pipeline.clustering.transforms import TransformSequence, every, sample
 from pipeline.config import ClusteringConfig
 
 NEGLIGIBLE = 1e-6
 """Responsibility below which a pair contributes nothing to the M-step."""
+SURVIVORS = 3
+"""Prototypes per image that are scored on all pixels after the others were ruled out on some of them."""
+SMALLEST_SCREEN_PX = 16
+"""Screening looks at no fewer pixels than this along a side; smaller images are scored in full."""
 CHUNK_BYTES = 64 * 2**20
 """Bound on the transformed prototypes that the first pass holds at once."""
 
@@ -53,8 +57,12 @@ class DTI(nn.Module):
             self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             for name, size in self.sequence.sizes.items():
                 self.heads[name] = PrototypeHeads(self.k, encoder.features, size)
+        self.screen_stride = config.screen_stride
         self.encode_in_bfloat16 = _use_bfloat16(config.precision, device_type)
         self.activate(0)
+
+    sums_pixels: bool
+    """Whether a score is a sum over pixels, not their mean."""
 
     # -- what a pair is worth -----------------------------------------------------------------------------------
 
@@ -89,7 +97,7 @@ class DTI(nn.Module):
         parameters = self._predict(images_BCHW)
         log_prior = self.log_prior()
         with torch.no_grad():
-            scores_BK = self._all_scores(images_BCHW, parameters) + log_prior
+            scores_BK = self._training_scores(images_BCHW, parameters, log_prior)
             gamma_BK = self.responsibilities(scores_BK)
             b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
         pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
@@ -173,19 +181,36 @@ class DTI(nn.Module):
         return {name: self.heads[name](features_BF) for name in self.sequence.names[: self.active_modules]}
 
     @torch.no_grad()
-    def _all_scores(self, images_BCHW: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """(B, K) scores without prior."""
+    def _training_scores(self, images_BCHW: Tensor, parameters: dict[str, Tensor], log_prior_K: Tensor) -> Tensor:
+        """(B, K) scores with prior, -inf for prototypes that a look at some of the pixels ruled out."""
+        stride = self.screen_stride
+        coarse_px = min(self.image_shape[1:]) // stride
+        if stride == 1 or self.k <= SURVIVORS or coarse_px < SMALLEST_SCREEN_PX or not self.sequence.moves(parameters):
+            return self._all_scores(images_BCHW, parameters) + log_prior_K
+        weight = stride**2 if self.sums_pixels else 1
+        coarse_BK = weight * self._all_scores(images_BCHW, parameters, stride) + log_prior_K
+        survivors_BS = coarse_BK.topk(SURVIVORS, dim=1).indices
+        k_P = survivors_BS.flatten()
+        b_P = torch.arange(len(images_BCHW), device=k_P.device).repeat_interleave(SURVIVORS)
+        pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
+        exact_P = self.pair_scores(self._transformed(k_P, pairs), images_BCHW[b_P]) + log_prior_K[k_P]
+        return torch.full_like(coarse_BK, -torch.inf).scatter_(1, survivors_BS, exact_P.view_as(survivors_BS))
+
+    @torch.no_grad()
+    def _all_scores(self, images_BCHW: Tensor, parameters: dict[str, Tensor], stride: int = 1) -> Tensor:
+        """(B, K) scores without prior, of every `stride`-th pixel in both directions."""
         if not self.sequence.moves(parameters):
             return self.still_scores(images_BCHW, self.sequence.color(parameters))
         canvas = self.canvas()
-        pair_bytes = len(images_BCHW) * canvas[0].numel() * canvas.element_size()
+        images_BCHW = every(images_BCHW, stride) if stride > 1 else images_BCHW
+        pair_bytes = len(images_BCHW) * canvas.shape[1] * images_BCHW[0, 0].numel() * canvas.element_size()
         step = max(1, CHUNK_BYTES // pair_bytes)
         columns = []
         for start in range(0, self.k, step):
             chunk = canvas[start : start + step]
             beta = {name: value[:, start : start + step].transpose(0, 1) for name, value in parameters.items()}
             # All warps of one prototype stand below each other in one tall picture, so that it is read in place.
-            points = self.sequence.points(beta)
+            points = self.sequence.points(beta, stride)
             tall = sample(chunk, points.flatten(1, 2))
             warped = tall.unflatten(2, (len(images_BCHW), -1)).transpose(1, 2)
             columns.append(self.pair_scores(self._colored(warped, beta), images_BCHW).T)
@@ -214,6 +239,8 @@ class DTIGaussianMixture(DTI):
     The variance of a pixel is s^2 + sigma_min^2 with a learned s, which moves with the prototype. Losses are negative
     log-likelihoods in nats, summed over pixels. Images are assigned by posterior, so mixing proportions count.
     """
+
+    sums_pixels = True
 
     def __init__(self, config: ClusteringConfig, initial_KCHW: Tensor, device_type: str = "cpu") -> None:
         super().__init__(config, initial_KCHW, device_type)
@@ -250,6 +277,8 @@ class DTIGaussianMixture(DTI):
 
 class DTIKMeans(DTI):
     """DTI K-means: the squared error of the best transformed prototype, averaged over pixels (equation 4)."""
+
+    sums_pixels = False
 
     def canvas(self) -> Tensor:
         return self.prototypes

@@ -43,11 +43,11 @@ class Affine:
     n_parameters = 6
 
     def warp(self, beta: Tensor, points: Tensor) -> Tensor:
-        return points @ self._matrix(beta)[..., :2].mT + beta.unflatten(-1, (2, 3))[..., None, :, 2]
+        return _linear(self._matrix(beta), points).mT
 
     def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
-        offset = points - beta.unflatten(-1, (2, 3))[..., None, :, 2]
-        return torch.linalg.solve(self._matrix(beta)[..., :2], offset.mT).mT
+        matrix = self._matrix(beta)
+        return torch.linalg.solve(matrix[..., :2], points.mT - matrix[..., 2:]).mT
 
     @staticmethod
     def _matrix(beta: Tensor) -> Tensor:
@@ -66,8 +66,10 @@ class Projective:
         return self._apply(self._matrix(beta), points)
 
     def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
-        inverse = torch.linalg.inv(self._matrix(beta))
-        return self._apply(inverse / inverse[..., 2:, 2:], points)
+        # The adjugate is the inverse up to a factor that the division takes out again, and it always exists.
+        a, b, c = self._matrix(beta).unbind(-2)
+        adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-1)
+        return self._apply(adjugate / adjugate[..., 2:, 2:], points)
 
     @staticmethod
     def _matrix(beta: Tensor) -> Tensor:
@@ -76,15 +78,15 @@ class Projective:
 
     @staticmethod
     def _apply(matrix: Tensor, points: Tensor) -> Tensor:
-        homogeneous = points @ matrix[..., :2].mT + matrix[..., None, :, 2]
-        return homogeneous[..., :2] / homogeneous[..., 2:].clamp_min(SMALLEST_DIVISOR)
+        homogeneous = _linear(matrix, points)
+        return (homogeneous[..., :2, :] / homogeneous[..., 2:, :].clamp_min(SMALLEST_DIVISOR)).mT
 
 
 class ThinPlateSpline(nn.Module):
     """Smoothest displacement that moves the control points of a regular grid by beta (grid x grid x 2, x fastest).
 
     The interpolation system with kernel r^2 log r is solved once, in float64: the displacement of a point is linear
-    in beta. Control points reach the centres of a corner at (-1, -1) and (1, 1).
+    in beta. The corner control points lie at (-1, -1) and (1, 1).
 
     Args:
         grid: control points along each side.
@@ -93,7 +95,6 @@ class ThinPlateSpline(nn.Module):
 
     solution: Tensor
     control_G2: Tensor
-    base_N2: Tensor
     base_map_NG: Tensor
 
     def __init__(self, grid: int, base_N2: Tensor) -> None:
@@ -110,14 +111,15 @@ class ThinPlateSpline(nn.Module):
         base_map = self._basis(base_N2.double(), control) @ solution
         self.register_buffer("solution", solution.float(), persistent=False)
         self.register_buffer("control_G2", control.float(), persistent=False)
-        self.register_buffer("base_N2", base_N2, persistent=False)
         self.register_buffer("base_map_NG", base_map.float(), persistent=False)
 
     def warp(self, beta: Tensor, points: Tensor) -> Tensor:
-        moves = beta.unflatten(-1, (-1, 2))
-        if points is self.base_N2:
-            return points + self.base_map_NG.to(beta.dtype) @ moves
-        return points + self._basis(points, self.control_G2.to(beta.dtype)) @ (self.solution.to(beta.dtype) @ moves)
+        moves = self.solution.to(beta.dtype) @ beta.unflatten(-1, (-1, 2))
+        return points + self._basis(points, self.control_G2.to(beta.dtype)) @ moves
+
+    def warp_base(self, beta: Tensor, base_N2: Tensor, kept: slice | Tensor) -> Tensor:
+        """`warp` of the output positions `base_N2`, which are those of the constructor at the indices `kept`."""
+        return base_N2 + self.base_map_NG[kept].to(beta.dtype) @ beta.unflatten(-1, (-1, 2))
 
     def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
         """Newton's method on warp(x) = points; where the spline folds, the nearest solution found."""
@@ -174,7 +176,8 @@ class TransformSequence(nn.Module):
             elif name == "projective":
                 self._spatial[name] = Projective()
             elif name == "tps":
-                self._spatial[name] = self._tps = ThinPlateSpline(tps_grid, base)
+                self._tps = ThinPlateSpline(tps_grid, base)
+                self._spatial[name] = self._tps
         self.sizes = {
             name: self._spatial[name].n_parameters if name in self._spatial else 2 * channels for name in names
         }
@@ -184,14 +187,27 @@ class TransformSequence(nn.Module):
         """Whether any module in `parameters` is spatial."""
         return any(name in self._spatial for name in parameters)
 
-    def points(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """(..., H, W, 2): where in the prototype each output pixel comes from."""
+    def points(self, parameters: Mapping[str, Tensor], stride: int = 1) -> Tensor:
+        """(..., H', W', 2): where in the prototype each output pixel comes from.
+
+        Args:
+            parameters: (..., p) of each active module.
+            stride: of the output pixels that are looked at, in both directions; see `every`.
+        """
+        kept: slice | Tensor = slice(None)
+        shape = (self.height, self.width)
+        if stride > 1:
+            grid = every(torch.arange(len(self.base_N2), device=self.base_N2.device).view(shape), stride)
+            shape, kept = (grid.shape[0], grid.shape[1]), grid.reshape(-1)
+        base = points = self.base_N2[kept]
         # T_M(... T_1(c)): the last module is the first to see an output position.
-        points = self._base()
-        for name in reversed(self.names):
-            if name in parameters and name in self._spatial:
-                points = self._spatial[name].warp(parameters[name], points)
-        return points.unflatten(-2, (self.height, self.width))
+        for name in reversed([name for name in self.names if name in parameters and name in self._spatial]):
+            transform = self._spatial[name]
+            if isinstance(transform, ThinPlateSpline) and points is base:
+                points = transform.warp_base(parameters[name], base, kept)
+            else:
+                points = transform.warp(parameters[name], points)
+        return points.unflatten(-2, shape)
 
     def color(self, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """Gain and bias, each (..., C); None where no colour module is among `parameters`."""
@@ -202,7 +218,7 @@ class TransformSequence(nn.Module):
 
     def invert(self, images_BCHW: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """(B, C, H, W): what `images_BCHW` look like in their prototype's frame and colours."""
-        points = self._base()
+        points = self.base_N2
         moved = False
         for name in self.names:
             if name in parameters and name in self._spatial:
@@ -215,8 +231,19 @@ class TransformSequence(nn.Module):
             return images_BCHW
         return sample(images_BCHW, points.unflatten(-2, (self.height, self.width)))
 
-    def _base(self) -> Tensor:
-        return self._tps.base_N2 if "tps" in self._spatial else self.base_N2
+
+def every(pixels: Tensor, stride: int) -> Tensor:
+    """Every `stride`-th pixel of (..., H, W) in both directions, from the middle of the first block."""
+    return pixels[..., stride // 2 :: stride, stride // 2 :: stride]
+
+
+def _linear(matrix: Tensor, points: Tensor) -> Tensor:
+    """(..., R, N): the rows of `matrix` (..., R, 3) applied to (x, y, 1) of `points` (N, 2) or (..., N, 2)."""
+    homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1).mT
+    if homogeneous.dim() > 2:
+        return matrix @ homogeneous
+    # One large product instead of a batch of tiny ones.
+    return (matrix.flatten(0, -2) @ homogeneous).unflatten(0, matrix.shape[:-1])
 
 
 def sample(images_PCHW: Tensor, points_PHW2: Tensor) -> Tensor:

@@ -113,3 +113,37 @@ def test_assignment_counts_the_mixing_proportions() -> None:
     assignment = model.assign(images())
     assert assignment.cluster_B.tolist() == [1] * 5
     torch.testing.assert_close(assignment.posterior_B, torch.tensor(1.0).double().sigmoid().expand(5))
+
+
+@pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
+def test_screening_keeps_the_prototypes_that_matter(method: str) -> None:
+    """Images made from the prototypes: ruling prototypes out on a 16th of the pixels changes no gradient."""
+    config = ClusteringConfig(method=method, transforms=["color", "affine"], k=[12], precision="float32")
+    pictures = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    prototypes = torch.nn.functional.interpolate(pictures, size=(64, 64), mode="bicubic")
+    model = build_method(config, prototypes, seed=1)
+    model.activate(2)
+    model.eval()
+    batch = (prototypes[torch.arange(24) % 12] + 0.1 * torch.randn(24, 3, 64, 64)).clamp(0, 1)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    model.screen_stride = 1
+    full = model.loss(batch)
+    expected = torch.autograd.grad(full.loss, parameters)
+    model.screen_stride = 4
+    screened = model.loss(batch)
+    actual = torch.autograd.grad(screened.loss, parameters)
+    assert torch.equal(screened.cluster_B, full.cluster_B)
+    torch.testing.assert_close(screened.objective, full.objective)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()) + 1e-12)
+
+
+def test_screening_rules_out_all_but_the_survivors() -> None:
+    config = ClusteringConfig(transforms=["affine"], k=[9], precision="float32")
+    model = build_method(config, torch.rand(9, 3, 64, 64), seed=1)
+    model.activate(1)
+    batch = torch.rand(5, 3, 64, 64)
+    with torch.no_grad():
+        scores = model._training_scores(batch, model._predict(batch), model.log_prior())
+    assert (scores == -torch.inf).sum(1).tolist() == [6] * 5
