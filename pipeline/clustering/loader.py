@@ -38,8 +38,8 @@ def load_images(storage: Storage, shard_keys: list[str], threads: int = 2) -> Te
 
 
 def to_float(images_BCHW: Tensor) -> Tensor:
-    """uint8 0..255 to float32 in [0, 1]."""
-    return images_BCHW.float() / 255
+    """uint8 0..255 to [0, 1] in torch's default precision (float32)."""
+    return images_BCHW.to(torch.get_default_dtype()) / 255
 
 
 class BatchStream:

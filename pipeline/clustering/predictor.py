@@ -44,9 +44,9 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        x32 = x.float()
-        count = torch.full_like(x32[0, :1, 0, 0], x.numel() / x.shape[1])
-        moments = torch.cat([x32.sum((0, 2, 3)), x32.square().sum((0, 2, 3)), count])
+        wide = x if x.dtype == torch.float64 else x.float()
+        count = torch.full_like(wide[0, :1, 0, 0], x.numel() / x.shape[1])
+        moments = torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count])
         total: Tensor = _SumOverWorkers.apply(moments)  # type: ignore[no-untyped-call]
         n = total[-1].detach()
         mean, square = (total[:-1] / n).chunk(2)
@@ -60,7 +60,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (n / (n - 1)), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return (x32 * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):

@@ -109,9 +109,9 @@ class ThinPlateSpline(nn.Module):
         system[n:, :n] = rows[:, n:].T
         solution = torch.linalg.inv(system)[:, :n]
         base_map = self._basis(base_N2.double(), control) @ solution
-        self.register_buffer("solution", solution.float(), persistent=False)
-        self.register_buffer("control_G2", control.float(), persistent=False)
-        self.register_buffer("base_map_NG", base_map.float(), persistent=False)
+        self.register_buffer("solution", solution.to(base_N2), persistent=False)
+        self.register_buffer("control_G2", control.to(base_N2), persistent=False)
+        self.register_buffer("base_map_NG", base_map.to(base_N2), persistent=False)
 
     def warp(self, beta: Tensor, points: Tensor) -> Tensor:
         moves = self.solution.to(beta.dtype) @ beta.unflatten(-1, (-1, 2))
