@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,15 @@ INK, PALE, PAPER, EDGE = "#1c1c1e", "#76767b", "#ffffff", "#dcdce0"
 
 CRISP_BELOW_PX = 48
 """Pictures with a shorter side are enlarged with hard pixel edges: blurred, a digit of 28 px cannot be judged."""
+
+SYSTEM_FONTS = (
+    *("NotoSans-Regular.ttf", "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "msyh.ttc", "msgothic.ttc"),
+    *("malgun.ttf", "PingFang.ttc", "unifont.ttf"),
+)
+"""Where to look for the scripts that Pillow's own font, which is little more than ASCII, does not have."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) 
     """All `tiles`, largest cluster first, each with its index, size and share.
 
     Args:
-        title: first words of the heading; cut where the picture is too narrow for it.
+        title: first words of the heading; cut where the picture is too narrow for it. Characters that no font on
+            this machine has lose their accents or become question marks.
         subtitle: the rest of the heading, paler.
         tiles: at least one, in any order.
         tile_px: side of one prototype in the picture.
@@ -58,12 +69,13 @@ def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) 
     widest = max(_width(f"#{tile.cluster}  {tile.size:,}   {tile.share:.1%}", text_px) for tile in ordered)
     cell, line = max(tile_px, widest), tile_px + text_px + 4
     gap, margin = max(10, tile_px // 8), max(16, tile_px // 4)
-    heading = _width(f"{title}   {subtitle}", title_px)
+    title, font = _legible(title, title_px)
+    heading = _width(title, title_px, font) + _width(f"   {subtitle}", title_px)
     width = max(columns * (cell + gap) - gap, min(heading, 6 * tile_px)) + 2 * margin
     top = margin + title_px + gap + 4
     canvas = Image.new("RGB", (width, top + rows * (line + gap) - gap + margin), PAPER)
     draw = ImageDraw.Draw(canvas)
-    _heading(draw, (margin, margin), title, subtitle, width - 2 * margin, title_px)
+    _heading(draw, (margin, margin), title, subtitle, width - 2 * margin, title_px, font)
     for index, tile in enumerate(ordered):
         x = margin + index % columns * (cell + gap)
         y = top + index // columns * (line + gap)
@@ -103,7 +115,7 @@ def draw_strip(strip: Strip, tile_px: int) -> Image.Image:
 
     canvas = Image.new("RGB", (width, top + body + margin), PAPER)
     draw = ImageDraw.Draw(canvas)
-    _heading(draw, (margin, margin), title, subtitle, width - 2 * margin, title_px)
+    _heading(draw, (margin, margin), title, subtitle, width - 2 * margin, title_px, _font(title_px))
     y = top + (body - prototype_px - text_px - 6) // 2
     _paste(canvas, tile.picture, (margin, y), prototype_px)
     draw.text((margin, y + prototype_px + 6), "prototype", PALE, _font(text_px))
@@ -131,13 +143,19 @@ def _paste(canvas: Image.Image, picture: Pixels, at: tuple[int, int], side: int)
     ImageDraw.Draw(canvas).rectangle((x - 1, y - 1, x + side, y + side), outline=EDGE)
 
 
-def _heading(draw: ImageDraw.ImageDraw, at: tuple[int, int], title: str, subtitle: str, width: int, px: int) -> None:
-    """Write `title` in ink and `subtitle` paler behind it, cutting the title where both are wider than `width`."""
+def _heading(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], title: str, subtitle: str, width: int, px: int, font: Font
+) -> None:
+    """Write `title` in ink and `subtitle` paler behind it, cutting the title where both are wider than `width`.
+
+    The title is written in `font`, and both on the same line.
+    """
     room = width - _width(f"   {subtitle}", px)
-    while len(title) > 1 and _width(title, px) > room:
+    while len(title) > 1 and _width(title, px, font) > room:
         title = title.rstrip("…")[:-1] + "…"
-    draw.text(at, title, INK, _font(px))
-    draw.text((at[0] + _width(f"{title}   ", px), at[1]), subtitle, PALE, _font(px))
+    x, line = at[0], at[1] + px
+    draw.text((x, line), title, INK, font, anchor="ls")
+    draw.text((x + _width(title, px, font) + _width("   ", px), line), subtitle, PALE, _font(px), anchor="ls")
 
 
 def _text_px(tile_px: int) -> int:
@@ -148,10 +166,35 @@ def _title_px(tile_px: int) -> int:
     return min(30, max(15, tile_px // 6))
 
 
-def _width(text: str, px: int) -> int:
-    return math.ceil(_font(px).getlength(text))
+def _width(text: str, px: int, font: Font | None = None) -> int:
+    return math.ceil((font or _font(px)).getlength(text))
+
+
+def _legible(text: str, px: int) -> tuple[str, Font]:
+    """`text` and the first font that has all its characters, or the part of it that Pillow's own font can show."""
+    for font in _fonts(px):
+        if all(_has(font, character) for character in text):
+            return text, font
+    own = _font(px)
+    plain = (unicodedata.normalize("NFKD", character)[0] for character in text)
+    return "".join(character if _has(own, character) else "?" for character in plain), own
+
+
+def _fonts(px: int) -> Iterator[Font]:
+    """Pillow's own font, then those of `SYSTEM_FONTS` that this machine has."""
+    yield _font(px)
+    for name in SYSTEM_FONTS:
+        try:
+            yield ImageFont.truetype(name, px)
+        except OSError:
+            continue
+
+
+def _has(font: Font, character: str) -> bool:
+    """Whether `font` has a glyph for `character`, instead of the box that stands for all it does not have."""
+    return bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))
 
 
 @lru_cache
-def _font(px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(px: int) -> Font:
     return ImageFont.load_default(size=px)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.reporting import mosaic
 from pipeline.reporting.mosaic import PAPER, Strip, Tile, draw_mosaic, draw_strip
 from tests.made_collection import BLUE, GREEN, RED, Color, plain
 
@@ -41,6 +44,22 @@ def test_a_long_title_stays_inside_and_leaves_room_for_the_subtitle() -> None:
     margin = np.asarray(image)[:, -10:]
     assert (margin == 255).all()
     assert image.width < 20 * TILE_PX
+
+
+@pytest.mark.parametrize(("name", "shown"), [("café", "cafe"), ("東京2024", "??2024")])
+def test_what_no_font_can_show_is_replaced(monkeypatch: pytest.MonkeyPatch, name: str, shown: str) -> None:
+    monkeypatch.setattr(mosaic, "SYSTEM_FONTS", ("no such font.ttf",))
+    pictures = [draw_mosaic(title, "", [tile(0, 2, RED)], TILE_PX) for title in (name, shown)]
+    assert pictures[0] == pictures[1]
+
+
+def test_another_font_is_taken_for_what_pillow_s_own_cannot_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fonts = Path(pytest.importorskip("matplotlib").get_data_path()) / "fonts" / "ttf"  # MLflow brings it
+    monkeypatch.setattr(mosaic, "SYSTEM_FONTS", ("no such font.ttf", str(fonts / "DejaVuSans.ttf")))
+    shown = [draw_mosaic(title, "", [tile(0, 2, RED)], TILE_PX) for title in ("Москва", "Мвкоса", "??????")]
+    assert len({image.tobytes() for image in shown}) == 3
 
 
 def test_one_channel_is_drawn_grey() -> None:
