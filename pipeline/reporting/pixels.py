@@ -20,8 +20,8 @@ def to_images(pictures: Sequence[Pixels]) -> Tensor:
 
 
 def to_pictures(images_BCHW: Tensor) -> Pixels:
-    """(B, H, W, C) uint8 from images in [0, 1]; values outside are clamped."""
-    bytes_BHWC = (images_BCHW.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    """(B, H, W, C) uint8 from images in [0, 1]; values outside are clamped, what is not a number is black."""
+    bytes_BHWC = (images_BCHW.detach().cpu().nan_to_num(0).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     return bytes_BHWC.contiguous().numpy()
 
 
