@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from filelock import FileLock
 
 from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig
-from pipeline.errors import PipelineError
 from pipeline.layout import RunPaths
 from pipeline.progress import say
 from pipeline.records import Crawl
@@ -30,6 +29,7 @@ RUN_TAG, WORKSPACE_TAG = "visual_trends.run_id", "visual_trends.workspace"
 """Tags that tell which tracked runs belong to a run of a workspace; servers are shared."""
 
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100  # what an MLflow server accepts at once
+_FAILED_UPLOADS = 3  # after which the others are not tried: a dead artifact store takes its time for each
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -48,7 +48,7 @@ class Tracking:
     uri: str
     """Tracking server or database, without credentials."""
     run_id: str | None = None
-    """MLflow's id of the parent run."""
+    """MLflow's id of the parent run; there may be one although some of its artifacts are missing."""
     error: str | None = None
     """What went wrong, on one line; the next start of the same job tries again."""
 
@@ -84,9 +84,11 @@ def track(
         artifacts: keys of the files to attach to the parent run.
 
     Returns:
-        Where it was recorded, or the error; a fault of MLflow is printed as a warning and not raised.
+        Where it was recorded, or the error; a fault is printed as a warning and not raised, and one artifact that
+        cannot be attached leaves the others alone.
     """
     uri = tracking_uri(storage, config)
+    shown = without_credentials(uri)
     with _guarded(uri) as faults:
         with _first_use(uri):
             client = _client(uri)
@@ -96,10 +98,11 @@ def track(
         parent = _track_job(client, experiment, common, config, crawls, results, selected)
         for result in results:
             _track_trial(client, experiment, parent, common, config, result, selected=result == selected)
-        _attach(client, parent, storage, RunPaths(config.collection, run_id).folder, artifacts)
-        say("track", f"MLflow run {parent} in {without_credentials(uri)}")
-        return Tracking(without_credentials(uri), parent)
-    return Tracking(without_credentials(uri), error=faults[0])
+        faults.extend(_attach(client, parent, storage, RunPaths(config.collection, run_id).folder, artifacts))
+        if not faults:
+            say("track", f"MLflow run {parent} in {shown}")
+        return Tracking(shown, parent, "; ".join(faults) or None)
+    return Tracking(shown, error="; ".join(faults))
 
 
 def finish(storage: Storage, config: JobConfig, tracking: Tracking, marker: str) -> Tracking:
@@ -109,10 +112,10 @@ def finish(storage: Storage, config: JobConfig, tracking: Tracking, marker: str)
     uri = tracking_uri(storage, config)
     with _guarded(uri) as faults:
         client = _client(uri)
-        _attach(client, tracking.run_id, storage, str(Path(marker).parent), [marker])
+        faults.extend(_attach(client, tracking.run_id, storage, str(Path(marker).parent), [marker]))
         client.set_terminated(tracking.run_id)
-        return tracking
-    return Tracking(tracking.uri, tracking.run_id, faults[0])
+    errors = [tracking.error, *faults] if tracking.error else faults
+    return replace(tracking, error="; ".join(errors) or None)
 
 
 def _track_job(
@@ -176,14 +179,22 @@ def _log(client: Any, run: str, params: dict[str, str], points: Sequence[tuple[s
         client.log_batch(run, metrics=metrics[start : start + _METRICS_PER_CALL])
 
 
-def _attach(client: Any, run: str, storage: Storage, folder: str, keys: Sequence[str]) -> None:
-    """Upload the files `keys`, named relative to `folder`."""
-    with tempfile.TemporaryDirectory() as local:
-        for key in keys:
-            path = Path(local) / Path(key).relative_to(folder)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(storage.read_bytes(key))
-        client.log_artifacts(run, local)
+def _attach(client: Any, run: str, storage: Storage, folder: str, keys: Sequence[str]) -> list[str]:
+    """Upload the files `keys`, named relative to `folder`; return what went wrong, a line per file."""
+    faults: list[str] = []
+    for key in keys:
+        name = Path(key).relative_to(folder)
+        try:
+            with tempfile.TemporaryDirectory() as local:
+                path = Path(local) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(storage.read_bytes(key))
+                client.log_artifacts(run, local)
+        except Exception as error:  # artifact repositories raise whatever their clients raise
+            faults.append(f"{name}: {_line(error)}")
+            if len(faults) == _FAILED_UPLOADS:
+                break
+    return faults
 
 
 def _experiment(client: Any, name: str, storage: Storage, uri: str) -> str:
@@ -231,16 +242,19 @@ def _first_use(uri: str) -> Any:
 
 @contextmanager
 def _guarded(uri: str) -> Iterator[list[str]]:
-    """Turn any fault of MLflow into a warning and one line in the list; our own errors pass."""
+    """Turn an exception into a line of the list, and the lines of the list into one warning."""
     faults: list[str] = []
     try:
         yield faults
-    except PipelineError:
-        raise
-    except Exception as error:  # stores and artifact repositories raise whatever their clients raise
-        reason = " ".join(without_credentials(str(error)).split())[:200] or type(error).__name__
-        faults.append(reason)
-        say("track", f"warning: not recorded in {without_credentials(uri)}, the same command tries again: {reason}")
+    except Exception as error:  # stores raise whatever their clients raise
+        faults.append(_line(error))
+    if faults:
+        where, why = without_credentials(uri), "; ".join(faults)
+        say("track", f"warning: not all is recorded in {where}, the same command tries again: {why}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(without_credentials(str(error)).split())[:200] or type(error).__name__
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

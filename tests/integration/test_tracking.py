@@ -168,6 +168,23 @@ def test_a_server_that_is_down_costs_one_warning(tmp_path: Path, capsys: pytest.
     assert "secret" not in printed + tracking.uri + tracking.error
 
 
+def test_an_artifact_that_cannot_be_attached_costs_a_warning_and_no_other_artifact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage, paths = LocalStorage(str(tmp_path)), RunPaths("#paris", "run-1")
+    for key in (paths.clusters, paths.marker):
+        storage.write_bytes(key, b"content")
+    artifacts = [paths.mosaic, paths.clusters]
+    first = track(storage, config(tmp_path), "run-1", [CRAWL], RESULTS[:1], RESULTS[0], artifacts)
+    assert first.error
+    assert first.error.startswith("mosaic.png: ")
+    assert "warning" in capsys.readouterr().out
+    assert finish(storage, config(tmp_path), first, paths.marker) == first
+    uploaded = {path.name for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()}
+    assert uploaded == {"clusters.parquet", "run.json"}
+    assert runs(tracking_uri(storage, config(tmp_path)))["run-1"].info.status == "FINISHED"
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
