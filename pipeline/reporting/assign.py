@@ -55,7 +55,7 @@ def assign_crawls(storage: Storage, checkpoint: str, crawls: list[Crawl], schema
             parts.append(part)
             progress.advance(part.num_rows)
     clusters = clusters_table(parts, schema)
-    check_counts(clusters, crawls)
+    check_counts(storage, clusters, crawls)
     seconds = time.monotonic() - started
     say("assign", f"{clusters.num_rows} images in {seconds:.1f} s, {clusters.num_rows / seconds:.0f} img/s")
     return clusters
@@ -83,7 +83,10 @@ def assign_shard(storage: Storage, method: ClusteringMethod, crawl: Crawl, index
     assigned = assign_samples(method, read_shard(storage, paths.shard(index)), schema)
     position = pc.index_in(assigned["image_id"], rows["image_id"])
     if position.null_count:
-        raise StorageError(f"{storage.uri(paths.shard(index))}: not the images of {paths.rows(index)}; ingest it again")
+        raise StorageError(
+            f"{storage.uri(paths.shard(index))}: not the images of {paths.rows(index)}; "
+            f"delete {storage.uri(paths.folder)} and run the same command again"
+        )
     columns = {name: rows[name].take(position) for name in schema.names if name in rows.column_names}
     columns["crawl_id"] = pa.repeat(pa.scalar(crawl.crawl_id), len(position))
     columns["shard"] = pa.repeat(pa.scalar(index, pa.int32()), len(position))

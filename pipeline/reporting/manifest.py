@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from pipeline.config import ClusteringConfig, Method
 from pipeline.errors import PipelineError
+from pipeline.layout import CrawlPaths
 from pipeline.records import RECORD_FIELDS, Crawl
 from pipeline.reporting.pixels import Pixels, png, to_image
+from pipeline.storage import Storage
 
 SCHEMA_VERSION = 1
 
@@ -80,14 +82,18 @@ def clusters_table(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *parts]).sort_by(order)
 
 
-def check_counts(clusters: pa.Table, crawls: Sequence[Crawl]) -> None:
-    """Raise PipelineError unless every ingested image of `crawls` has exactly one row in `clusters`."""
+def check_counts(storage: Storage, clusters: pa.Table, crawls: Sequence[Crawl]) -> None:
+    """Raise PipelineError unless every ingested image of `crawls` has exactly one row in `clusters`.
+
+    `storage` only tells where the crawls are, for the message.
+    """
     found = {item["values"]: item["counts"] for item in clusters["crawl_id"].value_counts().to_pylist()}
     for crawl in crawls:
         if (assigned := found.pop(crawl.crawl_id, 0)) != crawl.accepted:
+            folder = storage.uri(CrawlPaths(crawl.collection, crawl.crawl_id).folder)
             raise PipelineError(
-                f"crawl {crawl.crawl_id}: {assigned} images were assigned, {crawl.accepted} were ingested; "
-                "its shards were changed or lost since: ingest it again"
+                f"crawl {crawl.crawl_id}: {assigned} images were assigned, {crawl.accepted} were ingested; its shards "
+                f"were changed or lost since: delete {folder} and run the same command again"
             )
     if found:
         raise PipelineError(f"images of crawls {sorted(found)} were assigned, which do not belong to this run")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.clustering.checkpoint import load_method
+from pipeline.clustering.method import ClusteringMethod
 from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, digest
+from pipeline.errors import StorageError
 from pipeline.layout import RunPaths
 from pipeline.progress import say
 from pipeline.records import Crawl
@@ -24,7 +27,7 @@ from pipeline.reporting.strips import publish_strips
 from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
 from pipeline.storage import Storage, read_json, write_json, write_table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of ``run.json``."""
 
 
@@ -39,7 +42,9 @@ def report(
 ) -> dict[str, Any]:
     """Assign every image to the prototypes of the kept trial, draw them, and record the run.
 
-    A report that is there already is left alone; if it could not be tracked, only that is tried again.
+    A report that is there already, with all its files, is left alone; if it could not be tracked, only that is tried
+    again. An earlier report of the run stays as it is until the new one is known to be possible. A run belongs to one
+    job at a time: nothing keeps two jobs that report on the same run from mixing their files.
 
     Args:
         storage: workspace with the crawls' shards and the trials' checkpoints.
@@ -54,22 +59,22 @@ def report(
         The content of ``run.json``, which is written last.
 
     Raises:
-        PipelineError: the shards no longer hold the images that were ingested.
+        PipelineError: the shards no longer hold the images that were ingested, or the model is gone.
     """
     paths = RunPaths(config.collection, run_id)
     work = _digest(config, crawls, results, selected)
     document = read_json(storage, paths.marker) if storage.exists(paths.marker) else {}
-    if document.get("work") == work:
+    files = _files(paths, selected.k)
+    if document.get("work") == work and set(files) <= set(storage.list(paths.folder)):
         say("report", f"{storage.uri(paths.folder)} is done already")
         if _is_tracked(storage, config, document):
             return document
     else:
-        _clear(storage, paths)
         sizes = _make(storage, config, paths, crawls, selected)
         document = {"schema_version": SCHEMA_VERSION, "work": work}
         document |= _describe(storage, config, paths, crawls, results, selected, reason, sizes)
-    artifacts = _artifacts(storage, paths, selected.k)
-    tracking = track(storage, config, run_id, crawls, results, selected, artifacts)
+    configuration = [paths.config] if storage.exists(paths.config) else []
+    tracking = track(storage, config, run_id, crawls, results, selected, [*configuration, *files])
     write_json(storage, paths.marker, {**document, "tracking": asdict(tracking)})
     finished = finish(storage, config, tracking, paths.marker)
     document["tracking"] = asdict(finished)
@@ -78,26 +83,56 @@ def report(
     return document
 
 
+def closing_lines(document: dict[str, Any]) -> list[str]:
+    """What the user needs after a job whose `report` returned `document`: a label and a place, or a command, per line.
+
+    Example: ``mosaic    /photos/workspace/rome/runs/run-1/mosaic.png``.
+    """
+    tracking = Tracking(**document["tracking"])
+    mlflow = tracking.uri
+    if tracking.error is not None:
+        mlflow = f"not all is in {tracking.uri}, see the warning above; the same command tries again"
+    elif tracking.uri.startswith("sqlite:"):
+        mlflow = f"mlflow ui --backend-store-uri {shlex.quote(tracking.uri)}"
+    places = {"run": document["paths"]["run"], "mosaic": document["paths"]["mosaic"], "MLflow": mlflow}
+    return [f"{label:<9} {place}" for label, place in places.items()]
+
+
 def _make(
     storage: Storage, config: JobConfig, paths: RunPaths, crawls: list[Crawl], selected: TrialResult
 ) -> list[int]:
-    """Publish tables and pictures; return the size of each cluster."""
+    """Publish tables and pictures in place of an earlier report; return the size of each cluster."""
     checkpoint = paths.checkpoint(selected.trial.name)
     options = config.reporting
+    method = _kept_method(storage, paths, selected)
     clusters = assign_crawls(storage, checkpoint, crawls, clusters_schema(config.clustering))
-    method = load_method(storage, checkpoint)
     pictures = to_pictures(method.prototypes_KCHW())
     prototypes = prototypes_table(clusters, list(pictures), method.shares_K().tolist(), options.strip_images)
-    write_table(storage, paths.clusters, clusters)
-    write_table(storage, paths.prototypes, prototypes)
-
     numbers = prototypes.select(["cluster", "size", "share"]).to_pylist()
     tiles = [Tile(**row, picture=picture) for row, picture in zip(numbers, pictures, strict=True)]
     subtitle = f"{_count(selected.k, 'prototype')} of {_count(clusters.num_rows, 'image')}"
-    mosaic = draw_mosaic(config.collection, subtitle, tiles, options.tile_px)
-    storage.write_bytes(paths.mosaic, png(mosaic))
-    publish_strips(storage, checkpoint, paths, clusters, tiles, options.strip_images, options.tile_px)
+    mosaic = png(draw_mosaic(config.collection, subtitle, tiles, options.tile_px))
+
+    # The earlier report ends here, its marker first.
+    storage.delete(paths.marker)
+    write_table(storage, paths.clusters, clusters)
+    write_table(storage, paths.prototypes, prototypes)
+    storage.write_bytes(paths.mosaic, mosaic)
+    strips = publish_strips(storage, checkpoint, paths, clusters, tiles, options.strip_images, options.tile_px)
+    for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(strips):
+        storage.delete(key)  # of a larger K
     return [tile.size for tile in tiles]
+
+
+def _kept_method(storage: Storage, paths: RunPaths, selected: TrialResult) -> ClusteringMethod:
+    """The model of the trial to report. Raises StorageError where it is gone or damaged."""
+    name = selected.trial.name
+    if not storage.exists(paths.checkpoint(name)):
+        raise StorageError(
+            f"{storage.uri(paths.checkpoint(name))} is missing; "
+            f"delete {storage.uri(paths.trial(name))} and run the same command again"
+        )
+    return load_method(storage, paths.checkpoint(name))
 
 
 def _describe(
@@ -126,8 +161,10 @@ def _describe(
             "cluster_sizes": sizes,
         },
         "selected": {"k": selected.k, "seed": selected.seed, "loss": selected.loss, "reason": reason},
+        "reporting": config.reporting.model_dump(mode="json"),
         "trials": [{name: getattr(result, name) for name in totals} for result in results],
         "paths": {
+            "run": storage.uri(paths.folder),
             "mosaic": storage.uri(paths.mosaic),
             "strips": [storage.uri(paths.strip(cluster)) for cluster in range(selected.k)],
             "clusters": storage.uri(paths.clusters),
@@ -137,7 +174,7 @@ def _describe(
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("visual-trends", "torch", "ray", "mlflow", "pillow", "pyarrow")},
+            **{name: _version(name) for name in ("visual-trends", "torch", "ray", "mlflow", "pillow", "pyarrow")},
         },
     }
 
@@ -155,18 +192,17 @@ def _is_tracked(storage: Storage, config: JobConfig, document: dict[str, Any]) -
     return tracking.error is None and tracking.uri == without_credentials(tracking_uri(storage, config))
 
 
-def _clear(storage: Storage, paths: RunPaths) -> None:
-    """Remove an earlier report, its marker first, so that no picture of a larger K stays behind."""
-    storage.delete(paths.marker)
-    for key in list(storage.list(str(PurePosixPath(paths.strip(0)).parent))):
-        storage.delete(key)
+def _files(paths: RunPaths, k: int) -> list[str]:
+    """Keys of everything that a report consists of, apart from ``run.json``."""
+    return [paths.prototypes, paths.clusters, paths.mosaic, *(paths.strip(cluster) for cluster in range(k))]
 
 
-def _artifacts(storage: Storage, paths: RunPaths, k: int) -> list[str]:
-    """Keys of everything that a tracked run carries, apart from ``run.json``."""
-    strips = [paths.strip(cluster) for cluster in range(k)]
-    configuration = [paths.config] if storage.exists(paths.config) else []
-    return [*configuration, paths.prototypes, paths.clusters, paths.mosaic, *strips]
+def _version(package: str) -> str | None:
+    """None where it is not installed, such as this package in a job that brings its own working directory."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _count(n: int, noun: str) -> str:

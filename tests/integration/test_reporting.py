@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.clustering.trial import TrialResult
 from pipeline.config import ClusteringConfig, JobConfig, ReportingConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StorageError
 from pipeline.layout import CrawlPaths, RunPaths
 from pipeline.records import Crawl
 from pipeline.reporting.stage import report
@@ -119,12 +119,13 @@ def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
     assert document["selected"] == {"k": 4, "seed": 0, "loss": job.results[1].loss, "reason": "elbow"}
     assert [trial["k"] for trial in document["trials"]] == [2, 4]
     assert document["tracking"]["error"] is None
+    assert document["reporting"] == job.config.reporting.model_dump()
 
 
 def test_every_path_in_run_json_exists(done: tuple[Job, dict[str, Any]]) -> None:
     _, document = done
     paths = [path for name, path in document["paths"].items() if name not in ("strips", "config")]
-    assert [path for path in paths if not Path(path).is_file()] == []
+    assert [path for path in paths if not Path(path).exists()] == []
 
 
 def test_the_tracked_run_carries_the_final_run_json(done: tuple[Job, dict[str, Any]]) -> None:
@@ -151,6 +152,31 @@ def test_another_selection_replaces_the_whole_report(tmp_path: Path) -> None:
     assert document["selected"]["k"] == 2
     strips = [key for key in job.storage.list(job.paths.folder) if "/clusters/" in key]
     assert strips == [job.paths.strip(0), job.paths.strip(1)]
+
+
+def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    job.report()
+    job.storage.delete(job.paths.checkpoint("k=2-seed=0"))
+    before = written(job)
+    remedy = f"checkpoint.pt is missing; delete {tmp_path}/paris/runs/run-1/trials/k=2-seed=0 and run"
+    with pytest.raises(StorageError, match=remedy):
+        job.report(selected=0)
+    write_shard_at(job.storage, CrawlPaths("paris", "tuesday").shard(0), [sample("r1", RED)])
+    with pytest.raises(PipelineError, match="1 images were assigned"):
+        job.report(reporting=ReportingConfig(strip_images=1))
+    assert written(job) == before
+
+
+def test_a_report_that_lost_a_picture_is_made_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    job.report()
+    for lost in (job.paths.mosaic, job.paths.strip(3), job.paths.clusters):
+        job.storage.delete(lost)
+    document = job.report(tracking_uri=f"sqlite:///{tmp_path}/other.db")
+    assert document["tracking"]["error"] is None
+    assert all(Path(path).is_file() for path in (document["paths"]["mosaic"], *document["paths"]["strips"]))
+    assert job.storage.exists(job.paths.clusters)
 
 
 def test_only_the_tracking_is_tried_again_after_the_server_was_down(tmp_path: Path) -> None:

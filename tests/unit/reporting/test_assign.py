@@ -97,5 +97,5 @@ def test_a_tar_that_does_not_belong_to_its_rows_is_refused(tmp_path: Path) -> No
     storage = LocalStorage(str(tmp_path))
     crawl = make_crawl(storage, "paris", "c1", [IMAGES])
     write_shard_at(storage, CrawlPaths("paris", "c1").shard(0), [sample("stranger", RED)])
-    with pytest.raises(StorageError, match="ingest it again"):
+    with pytest.raises(StorageError, match=f"delete {tmp_path}/paris/crawls/c1 and run the same"):
         assign_shard(storage, NearestColor(), crawl, 0, SCHEMA)

@@ -29,6 +29,7 @@ from tests.made_collection import BLUE, GREEN, RED, plain
 
 SCHEMA = clusters_schema(ClusteringConfig(transforms=["color", "projective"]))
 LOSS = loss_column(SCHEMA)
+STORAGE = LocalStorage("/w")
 Assigned = tuple[int, float]
 
 
@@ -101,25 +102,24 @@ def test_order_does_not_depend_on_which_shard_came_first() -> None:
 
 
 def test_a_lost_image_is_noticed() -> None:
-    with pytest.raises(PipelineError, match=r"c1: 2 images were assigned, 3 were ingested.*ingest it again"):
-        check_counts(rows([(0, 1.0), (1, 1.0)]), [crawl(3)])
+    with pytest.raises(PipelineError, match=r"c1: 2 images were assigned, 3 .*delete /w/paris/crawls/c1 and run"):
+        check_counts(STORAGE, rows([(0, 1.0), (1, 1.0)]), [crawl(3)])
 
 
 def test_a_loss_in_one_crawl_is_not_made_up_for_by_another() -> None:
     table = pa.concat_tables([rows([(0, 1.0)] * 2), rows([(0, 1.0)] * 4, "c2")])
     with pytest.raises(PipelineError, match="crawl c1"):
-        check_counts(table, [crawl(3), crawl(3, "c2")])
+        check_counts(STORAGE, table, [crawl(3), crawl(3, "c2")])
 
 
 def test_images_of_a_foreign_crawl_are_noticed() -> None:
     with pytest.raises(PipelineError, match="other"):
-        check_counts(rows([(0, 1.0)], "other"), [])
+        check_counts(STORAGE, rows([(0, 1.0)], "other"), [])
 
 
 def test_complete_counts_pass() -> None:
-    check_counts(
-        pa.concat_tables([rows([(0, 1.0)]), rows([(0, 1.0)], "c2")]), [crawl(1), crawl(1, "c2"), crawl(0, "c3")]
-    )
+    table = pa.concat_tables([rows([(0, 1.0)]), rows([(0, 1.0)], "c2")])
+    check_counts(STORAGE, table, [crawl(1), crawl(1, "c2"), crawl(0, "c3")])
 
 
 def test_an_assignment_to_no_prototype_is_noticed() -> None:
