@@ -1,6 +1,7 @@
 """Bytes of any origin to an upright RGB square, and back to the JPEG that the shards hold.
 
-A crawl is hostile input: whatever Pillow does with it, the outcome is an image or a Rejected.
+A crawl is hostile input: whatever Pillow does with it, the outcome is an image or a Rejected. Only the decoded image
+is as large as a file makes it; what follows takes a strip of it at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from pipeline.config import IngestConfig
 from pipeline.ingest.rejection import Rejected
@@ -42,6 +43,9 @@ ORIENTATIONS = {
 }
 """What makes an image upright, by its EXIF orientation."""
 
+STRIP_PIXELS = 1 << 21
+"""Pixels that are converted at once."""
+
 PREFIX_BYTES = 16
 """Pillow's plugins recognise their formats by this many first bytes."""
 
@@ -68,6 +72,7 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
 
     Raises:
         Rejected: empty, video, not_an_image, too_many_pixels (before decoding), too_small, truncated or corrupt.
+        MemoryError: the machine has too little; it says nothing about the file.
     """
     if not data:
         raise Rejected("empty", "0 bytes")
@@ -80,21 +85,21 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
             image.draft(None, (2 * config.image_size, 2 * config.image_size))
             image.load()
             orientation = _orientation(image)
-            square = ImageOps.fit(_to_rgb_or_rgba(image), (config.image_size, config.image_size))
+            square = _square(image, config.image_size)
             file_format = image.format or "unknown"
-    except Rejected:
+    except (Rejected, MemoryError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise Rejected("too_many_pixels", f"more than {config.max_pixels} pixels") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
-    except Exception as error:  # plugins fail in every way on hostile bytes: SyntaxError, struct.error, MemoryError, …
+    except Exception as error:  # plugins fail in every way on hostile bytes: SyntaxError, struct.error, …
         raise _undecodable(data, error) from error
     if orientation in ORIENTATIONS:
         square = square.transpose(ORIENTATIONS[orientation])
     if orientation in {5, 6, 7, 8}:
         width, height = height, width
-    return DecodedImage(_on_white(square), file_format, width, height)
+    return DecodedImage(np.array(square), file_format, width, height)
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
@@ -132,43 +137,73 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """The middle of a loaded image, `size` x `size`, RGB.
+
+    Large images are averaged to between two and four times `size` first, which is fast and leaves the resampling
+    nothing to miss.
+    """
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    factor = max(1, side // (2 * size))
+    levels = _levels(image) if image.mode[0] in "IF" else None
+    reduced = Image.new("RGB", (-(-side // factor), -(-side // factor)))
+    for y, strip in _strips(image, (left, top, left + side, top + side), factor):
+        reduced.paste(_to_rgb(strip, levels).reduce(factor), (0, y // factor))
+    whole = (0, 0, side / factor, side / factor)
+    return reduced.resize((size, size), Image.Resampling.BICUBIC, box=whole)
+
+
+def _strips(image: Image.Image, box: tuple[int, int, int, int], multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """`box` of `image` from top to bottom: where each strip starts in it, a `multiple` of rows, and the strip."""
+    left, top, right, bottom = box
+    rows = max(1, STRIP_PIXELS // (right - left) // multiple) * multiple
+    for y in range(top, bottom, rows):
+        yield y - top, image.crop((left, y, right, min(y + rows, bottom)))
+
+
+def _to_rgb(image: Image.Image, levels: tuple[float, float] | None) -> Image.Image:
+    """`image` in RGB on white; `levels` are the black and white of deep grey values."""
+    if levels is not None:
+        black, white = levels
+        from_black = np.clip(np.nan_to_num(np.asarray(image).astype(np.float64)), black, white) - black
+        grey = np.rint(from_black * (255.0 / ((white - black) or 1.0)))
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        converted = ImageCms.applyTransform(image, _lab_to_rgb())
         assert converted is not None
         return converted
-    if image.mode == "La":
-        return image.convert("LA").convert("RGBA")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray[Any, Any]) -> Pixels:
-    """Grey values of any range to 0-255.
+@cache
+def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+
+
+def _levels(image: Image.Image) -> tuple[float, float]:
+    """The values of a deep grey image that are black and white.
 
     16-bit images use their whole range. 32-bit images do not say what white is: it is the first of 1 (floats
-    only), 255 and 65535 that no value exceeds; values beyond those are stretched from darkest to lightest.
+    only), 255 and 65535 that no value of the whole image exceeds, and black is 0; images with values beyond those,
+    or below 0, go from their darkest to their lightest. Values that are no finite numbers do not count.
     """
-    if values.dtype.itemsize == 2:
-        return (values // 257).astype(np.uint8)
-    finite = values[np.isfinite(values)]
-    black, lightest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    usual_whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
-    white = next((w for w in usual_whites if black >= 0 and lightest <= w), None)
-    if white is None:
-        white = lightest
-    else:
-        black = 0.0
-    from_black = np.clip(np.nan_to_num(values.astype(np.float64)), black, white) - black
-    return np.rint(from_black * (255.0 / ((white - black) or 1.0))).astype(np.uint8)
-
-
-def _on_white(square: Image.Image) -> Pixels:
-    if square.mode == "RGBA":
-        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
-    return np.array(square)
+    if image.mode.startswith("I;16"):
+        return 0.0, 65535.0
+    darkest, lightest = np.inf, -np.inf
+    for _, strip in _strips(image, (0, 0, *image.size)):
+        values = np.asarray(strip)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            darkest, lightest = min(darkest, float(finite.min())), max(lightest, float(finite.max()))
+    if darkest > lightest:
+        return 0.0, 0.0
+    usual_whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    white = next((w for w in usual_whites if darkest >= 0 and lightest <= w), None)
+    return (0.0, white) if white is not None else (darkest, lightest)
 
 
 def _unidentified(data: bytes) -> Rejected:

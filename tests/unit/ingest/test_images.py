@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +105,58 @@ def test_values_that_are_no_numbers_do_no_harm() -> None:
         assert decode_square(encoded(Image.fromarray(strange), "TIFF"), CONFIG).pixels.max() == 0
     strange[:, :24], strange[:, 24:] = -np.inf, np.inf
     decode_square(encoded(Image.fromarray(strange), "TIFF"), CONFIG)
+
+
+def test_the_white_of_a_deep_image_is_that_of_the_whole_image() -> None:
+    wide = np.full((64, 256), 0.5, np.float32)
+    wide[0, 0] = 255
+    assert decode_square(encoded(Image.fromarray(wide), "TIFF"), CONFIG).pixels.max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "LAB", "I", "F", "I;16"])
+def test_large_images_of_any_mode_come_out_as_small_ones_do(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ingest.images.STRIP_PIXELS", 20_000)  # several strips
+    small = photograph(4, 250, 170)
+    if mode in {"I", "F", "I;16"}:
+        values = np.asarray(small.convert("L"))
+        dtype = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
+        small = Image.fromarray(values.astype(dtype) * dtype(257 if mode == "I;16" else 1))
+    elif mode == "LAB":
+        small = Image.merge("LAB", small.split())
+    else:
+        small = small.convert(mode)
+    if mode in {"LA", "RGBA"}:
+        small.putalpha(Image.linear_gradient("L").resize(small.size))
+    options = {"transparency": bytes(range(0, 250))} if mode == "P" else {}
+    pixels = []
+    for image in (small, small.resize((1000, 680), Image.Resampling.NEAREST)):
+        data = encoded(image, "TIFF" if mode in {"CMYK", "LAB", "I", "F"} else "PNG", **options)
+        pixels.append(decode_square(data, CONFIG).pixels.astype(int))
+    assert np.ptp(pixels[0]) > 50
+    assert np.abs(pixels[0] - pixels[1]).mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["F", "P"])
+def test_a_huge_image_takes_little_more_than_its_decoded_size(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "huge.tif"
+    Image.new(mode, (9990, 9990), 1).save(path, compression="tiff_adobe_deflate")
+    measure = (
+        "import sys, pathlib; from pipeline.config import IngestConfig; from pipeline.ingest import images\n"
+        "images.decode_square(pathlib.Path(sys.argv[1]).read_bytes(), IngestConfig())\n"
+        "print(pathlib.Path('/proc/self/status').read_text())"
+    )
+    result = subprocess.run([sys.executable, "-c", measure, str(path)], check=True, capture_output=True, text=True)
+    peak_kb = int(result.stdout.partition("VmHWM:")[2].split()[0])  # ru_maxrss would include the parent's
+    assert peak_kb < ({"F": 381, "P": 96}[mode] + 200) * 1024
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.ingest.images._to_rgb", fail)
+    with pytest.raises(MemoryError):
+        decode_square(encoded(photograph()), CONFIG)
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "grey key"])
