@@ -10,7 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,17 @@ class Sample:
     image_id: str
     jpeg: bytes
     metadata: dict[str, Any]
+    shard: str = field(default="", compare=False)
+    """Where it was read from."""
 
     def pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The image: uint8, height x width x 3, RGB."""
-        return np.asarray(Image.open(io.BytesIO(self.jpeg), formats=["JPEG"]).convert("RGB"))
+        """The image: uint8, height x width x 3, RGB. Raises StorageError where it is broken."""
+        try:
+            return np.asarray(Image.open(io.BytesIO(self.jpeg), formats=["JPEG"]).convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise StorageError(
+                f"{self.shard}: {self.image_id}.jpg is broken ({error}); {_remedy(self.shard)}"
+            ) from error
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> None:
@@ -54,24 +61,40 @@ def read_shard(storage: Storage, key: str) -> Iterator[Sample]:
 
     Raises StorageError where it is missing, cut off, or holds something else.
     """
+    shard = storage.uri(key)
+    if not storage.exists(key):
+        raise StorageError(f"{shard}: missing, although its crawl is complete; {_remedy(shard)}")
     data = storage.read_bytes(key)
     if not data.endswith(END_OF_TAR):
-        raise StorageError(f"{storage.uri(key)}: not a whole tar; delete its crawl and ingest it again")
+        raise StorageError(f"{shard}: not a whole tar; {_remedy(shard)}")
     try:
         for member in group_by_keys(tar_file_expander([{"url": key, "stream": io.BytesIO(data)}])):
-            yield Sample(member["__key__"], member["jpg"], json.loads(member["json"]))
+            yield Sample(member["__key__"], member["jpg"], json.loads(member["json"]), shard)
     except KeyError as error:
-        raise StorageError(f"{storage.uri(key)}: a member has no {error}") from error
+        raise StorageError(f"{shard}: a member has no {error}; {_remedy(shard)}") from error
     except (tarfile.TarError, ValueError) as error:
-        raise StorageError(f"{storage.uri(key)}: not a shard ({error})") from error
+        raise StorageError(f"{shard}: not a shard ({error}); {_remedy(shard)}") from error
+
+
+def _remedy(shard: str) -> str:
+    """What to do about the broken tar at the address `shard`."""
+    return f"delete the crawl folder {shard.rpartition('/shards/')[0] or shard} and run the same command again"
 
 
 def complete_crawls(storage: Storage, collection: str) -> list[Crawl]:
-    """All complete crawls of `collection`, ordered by crawl id."""
-    markers = (key for key in storage.list(crawls_of(collection)) if key.endswith("/crawl.json"))
-    fields = Crawl.__dataclass_fields__
-    documents = (read_json(storage, key) for key in sorted(markers))
-    return [Crawl(**{name: document[name] for name in fields}) for document in documents]
+    """All complete crawls of `collection`, ordered by crawl id. Raises StorageError where a crawl.json is broken."""
+    markers = sorted(key for key in storage.list(crawls_of(collection)) if key.endswith("/crawl.json"))
+    return [_read_crawl(storage, key) for key in markers]
+
+
+def _read_crawl(storage: Storage, key: str) -> Crawl:
+    document = read_json(storage, key)
+    try:
+        return Crawl(**{name: document[name] for name in Crawl.__dataclass_fields__})
+    except KeyError as error:
+        raise StorageError(
+            f"{storage.uri(key)}: has no {error}; delete the file and run the ingest stage again"
+        ) from error
 
 
 def shard_keys(crawls: Iterable[Crawl]) -> list[str]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.shards import Sample, read_shard, write_shard
+from pipeline.layout import CrawlPaths
+from pipeline.shards import Sample, complete_crawls, read_shard, write_shard
 from pipeline.storage import LocalStorage
 from tests.crawl_files import encoded, photograph
 
@@ -37,8 +38,26 @@ def test_an_empty_shard_is_a_shard(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot read .*none\.tar"):
-        list(read_shard(LocalStorage(str(tmp_path)), "none.tar"))
+    remedy = rf"delete the crawl folder {tmp_path}/c/crawls/x and run the same command again"
+    with pytest.raises(StorageError, match=rf"shard-000001\.tar: missing, .*; {remedy}"):
+        list(read_shard(LocalStorage(str(tmp_path)), CrawlPaths("c", "x").shard(1)))
+
+
+def test_a_broken_image_is_a_storage_error_that_names_it(tmp_path: Path) -> None:
+    storage, key = LocalStorage(str(tmp_path)), CrawlPaths("c", "x").shard(0)
+    (tmp_path / key).parent.mkdir(parents=True)
+    whole = SAMPLES[0].jpeg
+    write_shard(tmp_path / key, [Sample(name, data, {}) for name, data in [("0a", b"no"), ("0b", whole[:400])]])
+    for sample in read_shard(storage, key):
+        with pytest.raises(StorageError, match=rf"000000\.tar: {sample.image_id}\.jpg is broken .*; delete the crawl"):
+            sample.pixels()
+
+
+def test_a_crawl_json_without_its_fields_is_a_storage_error(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    storage.write_bytes(CrawlPaths("c", "x").marker, b"{}")
+    with pytest.raises(StorageError, match=r"x/crawl\.json: has no .*; delete the file and run the ingest stage again"):
+        complete_crawls(storage, "c")
 
 
 @pytest.mark.parametrize("length", range(0, 5500, 250))
