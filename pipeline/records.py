@@ -12,8 +12,8 @@ TIMESTAMP = pa.timestamp("ms", tz="UTC")
 
 RECORD_FIELDS = [
     pa.field("record", pa.int64(), metadata={"doc": "position in the crawl's plan, from 0"}),
-    pa.field("source_uri", pa.string(), metadata={"doc": "absolute path, s3:// address or URL of the file"}),
-    pa.field("file_name", pa.string(), metadata={"doc": "name of the file in the crawl"}),
+    pa.field("source_uri", pa.string(), metadata={"doc": "absolute path, file:// where UTF-8 cannot hold it"}),
+    pa.field("file_name", pa.string(), metadata={"doc": "in the crawl; empty for a post that names no file"}),
     pa.field("shortcode", pa.string(), metadata={"doc": "the post's short code, where the crawl has one"}),
     pa.field("caption", pa.string(), metadata={"doc": "the post's text, as crawled"}),
     pa.field("taken_at", TIMESTAMP, metadata={"doc": "when the post was made"}),

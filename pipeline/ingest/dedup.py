@@ -1,8 +1,9 @@
 """Byte-identical repeats are kept once: the first of a crawl, and none that an earlier crawl has already.
 
-Shards are built without looking at each other. Afterwards the repeats are found in their small tables of rows,
-and only the shards that hold some are written again without them. Every step may be interrupted and repeated: a
-shard that lost its repeats has no accepted row of them any more.
+What earlier crawls have is known before shards are built, and never decoded. Shards are built without looking at
+each other; afterwards the repeats are found in their small tables of rows, and only the shards that hold some are
+written again without them. Every step may be interrupted and repeated: a shard that lost its repeats has no accepted
+row of them any more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,33 +24,42 @@ from pipeline.storage import Storage, read_table, write_table
 
 DUPLICATE_DETAIL = "the same bytes as the image in duplicate_of"
 
+Known = np.ndarray[Any, np.dtype[np.bytes_]]
+"""SHA-256 of files in hexadecimal, sorted: all tasks of a node share one copy in Ray's object store."""
+KNOWN_DTYPE = "S64"
 
-def find_repeats(
-    storage: Storage, paths: CrawlPaths, n_shards: int, earlier: Iterable[Crawl], image_size: int
-) -> dict[int, set[str]]:
+
+def known_files(storage: Storage, crawls: Iterable[Crawl], image_size: int) -> Known:
+    """The files that complete `crawls` hold as images of `image_size` px."""
+    digests = [np.array([], KNOWN_DTYPE)]
+    for crawl in crawls:
+        if crawl.image_size == image_size:
+            paths = CrawlPaths(crawl.collection, crawl.crawl_id)
+            for index in range(crawl.n_shards):
+                digests.append(np.array(_accepted(storage, paths.rows(index)), KNOWN_DTYPE))
+    return np.unique(np.concatenate(digests))
+
+
+def is_known(known: Known, sha256: str) -> bool:
+    """Whether `known` holds the file."""
+    at = np.searchsorted(known, np.array(sha256, KNOWN_DTYPE))
+    return bool(at < len(known) and known[at] == sha256.encode())
+
+
+def find_repeats(storage: Storage, paths: CrawlPaths, n_shards: int, known: Known) -> dict[int, set[str]]:
     """The files to drop, as SHA-256 in hexadecimal, by shard of the crawl `paths`; shards without any are left out.
 
-    Args:
-        storage: the workspace.
-        paths: the crawl, with all its `n_shards` shards built; within a shard each file is kept at most once.
-        n_shards: number of its shards.
-        earlier: complete crawls of the collection; only those of the same `image_size` hold the same images.
-        image_size: side of the crawl's images in px.
+    All `n_shards` shards are built, and each holds a file at most once. It may hold `known` ones: where a crawl was
+    interrupted, another one may have been completed since.
     """
     repeats: dict[int, set[str]] = {}
-    shard_of: dict[bytes, int] = {}  # half the memory of hexadecimal keys: this is the largest object of the driver
+    seen: set[bytes] = set()  # half the memory of hexadecimal digits: this is the largest object of the driver
     for index in range(n_shards):
         for sha256 in _accepted(storage, paths.rows(index)):
-            if shard_of.setdefault(bytes.fromhex(sha256), index) != index:
+            file = bytes.fromhex(sha256)
+            if file in seen or is_known(known, sha256):
                 repeats.setdefault(index, set()).add(sha256)
-    for crawl in earlier:
-        if crawl.image_size != image_size:
-            continue
-        other = CrawlPaths(crawl.collection, crawl.crawl_id)
-        for index in range(crawl.n_shards):
-            for sha256 in _accepted(storage, other.rows(index)):
-                if (shard := shard_of.get(bytes.fromhex(sha256))) is not None:
-                    repeats.setdefault(shard, set()).add(sha256)
+            seen.add(file)
     return repeats
 
 
@@ -68,6 +80,9 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: set[s
                 detail=DUPLICATE_DETAIL,
                 image_id=None,
                 duplicate_of=row["image_id"],
+                format=None,
+                width=None,
+                height=None,
             )
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "shard.tar"

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from pipeline.errors import StorageError
 from pipeline.ingest.rejection import Rejected
 
 FILE_SCHEME = "file://"
+
+FAULTS_OF_THE_FILE = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV,
+        errno.EFBIG, errno.EOVERFLOW,
+    }
+)  # fmt: skip
+"""What a read meets wherever and whenever it is tried. Any other error is a fault of the machine and may pass."""
+
+
+def raise_machine_fault(path: str, error: OSError) -> None:
+    """Raise a StorageError, unless `error` is a property of the file at `path`."""
+    if error.errno not in FAULTS_OF_THE_FILE:
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot read {path}: {reason}; the same command continues once it can be read") from error
 
 
 def file_uri(path: str) -> str:
@@ -27,7 +44,9 @@ def fetch(source_uri: str, max_bytes: int) -> bytes:
     Only regular files are read: a pipe or a device that lies in a crawl is left alone.
 
     Raises:
-        Rejected: missing_file, unreadable, or too_many_bytes (above `max_bytes`; nothing is read then).
+        Rejected: unreadable, or too_many_bytes (above `max_bytes`; nothing is read then).
+        StorageError: the machine is at fault, and another attempt may succeed. A file that is gone counts as that:
+            it was there when the crawl was listed.
     """
     try:
         # Without O_NONBLOCK, opening a pipe would wait for its writer.
@@ -38,10 +57,11 @@ def fetch(source_uri: str, max_bytes: int) -> bytes:
             if status.st_size > max_bytes:
                 raise Rejected("too_many_bytes", f"{status.st_size} bytes, at most {max_bytes} are read")
             data = file.read(max_bytes + 1)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Rejected("missing_file", "no such file") from error
-    except (OSError, ValueError) as error:
-        raise Rejected("unreadable", getattr(error, "strerror", None) or str(error)) from error
+    except OSError as error:
+        raise_machine_fault(source_uri, error)
+        raise Rejected("unreadable", error.strerror or str(error)) from error
+    except ValueError as error:  # a path that no system call takes
+        raise Rejected("unreadable", str(error)) from error
     if len(data) > max_bytes:
         raise Rejected("too_many_bytes", f"grew above {max_bytes} bytes while it was read")
     return data

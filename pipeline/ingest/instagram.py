@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.ingest.fetch import raise_machine_fault
 from pipeline.ingest.text import storable
 from pipeline.progress import say
 
@@ -41,20 +42,23 @@ class Post:
     @property
     def key(self) -> object:
         """Equal for two nodes of one post: a crawl may list a top post again."""
-        return self.id or tuple(self.urls)
+        return self.id or tuple(self.urls) or object()
 
 
 def read_posts(path: Path) -> list[Post] | None:
     """The posts in the file `path`; None where it is not the metadata of a dump.
 
-    A file that cannot be read or parsed is reported in one line and gives None too.
+    A file that cannot be read or parsed is reported in one line and gives None too. Raises StorageError where the
+    machine is at fault.
     """
     try:
         size = path.stat().st_size
         if size > MAX_METADATA_BYTES:
             raise ValueError(f"{size} bytes, at most {MAX_METADATA_BYTES} are read")
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_int=_number)
     except (OSError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, OSError):
+            raise_machine_fault(storable(str(path)), error)
         say("ingest", storable(f"{path} is not used as metadata: {' '.join(str(error).split())[:200]}"))
         return None
     nodes = document.get("GraphImages") if isinstance(document, dict) else None
@@ -66,10 +70,7 @@ def read_posts(path: Path) -> list[Post] | None:
 def _post(node: dict[str, Any]) -> Post:
     caption = _text(_dig(node, "edge_media_to_caption", "edges", 0, "node", "text"))
     tags = [_text(tag) for tag in _list(node.get("tags"))]
-    listed = {_file_name(url): url for url in map(_text, _list(node.get("urls"))) if url}
-    display_url = _text(node.get("display_url"))
-    shown = {_file_name(display_url): display_url} if display_url else {}
-    urls = {name: url for name, url in {**listed, **shown}.items() if name not in {"", ".", ".."}}
+    listed, shown = _by_name(_list(node.get("urls"))), _by_name([node.get("display_url")])
     return Post(
         id=_text(node.get("id")),
         shortcode=_text(node.get("shortcode")),
@@ -77,8 +78,8 @@ def _post(node: dict[str, Any]) -> Post:
         taken_at=_time(node.get("taken_at_timestamp")),
         hashtags=[tag for tag in tags if tag] or HASHTAG.findall((caption or "").lower()),
         is_video=node.get("is_video") is True,
-        urls=urls,
-        expected=[name for name in urls if name in (listed or shown)],
+        urls={**listed, **shown},
+        expected=list(listed or shown),
         extra=_extra(node),
     )
 
@@ -93,9 +94,15 @@ def _extra(node: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _file_name(url: str) -> str:
-    """The name under which the scraper stores `url`: its last part, without the query."""
-    return url.partition("?")[0].rpartition("/")[2]
+def _by_name(urls: list[Any]) -> dict[str, str]:
+    """The addresses among `urls` by the name under which the scraper stores them: the last part, without the query."""
+    named = {url.partition("?")[0].rpartition("/")[2]: url for url in map(_text, urls) if url}
+    return {name: url for name, url in named.items() if name not in {"", ".", ".."}}
+
+
+def _number(digits: str) -> int | float:
+    """A whole number of the JSON; Python refuses to read very long ones, and none of those means anything here."""
+    return int(digits) if len(digits) <= 20 else float(digits)
 
 
 def _dig(value: Any, *path: str | int) -> Any:

@@ -6,6 +6,7 @@ from typing import Literal
 
 RejectReason = Literal[
     "missing_file",  # the crawl names a file that is not there
+    "outside_source",  # a link that leaves the source folder: a crawl may not pick files of the machine
     "unreadable",  # the file or folder is there and cannot be read
     "empty",  # zero bytes
     "too_many_bytes",  # more than `max_bytes`

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import IngestConfig
-from pipeline.ingest.dedup import DUPLICATE_DETAIL
+from pipeline.errors import StorageError
+from pipeline.ingest.dedup import DUPLICATE_DETAIL, Known, is_known
 from pipeline.ingest.fetch import fetch
 from pipeline.ingest.images import decode_square, encode_jpeg
 from pipeline.ingest.rejection import Rejected
@@ -30,34 +31,42 @@ IMAGE_ID_DIGITS = 20
 """Hexadecimal digits of the SHA-256 of a file's bytes that name its image, in every crawl alike."""
 
 
-def build_shard(storage: Storage, paths: CrawlPaths, index: int, records: pa.Table, config: IngestConfig) -> int:
+def build_shard(
+    storage: Storage, paths: CrawlPaths, index: int, records: pa.Table, known: Known, config: IngestConfig
+) -> int:
     """Fetch, decode and publish the `records` (PLAN_SCHEMA) of shard `index`; the number of accepted images.
 
-    The tar is published first and the rows last: where the rows are, the shard is done. The same records over the
-    same files give the same bytes, however often this runs.
+    Files that are `known` from earlier crawls are not decoded. The tar is published first and the rows last: where
+    the rows are, the shard is done. The same records over the same files give the same bytes, however often this runs.
+
+    Raises StorageError where the machine is at fault, and another attempt may succeed.
     """
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "shard.tar"
-        write_shard(tar, _samples(records.to_pylist(), config, rows))
+        write_shard(tar, _samples(records.to_pylist(), known, config, rows))
         storage.publish(tar, paths.shard(index))
     write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
     return sum(row["status"] == "accepted" for row in rows)
 
 
-def _samples(records: list[dict[str, Any]], config: IngestConfig, rows: list[dict[str, Any]]) -> Iterator[Sample]:
+def _samples(
+    records: list[dict[str, Any]], known: Known, config: IngestConfig, rows: list[dict[str, Any]]
+) -> Iterator[Sample]:
     """The accepted images in order; a row for every record, accepted or not, is appended to `rows`."""
     kept: set[str] = set()
     for record in records:
         row = dict(record)
         rows.append(row)
         try:
-            yield _ingest(row, kept, config)
+            yield _ingest(row, known, kept, config)
         except Rejected as rejected:
             row.update(status="rejected", reason=rejected.reason, detail=rejected.detail)
+        except MemoryError as error:
+            raise StorageError(f"cannot decode {record['source_uri']}: this machine is out of memory") from error
 
 
-def _ingest(row: dict[str, Any], kept: set[str], config: IngestConfig) -> Sample:
+def _ingest(row: dict[str, Any], known: Known, kept: set[str], config: IngestConfig) -> Sample:
     """The record in `row` as a sample; what is learned on the way is added to `row`, and its digest to `kept`.
 
     Raises Rejected.
@@ -68,7 +77,7 @@ def _ingest(row: dict[str, Any], kept: set[str], config: IngestConfig) -> Sample
     sha256 = hashlib.sha256(data).hexdigest()
     image_id = sha256[:IMAGE_ID_DIGITS]
     row.update(bytes=len(data), sha256=sha256)
-    if sha256 in kept:
+    if sha256 in kept or is_known(known, sha256):
         row.update(duplicate_of=image_id)
         raise Rejected("duplicate", DUPLICATE_DETAIL)
     image = decode_square(data, config)

@@ -4,7 +4,8 @@ A crawl is a folder of images, with subfolders. Where a folder holds the metadat
 its files are joined to their posts.
 
 Every regular file is a record, however little it looks like an image: what it holds shows when it is decoded.
-Only hidden files, ``*.part`` and the dump's metadata are left out. Links to folders are not followed.
+Only hidden files, ``*.part`` and the dump's metadata are left out, and links to folders are not followed. Links to
+files are, within the source.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.ingest.fetch import file_uri
+from pipeline.ingest.fetch import file_uri, raise_machine_fault
 from pipeline.ingest.instagram import Post, read_posts
 from pipeline.ingest.rejection import RejectReason
 from pipeline.ingest.text import storable
@@ -30,7 +31,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", "
 def read_records(source: str) -> Iterator[CrawlRecord]:
     """The records of the crawl in the folder `source`: files by name, then missing ones, then subfolders by name.
 
-    Raises SourceError where `source` is missing, is not a folder, cannot be listed, or holds no file.
+    Raises:
+        SourceError: `source` is missing, is not a folder, cannot be listed, or holds no file.
+        StorageError: the machine is at fault, and another attempt may succeed.
     """
     root = source_root(source)
     if not root.is_dir():
@@ -44,14 +47,21 @@ def read_records(source: str) -> Iterator[CrawlRecord]:
 
 
 def source_root(source: str) -> Path:
-    """The absolute folder that `source` names."""
+    """The absolute folder that `source` names. Raises SourceError for an address: only folders are read."""
+    if "://" in source:
+        raise SourceError(f"source {source}: only folders are read so far, no addresses")
     return Path(source).expanduser().absolute()
+
+
+def is_inside(path: str, folder: Path) -> bool:
+    """Whether `path` is `folder` or below it, once all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def count_candidates(source: str, at_most: int) -> int:
     """How many records of `source` may become images, counting no further than `at_most`.
 
-    Raises SourceError as `read_records` does.
+    Raises what `read_records` does.
     """
     return sum(1 for _ in islice((r for r in read_records(source) if r.problem is None), at_most))
 
@@ -66,6 +76,7 @@ def _walk(root: Path) -> Iterator[CrawlRecord]:
         except OSError as error:
             if folder == str(root):
                 raise SourceError(f"source {root}: {error.strerror}") from error
+            raise_machine_fault(storable(folder), error)
             yield _record(root, folder, None, None, "unreadable")
             continue
         yield from _records_in(root, folder, entries)
@@ -74,13 +85,17 @@ def _walk(root: Path) -> Iterator[CrawlRecord]:
 
 def _records_in(root: Path, folder: str, entries: list[os.DirEntry[str]]) -> Iterator[CrawlRecord]:
     """The records of one folder, without its subfolders."""
-    files = {e.name: e for e in entries if not e.name.endswith(".part") and _is_candidate(e)}
-    posts: dict[object, Post] = {}
-    for name in [name for name in files if name.lower().endswith(".json")]:
-        if (found := read_posts(Path(folder, name))) is not None:
+    files = {e.name: e for e in entries if not e.name.lower().endswith(".part") and _is_candidate(e)}
+    listed: list[Post] = []
+    for name, entry in list(files.items()):
+        if not name.lower().endswith(".json") or _leaves(root, entry):
+            continue
+        if (found := read_posts(Path(entry.path))) is not None:
             del files[name]
-            for post in found:
-                posts.setdefault(post.key, post)
+            listed += found
+    posts: dict[object, Post] = {}
+    for post in sorted(listed, key=lambda post: not post.urls):  # of two nodes of one post, the one that names files
+        posts.setdefault(post.key, post)
     post_of: dict[str, Post] = {}
     for post in posts.values():
         for name in post.urls:
@@ -89,10 +104,18 @@ def _records_in(root: Path, folder: str, entries: list[os.DirEntry[str]]) -> Ite
     expected = {name: post for post in posts.values() for name in post.expected}
     for name, entry in files.items():
         post_or_none = post_of.get(storable(name))
-        yield _record(root, entry.path, post_or_none, *_inspect(entry, post_or_none))
+        yield _record(root, entry.path, post_or_none, *_inspect(root, entry, post_or_none))
         expected.pop(storable(name), None)
     for name, post in expected.items():
         yield _record(root, os.path.join(folder, name), post, None, "missing_file")
+    for post in posts.values():
+        if not post.urls:
+            yield _record(root, os.path.join(folder, ""), post, None, "missing_file")
+
+
+def _leaves(root: Path, entry: os.DirEntry[str]) -> bool:
+    """Whether `entry` is a link to something outside `root`."""
+    return entry.is_symlink() and not is_inside(entry.path, root)
 
 
 def _is_candidate(entry: os.DirEntry[str]) -> bool:
@@ -103,13 +126,16 @@ def _is_candidate(entry: os.DirEntry[str]) -> bool:
         return True
 
 
-def _inspect(entry: os.DirEntry[str], post: Post | None) -> tuple[int | None, RejectReason | None]:
+def _inspect(root: Path, entry: os.DirEntry[str], post: Post | None) -> tuple[int | None, RejectReason | None]:
     """Size in bytes of a file, and the reason to reject it that shows before it is opened."""
+    if _leaves(root, entry):
+        return None, "outside_source"
     try:
         size = entry.stat().st_size
     except FileNotFoundError:
         return None, "missing_file"
-    except OSError:
+    except OSError as error:
+        raise_machine_fault(storable(entry.path), error)
         return None, "unreadable"
     suffix = Path(entry.name).suffix.lower()
     is_video = suffix in VIDEO_SUFFIXES or (post is not None and post.is_video and suffix not in IMAGE_SUFFIXES)

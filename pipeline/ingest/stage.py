@@ -6,20 +6,23 @@ is left as it is, a shard whose rows are there is not built again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import IngestConfig, JobConfig, digest
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.ingest.dedup import drop_repeats, find_repeats
+from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_files
 from pipeline.ingest.plan import Plan, write_plan
 from pipeline.ingest.shard import build_shard
-from pipeline.ingest.sources import read_records, source_root
+from pipeline.ingest.sources import is_inside, read_records, source_root
 from pipeline.ingest.text import storable
 from pipeline.layout import CrawlPaths
 from pipeline.progress import Progress, say
@@ -31,17 +34,20 @@ from pipeline.storage import Storage, read_table, write_json
 SCHEMA_VERSION = 1
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
 
+RETRY_PAUSE_S = 1.0
+
 
 def ingest(storage: Storage, config: JobConfig) -> Crawl:
     """Ingest the crawl `config.source` into its collection; needs a Ray session unless the crawl is complete.
 
     Raises:
+        ConfigError: the workspace lies inside the source.
         SourceError: the source is missing or holds nothing.
-        StorageError: the workspace refused a read or a write.
+        StorageError: a read or a write failed, again and again.
     """
     assert config.source is not None  # checked by JobConfig
     source = source_root(config.source)
-    _check_apart(source, storage)
+    check_apart(config.source, storage)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         plan = write_plan(read_records(config.source), Path(folder) / "plan.parquet", config.ingest.records_per_shard)
@@ -53,8 +59,9 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
             return complete
         say("ingest", f"crawl {crawl_id}: {plan.records} records of {storable(str(source))} in {plan.n_shards} shards")
         storage.publish(plan.path, paths.plan)
-        built = _build_shards(storage, paths, plan, config.ingest)
-    _keep_repeats_once(storage, paths, plan.n_shards, list(crawls.values()), config.ingest.image_size)
+        known = known_files(storage, crawls.values(), config.ingest.image_size)
+        built = _build_shards(storage, paths, plan, known, config.ingest)
+    _keep_repeats_once(storage, paths, plan.n_shards, known)
     crawl, total_bytes = _account(storage, paths, plan, config.ingest.image_size)
     seconds = time.monotonic() - started
     document = {
@@ -74,13 +81,28 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     return crawl
 
 
-def _check_apart(source: Path, storage: Storage) -> None:
-    """A workspace inside its own source would be crawled by the next job."""
-    if "://" not in storage.root and Path(storage.root).is_relative_to(source):
+def check_apart(source: str, storage: Storage) -> None:
+    """Raise ConfigError where the workspace lies inside its own source: the next job would crawl it."""
+    if "://" not in storage.root and is_inside(storage.root, source_root(source)):
         raise ConfigError(f"workspace {storage.root} lies inside the source {source}; choose a folder outside")
 
 
-def _build_shards(storage: Storage, paths: CrawlPaths, plan: Plan, config: IngestConfig) -> int:
+def _ray_task(work: Callable[..., Any]) -> Any:
+    """`work` as a Ray task that is tried again after a pause where the machine was at fault."""
+    import ray
+
+    @functools.wraps(work)
+    def with_pause(*arguments: Any) -> Any:
+        try:
+            return work(*arguments)
+        except StorageError:
+            time.sleep(RETRY_PAUSE_S)
+            raise
+
+    return ray.remote(num_cpus=1, max_retries=3, retry_exceptions=[StorageError])(with_pause)
+
+
+def _build_shards(storage: Storage, paths: CrawlPaths, plan: Plan, known: Known, config: IngestConfig) -> int:
     """Build the shards that are not there yet, one Ray task each; the number of records that went into them."""
     todo = [i for i in range(plan.n_shards) if not storage.exists(paths.rows(i))]
     done = plan.records - sum(map(plan.size_of, todo))
@@ -90,26 +112,23 @@ def _build_shards(storage: Storage, paths: CrawlPaths, plan: Plan, config: Inges
         return 0
     import ray
 
-    build = ray.remote(num_cpus=1, max_retries=3)(build_shard)
+    build = _ray_task(build_shard)
+    known_once = ray.put(known)
     accepted = 0
     with Progress("ingest", plan.records, "img", done) as progress:
         for index, newly_accepted in run_bounded(
-            lambda i: build.remote(storage, paths, i, plan.records_of(i), config), todo
+            lambda i: build.remote(storage, paths, i, plan.records_of(i), known_once, config), todo
         ):
             accepted += newly_accepted
             progress.advance(plan.size_of(index), f"{accepted} accepted")
     return plan.records - done
 
 
-def _keep_repeats_once(
-    storage: Storage, paths: CrawlPaths, n_shards: int, earlier: list[Crawl], image_size: int
-) -> None:
-    repeats = find_repeats(storage, paths, n_shards, earlier, image_size)
+def _keep_repeats_once(storage: Storage, paths: CrawlPaths, n_shards: int, known: Known) -> None:
+    repeats = find_repeats(storage, paths, n_shards, known)
     if not repeats:
         return
-    import ray
-
-    drop = ray.remote(num_cpus=1, max_retries=3)(drop_repeats)
+    drop = _ray_task(drop_repeats)
     with Progress("repeats", len(repeats), "shard") as progress:
         for _ in run_bounded(lambda i: drop.remote(storage, paths, i, repeats[i]), sorted(repeats)):
             progress.advance(1)

@@ -6,17 +6,20 @@ import csv
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config import JobConfig, load_config
-from pipeline.errors import ConfigError, PipelineError, SourceError
+from pipeline.errors import ConfigError, PipelineError, SourceError, StorageError, user_error
+from pipeline.ingest.plan import Plan, write_plan
 from pipeline.ingest.stage import ingest
 from pipeline.layout import CrawlPaths
-from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl
+from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl, CrawlRecord
 from pipeline.shards import complete_crawls, read_shard
 from pipeline.storage import LocalStorage, read_json, read_table, write_table
 from tests.crawl_files import encoded, node, photograph, png_bomb, write_metadata
@@ -159,6 +162,35 @@ def test_a_crawl_without_images_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "crawl" / "a.txt").write_text("a")
     assert run(tmp_path / "crawl", tmp_path / "ws").accepted == 0
     assert "no image was accepted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("passing", [True, False])
+def test_a_file_that_is_gone_for_a_while_is_waited_for(
+    passing: bool, crawl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, away = crawl_folder / "07.jpg", tmp_path / "away.jpg"
+
+    def plan_and_lose(records: Iterable[CrawlRecord], path: Path, records_per_shard: int) -> Plan:
+        plan = write_plan(records, path, records_per_shard)
+        photo.rename(away)
+        if passing:
+            threading.Timer(0.7, away.rename, [photo]).start()
+        return plan
+
+    workspace = tmp_path / "ws"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ingest.stage.write_plan", plan_and_lose)
+        if passing:
+            assert run(crawl_folder, workspace).accepted == 12
+            return
+        with pytest.raises(StorageError) as caught:
+            run(crawl_folder, workspace)
+    error = user_error(caught.value)
+    assert error is not None
+    assert str(error).startswith(f"cannot read {photo}: No such file or directory; ")
+    assert complete_crawls(LocalStorage(str(workspace)), "c") == []
+    away.rename(photo)
+    assert run(crawl_folder, workspace).accepted == 12
 
 
 def test_totals_that_do_not_add_up_are_never_published(crawl_folder: Path, tmp_path: Path) -> None:

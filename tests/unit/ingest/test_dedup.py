@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import IngestConfig
-from pipeline.ingest.dedup import drop_repeats, find_repeats
+from pipeline.errors import StorageError
+from pipeline.ingest.dedup import drop_repeats, find_repeats, known_files
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.shard import build_shard
 from pipeline.layout import CrawlPaths
@@ -23,8 +24,15 @@ def storage(tmp_path: Path) -> LocalStorage:
     return LocalStorage(str(tmp_path / "workspace"))
 
 
-def build(storage: LocalStorage, folder: Path, crawl_id: str, shards: Sequence[Sequence[int]]) -> Crawl:
+def build(
+    storage: LocalStorage,
+    folder: Path,
+    crawl_id: str,
+    shards: Sequence[Sequence[int]],
+    earlier: Sequence[Crawl] = (),
+) -> Crawl:
     """A crawl whose shards hold the photographs of these seeds; -1 is an empty file."""
+    known = known_files(storage, earlier, CONFIG.image_size)
     paths = CrawlPaths("c", crawl_id)
     for index, seeds in enumerate(shards):
         records = []
@@ -33,13 +41,14 @@ def build(storage: LocalStorage, folder: Path, crawl_id: str, shards: Sequence[S
             path.write_bytes(encoded(photograph(seed)) if seed >= 0 else b"")
             records.append(CrawlRecord(str(path), path.name))
         plan = write_plan(records, folder / "plan.parquet", len(records))
-        build_shard(storage, paths, index, plan.records_of(0), CONFIG)
+        build_shard(storage, paths, index, plan.records_of(0), known, CONFIG)
     return Crawl("c", crawl_id, len(shards), sum(map(len, shards)), 0, {}, 16, "")
 
 
 def resolve(storage: LocalStorage, crawl: Crawl, earlier: Sequence[Crawl] = ()) -> dict[int, set[str]]:
     paths = CrawlPaths("c", crawl.crawl_id)
-    repeats = find_repeats(storage, paths, crawl.n_shards, earlier, crawl.image_size)
+    known = known_files(storage, earlier, crawl.image_size)
+    repeats = find_repeats(storage, paths, crawl.n_shards, known)
     for index, ids in repeats.items():
         drop_repeats(storage, paths, index, ids)
     return repeats
@@ -57,6 +66,7 @@ def outcomes(storage: LocalStorage, crawl: Crawl) -> list[list[str]]:
         for row in rows:
             assert (row["reason"] is None) == (row["status"] == "accepted") == (row["image_id"] is not None)
             assert row["duplicate_of"] == (row["sha256"][:20] if row["reason"] == "duplicate" else None)
+            assert (row["format"] is None) == (row["width"] is None) == (row["image_id"] is None)
         found.append([row["reason"] or row["status"] for row in rows])
     return found
 
@@ -80,12 +90,39 @@ def test_files_that_are_no_images_are_not_called_repeats(storage: LocalStorage, 
     assert outcomes(storage, crawl) == [["empty", "empty"], ["empty"]]
 
 
-def test_what_an_earlier_crawl_has_is_not_kept_again(storage: LocalStorage, tmp_path: Path) -> None:
+def test_what_an_earlier_crawl_has_is_not_decoded_again(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     earlier = build(storage, tmp_path, "a", [[1], [2]])
-    crawl = build(storage, tmp_path, "b", [[2, 3], [2, 1]])
+    monkeypatch.setattr("pipeline.ingest.shard.decode_square", lambda *_: pytest.fail("decoded"))
+    crawl = build(storage, tmp_path, "b", [[2, 1], [2]], [earlier])
+    assert outcomes(storage, crawl) == [["duplicate", "duplicate"], ["duplicate"]]
+    assert resolve(storage, crawl, [earlier]) == {}
+
+
+def test_a_crawl_completed_since_the_shards_were_built_counts_as_earlier(storage: LocalStorage, tmp_path: Path) -> None:
+    shards = [[2, 3], [2, 1]]
+    crawl = build(storage, tmp_path, "b", shards)
+    earlier = build(storage, tmp_path, "a", [[1], [2]])
     resolve(storage, crawl, [earlier])
     assert outcomes(storage, crawl) == [["duplicate", "accepted"], ["duplicate", "duplicate"]]
     assert outcomes(storage, earlier) == [["accepted"], ["accepted"]]
+
+    after = build(storage, tmp_path, "b", shards, [earlier])
+    assert resolve(storage, after, [earlier]) == {}
+    assert outcomes(storage, after) == outcomes(storage, crawl)
+
+
+def test_a_lack_of_memory_ends_the_shard_and_rejects_nothing(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.ingest.shard.decode_square", fail)
+    with pytest.raises(StorageError, match=r"cannot decode .*x-0-0\.jpg: this machine is out of memory"):
+        build(storage, tmp_path, "x", [[1]])
+    assert list(storage.list("")) == []
 
 
 def test_an_earlier_crawl_of_another_size_has_other_images(storage: LocalStorage, tmp_path: Path) -> None:

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.ingest import instagram
 from pipeline.ingest.fetch import fetch
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import count_candidates, read_records
+from pipeline.ingest.stage import check_apart
 from pipeline.records import CrawlRecord
+from pipeline.storage import LocalStorage
 from tests.crawl_files import node, write_metadata
 
 
@@ -38,7 +43,7 @@ def test_files_come_by_name_then_subfolders_by_name(tmp_path: Path) -> None:
 
 
 def test_hidden_partial_and_special_files_are_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "kept.jpg", ".hidden.jpg", ".cache/x.jpg", "loading.jpg.part")
+    touch(tmp_path, "kept.jpg", ".hidden.jpg", ".cache/x.jpg", "loading.jpg.part", "loading.jpg.PART")
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "elsewhere").symlink_to(tmp_path.parent, target_is_directory=True)
     assert names(tmp_path) == ["kept.jpg"]
@@ -51,6 +56,24 @@ def test_links_to_files_are_followed_and_broken_ones_are_missing(tmp_path: Path)
     (tmp_path / "stale.jpg").symlink_to("gone.jpg")
     problems = {r.file_name: r.problem for r in read_records(str(tmp_path))}
     assert problems == {"real.jpg": None, "link.jpg": None, "loop.jpg": "unreadable", "stale.jpg": "missing_file"}
+
+
+def test_links_out_of_the_source_are_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "private.jpg", "crawl/inside.jpg", "crawl/sub/x.jpg")
+    write_metadata(tmp_path, [node("inside.jpg")])
+    crawl = tmp_path / "crawl"
+    (crawl / "absolute.jpg").symlink_to(tmp_path / "private.jpg")
+    (crawl / "sub" / "relative.jpg").symlink_to("../../private.jpg")
+    (crawl / "sub" / "within.jpg").symlink_to("../inside.jpg")
+    (crawl / "tag.json").symlink_to(tmp_path / "tag.json")
+    (tmp_path / "alias").symlink_to(crawl, target_is_directory=True)
+    for source in (crawl, tmp_path / "alias"):
+        records = list(read_records(str(source)))
+        assert {r.file_name: r.problem for r in records} == {
+            "absolute.jpg": "outside_source", "inside.jpg": None, "tag.json": "outside_source",
+            "relative.jpg": "outside_source", "within.jpg": None, "x.jpg": None,
+        }  # fmt: skip
+        assert {r.caption for r in records} == {None}
 
 
 def test_a_dump_joins_files_to_posts(tmp_path: Path) -> None:
@@ -83,6 +106,16 @@ def test_files_and_posts_that_lack_each_other_are_records_too(tmp_path: Path) ->
     assert gone.caption == "caption of gone.jpg #Trevi"
 
 
+def test_posts_that_name_no_file_are_missing_files(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg")
+    bare: dict[str, Any] = {"display_url": None, "urls": []}
+    nodes = [node("1.jpg", **bare), node("1.jpg"), node("2", **bare), node("2", **bare), {}, {}]
+    write_metadata(tmp_path, nodes)
+    records = [(r.file_name, r.shortcode, r.problem) for r in read_records(str(tmp_path))]
+    nameless = [("", "code of 2", "missing_file"), ("", None, "missing_file"), ("", None, "missing_file")]
+    assert records == [("1.jpg", "code of 1.jpg", None), *nameless]
+
+
 def test_a_repeated_post_is_used_once(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
     moved = node("1.jpg", urls=["https://cdn.example/other.jpg"], display_url=None)
@@ -107,8 +140,8 @@ def test_videos_are_known_by_name_and_by_post(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"GraphImages": ' + b"9" * 5000 + b"}", b""],
-    ids=["cut", "bytes", "deep", "huge number", "empty"],
+    [b"{", b"\xff\xfe\x00", b"[" * 100_000, b""],
+    ids=["cut", "bytes", "deep", "empty"],
 )
 def test_broken_metadata_is_a_file_like_any_other(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -117,6 +150,17 @@ def test_broken_metadata_is_a_file_like_any_other(
     (tmp_path / "tag.json").write_bytes(content)
     assert names(tmp_path) == ["1.jpg", "tag.json"]
     assert f"{tmp_path / 'tag.json'} is not used as metadata" in capsys.readouterr().out
+
+
+def test_one_endless_number_loses_nothing_else(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg", "2.jpg")
+    likes = {"edge_media_preview_like": {"count": 777}}
+    write_metadata(tmp_path, [node("1.jpg", taken_at_timestamp=777, **likes), node("2.jpg")])
+    text = (tmp_path / "tag.json").read_text()
+    (tmp_path / "tag.json").write_text(text.replace("777", "9" * 5000))
+    first, second = read_records(str(tmp_path))
+    assert (first.caption, first.taken_at, first.extra) == ("caption of 1.jpg #Trevi", None, {})
+    assert second.caption == "caption of 2.jpg #Trevi"
 
 
 def test_metadata_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +183,9 @@ def test_values_of_any_type_are_tolerated(wrong: object, tmp_path: Path) -> None
     keys += ["edge_media_preview_like", "location"]
     nodes = [node("1.jpg", **{key: wrong}) for key in keys]
     write_metadata(tmp_path, [wrong, *nodes, node("1.jpg", display_url=wrong, urls=[wrong])])
-    assert [(r.file_name, r.problem) for r in read_records(str(tmp_path))] == [("1.jpg", None)]
+    first, *rest = read_records(str(tmp_path))
+    assert (first.file_name, first.problem) == ("1.jpg", None)
+    assert [r.problem for r in rest] == ["missing_file"] * isinstance(wrong, dict)
 
 
 def test_a_post_cannot_point_outside_its_folder(tmp_path: Path) -> None:
@@ -196,10 +242,70 @@ def test_an_absent_source_a_file_and_an_empty_folder_are_refused(tmp_path: Path)
             list(read_records(str(tmp_path / source)))
 
 
+def test_addresses_are_refused() -> None:
+    for source in ("s3://bucket/crawl", "https://example.org/crawl"):
+        with pytest.raises(SourceError, match="only folders are read"):
+            list(read_records(source))
+
+
+def test_a_workspace_inside_its_source_is_refused_by_any_name(tmp_path: Path) -> None:
+    touch(tmp_path, "crawl/1.jpg")
+    (tmp_path / "alias").symlink_to("crawl", target_is_directory=True)
+    source = str(tmp_path / "crawl")
+    for inside in ("crawl", "crawl/ws", "crawl/../crawl/ws", "alias/new/ws"):
+        with pytest.raises(ConfigError, match="lies inside the source"):
+            check_apart(source, LocalStorage(str(tmp_path / inside)))
+    with pytest.raises(ConfigError, match="lies inside the source"):
+        check_apart(str(tmp_path / "alias"), LocalStorage(str(tmp_path / "crawl/ws")))
+    for apart in ("ws", "crawl/../ws", "crawls"):
+        check_apart(source, LocalStorage(str(tmp_path / apart)))
+
+
+def fail_with(code: int) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+FAULTS = [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOENT]
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_a_fault_of_the_machine_is_not_blamed_on_the_file(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ingest.fetch.os.open", fail_with(code))
+    with pytest.raises(StorageError, match=rf"{tmp_path}/1\.jpg: {os.strerror(code)}"):
+        fetch(str(tmp_path / "1.jpg"), 100)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO])
+def test_a_fault_of_the_file_is_a_rejection(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ingest.fetch.os.open", fail_with(code))
+    with pytest.raises(Rejected) as caught:
+        fetch(str(tmp_path / "1.jpg"), 100)
+    assert (caught.value.reason, caught.value.detail) == ("unreadable", os.strerror(code))
+
+
+def test_a_fault_of_the_machine_ends_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "1.jpg")
+    write_metadata(tmp_path, [node("1.jpg")])
+    monkeypatch.setattr(Path, "read_bytes", fail_with(errno.EIO))
+    with pytest.raises(StorageError, match=r"tag\.json: Input/output error"):
+        list(read_records(str(tmp_path)))
+
+
 def test_fetch_refuses_what_is_not_a_small_regular_file(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
     os.mkfifo(tmp_path / "pipe")
-    refused = {"1.jpg": "too_many_bytes", "none.jpg": "missing_file", "pipe": "unreadable", ".": "unreadable"}
+    refused = {
+        "1.jpg": "too_many_bytes",
+        "a" * 300: "unreadable",
+        "\0": "unreadable",
+        "pipe": "unreadable",
+        ".": "unreadable",
+    }
     for name, reason in refused.items():
         with pytest.raises(Rejected) as caught:
             fetch(str(tmp_path / name), max_bytes=5)
