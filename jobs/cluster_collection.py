@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import JobConfig
+    from pipeline.records import Crawl
+    from pipeline.storage import Storage
 
 EXAMPLES = """\
 examples:
   python jobs/cluster_collection.py --collection trevifountain --source crawls/trevifountain --k 8,16,32
   python jobs/cluster_collection.py --collection trevifountain --stages report --k 8,16,32 --select-k 16
-  python jobs/cluster_collection.py --config jobs/configs/photos.yaml --collection rome --source photos/rome \\
+  python jobs/cluster_collection.py --config jobs/configs/demo.yaml --collection rome --source photos/rome \\
       --set clustering.batch_size=128 --set clustering.schedule.max_iterations=3000
 
 Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
@@ -76,51 +81,65 @@ def main() -> None:
     # Imported here so that --help answers at once.
     from pipeline.clustering.sweep import check_k, open_run, select, sweep
     from pipeline.config import load_config
-    from pipeline.errors import SourceError
-    from pipeline.ingest.sources import count_candidates
+    from pipeline.ingest.stage import ingest
     from pipeline.progress import say
+    from pipeline.reporting.stage import closing_lines, report
     from pipeline.session import ray_session
-    from pipeline.shards import complete_crawls
     from pipeline.storage import open_storage
 
     file, overrides = arguments.pop("config"), arguments.pop("overrides")
     flags: dict[str, Any] = {CONFIG_KEY.get(n, n): v for n, v in arguments.items() if v is not None}
     config = load_config(file, flags, overrides)
     storage = open_storage(config.workspace)
+    refuse_the_impossible(storage, config)
 
-    def crawls_to_use() -> list[Any]:
-        crawls = complete_crawls(storage, config.collection)
-        return [crawl for crawl in crawls if crawl.image_size == config.ingest.image_size]
+    with ray_session():
+        if "ingest" in config.stages:
+            ingest(storage, config)
+        if {"cluster", "report"} & set(config.stages):
+            crawls = crawls_to_use(storage, config)
+            check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
+            run = open_run(storage, config, crawls)
+            results = sweep(storage, run, config.clustering, crawls, train="cluster" in config.stages)
+            selected, why = select(results, config.clustering.select_k)
+            say("cluster", f"K = {selected.k} is kept: {why}")
+        if "report" in config.stages:
+            for line in closing_lines(report(storage, config, run.run_id, crawls, results, selected, why)):
+                print(line)
+        else:
+            say("done", f"everything is in {storage.uri(config.collection)}")
 
-    # Refuse the impossible before any work.
-    known_images = sum(crawl.accepted for crawl in crawls_to_use())
-    if "ingest" in config.stages:
-        assert config.source is not None  # checked by the configuration
-        new_images = count_candidates(config.source, at_most=max(config.clustering.k))
-        check_k(config.clustering, known_images + new_images, f"files in {config.source}")
-    elif not known_images:
+
+def crawls_to_use(storage: Storage, config: JobConfig) -> list[Crawl]:
+    """The complete crawls of the collection that hold images of the configured size."""
+    from pipeline.shards import complete_crawls
+
+    crawls = complete_crawls(storage, config.collection)
+    return [crawl for crawl in crawls if crawl.image_size == config.ingest.image_size]
+
+
+def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
+    """Raise what can be known to fail before any work is done."""
+    from pipeline.clustering.sweep import check_k, check_run_id
+    from pipeline.errors import SourceError
+    from pipeline.ingest.sources import count_candidates
+    from pipeline.ingest.stage import check_apart
+    from pipeline.session import check_place
+
+    check_place(config)
+    check_run_id(storage, config)
+    images, what = sum(crawl.accepted for crawl in crawls_to_use(storage, config)), "accepted images"
+    if "ingest" in config.stages and config.source is not None:
+        check_apart(config.source, storage)
+        images += count_candidates(config.source, at_most=max(config.clustering.k))
+        what = f"files in {config.source}"
+    elif not images:
         raise SourceError(
             f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px images; "
             "run the ingest stage first"
         )
-
-    with ray_session():
-        if "ingest" in config.stages:
-            from pipeline.ingest.stage import ingest
-
-            ingest(storage, config)
-        crawls = crawls_to_use()
-        if {"cluster", "report"} & set(config.stages):
-            check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
-            paths = open_run(storage, config, crawls)
-            results = sweep(storage, paths, config.clustering, crawls, train="cluster" in config.stages)
-            selected, why = select(results, config.clustering.select_k)
-            say("cluster", f"K = {selected.k} is kept: {why}")
-        if "report" in config.stages:
-            from pipeline.reporting.stage import report
-
-            report(storage, config, paths.run_id, crawls, results, selected, why)
-    say("done", f"everything is in {storage.uri(config.collection)}")
+    if config.stages != ["ingest"]:
+        check_k(config.clustering, images, what)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,8 +28,25 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+def _folder_name(name: str) -> str:
+    if len(name.encode()) > 200:
+        raise ValueError("longer than 200 bytes in UTF-8")
+    if name in {"mlflow.db", "mlartifacts"}:
+        raise ValueError("tracking keeps its own files under this name")
+    return name
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_booleans(cls, values: Any) -> Any:
+        """Nothing here is yes or no, but Python takes true for 1."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) or (isinstance(value, list) and any(isinstance(v, bool) for v in value)):
+                raise ValueError(f"{name}: expected a value, found true or false")
+        return values
 
 
 class IngestConfig(_Section):
@@ -63,14 +80,14 @@ class ScheduleConfig(_Section):
 
     window: int = Field(60, ge=1)
     """Iterations over which losses and cluster shares are averaged; reassignment and convergence are decided here."""
-    min_iterations: int = Field(180, ge=1)
+    min_iterations: int = Field(240, ge=1)
     """Shortest stage."""
     max_iterations: int = Field(1200, ge=1)
     """Longest stage."""
     final_iterations: int = Field(300, ge=0)
     """Longest last stage, at a tenth of the learning rate; 0 leaves it out."""
-    tolerance: float = Field(0.01, gt=0, lt=1)
-    """A stage has converged when the gain of a window is below this part of the gain since training began."""
+    tolerance: float = Field(0.05, gt=0, lt=1)
+    """A stage has converged when the gain of a window is below this part of the gain since the stage began."""
     patience: int = Field(2, ge=1)
     """Consecutive windows without such a gain that end a stage."""
 
@@ -96,8 +113,8 @@ class ClusteringConfig(_Section):
     """Control points along each side of the thin plate spline's grid."""
     encoder: Literal["auto", "resnet18", "resnet20"] = "auto"
     """Backbone of the parameter predictors. auto: resnet20 below 64 px, resnet18 from there."""
-    batch_size: int = Field(64, ge=1)
-    """Images per iteration over all workers together."""
+    batch_size: int = Field(64, ge=2)
+    """Images per iteration over all workers together; batch normalisation needs two."""
     learning_rate: float = Field(1e-3, gt=0)
     """Of Adam, until the last stage divides it by 10."""
     weight_decay: float = Field(1e-6, ge=0)
@@ -113,12 +130,12 @@ class ClusteringConfig(_Section):
     pixels; 1 scores all prototypes on all pixels. Images under 16 n px are not screened."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Stages of the curriculum."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Of the initial prototypes, the order of images and the noise of reassignment."""
     workers: int = Field(1, ge=1)
     """Processes that train one trial together (DDP)."""
-    cpus_per_worker: int = Field(1, ge=1)
-    """CPU threads of one worker."""
+    cpus_per_worker: int | None = Field(None, ge=1)
+    """CPU threads of one worker. Default: all of a single machine, shared among the workers; 1 on a cluster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: one GPU per worker where the cluster has that many, CPUs otherwise."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -149,11 +166,11 @@ class ReportingConfig(_Section):
 class JobConfig(_Section):
     """Everything about one job. Sections are named after the folders of `pipeline/`."""
 
-    collection: str = Field(pattern=r"^[\w#][\w.#=+-]{0,199}$")
+    collection: Annotated[str, Field(pattern=r"^[\w#][\w.#=+-]*$"), AfterValidator(_folder_name)]
     """Name of the collection, a hashtag or a landmark; a folder of that name is made in the workspace."""
-    source: str | None = None
+    source: str | None = Field(None, min_length=1)
     """Folder of images or an instagram-scraper dump; not needed when the ingest stage is left out."""
-    workspace: str = "workspace"
+    workspace: str = Field("workspace", min_length=1)
     """Folder or s3://bucket/prefix that keeps everything."""
     stages: Annotated[list[Stage], Field(min_length=1), AfterValidator(_distinct)] = list(STAGES)
     """Stages to run: ingest, cluster, report."""
@@ -161,6 +178,7 @@ class JobConfig(_Section):
     """Name of the clustering run. Default: derived from configuration and data, so the same job finds its own work."""
     tracking_uri: str | None = None
     """MLflow tracking server or database. Default: SQLite in the workspace."""
+    SECTIONS: ClassVar[frozenset[str]] = frozenset({"ingest", "clustering", "reporting"})
     ingest: IngestConfig = IngestConfig()
     clustering: ClusteringConfig = ClusteringConfig()
     reporting: ReportingConfig = ReportingConfig()
@@ -169,6 +187,8 @@ class JobConfig(_Section):
     def _check_together(self) -> Self:
         if "ingest" in self.stages and self.source is None:
             raise ValueError("source: the ingest stage needs a folder to read; give --source")
+        if "://" in self.workspace and not self.workspace.startswith("s3://"):
+            raise ValueError(f"workspace {self.workspace!r}: expected a folder or s3://bucket/prefix")
         if self.tracking_uri is None and "://" in self.workspace and "report" in self.stages:
             raise ValueError(
                 f"tracking_uri: the default SQLite database cannot live in {self.workspace}; give --tracking-uri"
@@ -186,7 +206,7 @@ def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str
         _put(values, key, value)
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise ConfigError(f"--set {override!r}: expected section.key=value, such as clustering.batch_size=32")
         try:
             _put(values, key, yaml.safe_load(text))
@@ -220,7 +240,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"--config {file}: expected keys and values, found {type(values).__name__}")
-    return values
+    # A section whose lines are all commented out reads as nothing.
+    return {key: {} if value is None and key in JobConfig.SECTIONS else value for key, value in values.items()}
 
 
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -230,7 +251,11 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"{dotted}: {name} is a value, not a section")
         values = inner
-    values[last] = value
+    if isinstance(value, dict) and isinstance(values.get(last), dict):
+        for key, inner in value.items():
+            _put(values[last], str(key), inner)
+    else:
+        values[last] = value
 
 
 def _explain(error: Any) -> str:

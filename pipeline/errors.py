@@ -22,9 +22,15 @@ class ConfigError(PipelineError):
 class SourceError(PipelineError):
     """A crawl is missing or cannot be read at all (one bad image is a rejected record instead)."""
 
+    exit_code = 2
+
 
 class StorageError(PipelineError):
     """The workspace refused a read or a write."""
+
+
+class ClusterError(PipelineError):
+    """Ray cannot be reached."""
 
 
 class ClusteringError(PipelineError):

@@ -4,38 +4,86 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
+
+from pipeline.config import JobConfig
+from pipeline.errors import ClusterError, ConfigError
 
 Item = TypeVar("Item")
 
 
+def on_cluster() -> bool:
+    """Whether there is a cluster to connect to; if not, Ray is started on this machine."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _configure_ray() -> None:
+    """Ray reads its settings from the environment when it is first imported; its workers inherit them."""
+    # Otherwise Ray connects by itself at the first call, to whichever Ray it finds on the machine.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not on_cluster():
+        # Ray listens on all network interfaces; only a process that knows this token may use it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # This Ray has no API server. Left to itself, Ray Train would look for one, find that of another Ray on the
+        # machine, learn there that its controller is unknown, and take its own workers' resources away.
+        os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+
+
+if "ray" not in sys.modules:
+    _configure_ray()
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to the cluster named by RAY_ADDRESS (set for submitted jobs), or start a local one; then disconnect.
+    """Disconnect from Ray at the end, if anything in between had to connect: a job with nothing to do never does."""
+    try:
+        yield
+    finally:
+        if ray := sys.modules.get("ray"):
+            ray.shutdown()
+
+
+def connect_ray() -> None:
+    """Connect to the cluster named by RAY_ADDRESS (set for submitted jobs), or start a local one; once per process.
 
     A submitted job must not contradict its cluster's settings, so none are passed to `ray.init` there. The console
     belongs to the stages' progress; what workers print is in Ray's own log folder and dashboard.
     """
-    # Ray would otherwise guess the authentication mode from a file in the home folder, and guess differently
-    # for `ray start` and for `ray.init`.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-    else:
-        # This Ray has no API server. Left to itself, Ray Train would look for one, find that of another Ray on the
-        # machine, learn there that its controller is unknown, and take its own workers' resources away.
-        os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    if ray.is_initialized():
+        return
+    if not on_cluster():
         ray.init("local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+        return
     try:
-        yield
-    finally:
-        ray.shutdown()
+        ray.init(log_to_driver=False)
+    except ConnectionError as error:
+        address = os.environ["RAY_ADDRESS"]
+        raise ClusterError(f"RAY_ADDRESS {address}: no Ray cluster answers there; start it, or unset it") from error
+
+
+def check_place(config: JobConfig) -> None:
+    """Raise ConfigError where the job cannot run on this machine, or cannot find its files on a cluster."""
+    if on_cluster():
+        for name, place in (("source", config.source), ("workspace", config.workspace)):
+            if place and "://" not in place and not Path(place).is_absolute():
+                raise ConfigError(
+                    f"{name} {place!r}: a submitted job runs in a temporary folder; give an absolute path"
+                )
+        return
+    cpus = os.cpu_count() or 1
+    needed = config.clustering.workers * (config.clustering.cpus_per_worker or 1)
+    if "cluster" in config.stages and needed > cpus:
+        raise ConfigError(f"clustering.workers: {needed} CPUs are needed, this machine has {cpus}; lower --workers")
 
 
 def run_bounded(
@@ -50,6 +98,7 @@ def run_bounded(
     """
     import ray
 
+    connect_ray()
     bound = in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     pending: dict[Any, Item] = {}
     queue = iter(items)

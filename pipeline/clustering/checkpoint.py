@@ -15,7 +15,7 @@ import torch
 
 from pipeline.clustering.dti import DTI, build_method
 from pipeline.config import ClusteringConfig
-from pipeline.errors import StorageError
+from pipeline.errors import ClusteringError
 from pipeline.storage import Storage
 
 FORMAT = 1
@@ -30,13 +30,13 @@ def save_checkpoint(storage: Storage, key: str, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(storage: Storage, key: str) -> dict[str, Any]:
-    """What `save_checkpoint` wrote. Raises StorageError for anything else."""
+    """What `save_checkpoint` wrote. Raises ClusteringError for anything else."""
     try:
         state = torch.load(io.BytesIO(storage.read_bytes(key)), weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise StorageError(f"{storage.uri(key)}: not a checkpoint; delete it to start this trial again") from error
+        raise ClusteringError(f"{storage.uri(key)}: not a checkpoint; delete it to start this trial again") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise StorageError(f"{storage.uri(key)}: expected a checkpoint of format {FORMAT}; delete it to start again")
+        raise ClusteringError(f"{storage.uri(key)}: expected a checkpoint of format {FORMAT}; delete it to start again")
     return state
 
 

@@ -16,7 +16,7 @@ class Curriculum:
     """Stages: no module, one module, …, all modules, then all of them at a tenth of the learning rate.
 
     It sees the mean loss of each window, which is the same on every worker, so all workers decide alike. A window's
-    gain counts as progress when it exceeds `tolerance` times the gain since training began: a measure without units,
+    gain counts as progress when it exceeds `tolerance` times the gain since the stage began: a measure without units,
     which the additive constant of a log-likelihood cannot disturb.
     """
 
@@ -26,7 +26,8 @@ class Curriculum:
         self.stage = 0
         self.iterations = 0
         """Iterations done in this stage."""
-        self.first_loss: float | None = None
+        self.first_loss = float("inf")
+        """Mean loss of the stage's first window."""
         self.best_loss = float("inf")
         self.stale_windows = 0
         self.history: list[StageRecord] = []
@@ -66,10 +67,11 @@ class Curriculum:
     def update(self, iterations: int, mean_loss: float) -> bool:
         """Count a window of `iterations` with its mean loss. True when it ended the stage."""
         self.iterations += iterations
-        if self.first_loss is None:
-            self.first_loss = mean_loss
-        gain_needed = self.schedule.tolerance * (self.first_loss - min(self.best_loss, mean_loss))
-        progress = mean_loss < self.best_loss - gain_needed
+        if self.iterations == iterations:
+            self.first_loss, progress = mean_loss, True
+        else:
+            gain_needed = self.schedule.tolerance * (self.first_loss - min(self.best_loss, mean_loss))
+            progress = mean_loss < self.best_loss - gain_needed
         self.stale_windows = 0 if progress else self.stale_windows + 1
         self.best_loss = min(self.best_loss, mean_loss)
         full = self.iterations >= self._limit(self.stage)
@@ -78,7 +80,7 @@ class Curriculum:
             return False
         reason = "converged" if converged else "max_iterations"
         self.history.append(StageRecord(self.modules[: self.active_modules], self.iterations, reason))
-        self.stage, self.iterations, self.stale_windows = self.stage + 1, 0, 0
+        self.stage, self.iterations, self.stale_windows, self.best_loss = self.stage + 1, 0, 0, float("inf")
         return True
 
     def state(self) -> dict[str, Any]:

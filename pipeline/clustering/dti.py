@@ -204,7 +204,7 @@ class DTI(nn.Module):
         canvas = self.canvas()
         images_BCHW = every(images_BCHW, stride) if stride > 1 else images_BCHW
         pair_bytes = len(images_BCHW) * canvas.shape[1] * images_BCHW[0, 0].numel() * canvas.element_size()
-        step = max(1, CHUNK_BYTES // pair_bytes)
+        step = max(1, CHUNK_BYTES // max(1, pair_bytes))
         columns = []
         for start in range(0, self.k, step):
             chunk = canvas[start : start + step]
@@ -340,5 +340,6 @@ def _use_bfloat16(precision: str, device_type: str) -> bool:
         return precision == "bfloat16"
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported
-    return bool(native())
+    # A CPU without these instructions takes bfloat16 too, but emulates it, slower than float32.
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

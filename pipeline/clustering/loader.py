@@ -25,16 +25,16 @@ def load_images(storage: Storage, shard_keys: list[str], threads: int = 2) -> Te
     """
 
     def decode(key: str) -> list[np.ndarray]:
-        return [sample.pixels() for sample in read_shard(storage, key)]
+        return [sample.pixels().transpose(2, 0, 1) for sample in read_shard(storage, key)]
 
     with ThreadPoolExecutor(threads) as pool:
-        images = [image for shard in pool.map(decode, shard_keys) for image in shard]
-    if not images:
+        shards = [shard for shard in pool.map(decode, shard_keys) if shard]
+    if not shards:
         raise ClusteringError("no image was accepted: there is nothing to cluster; see the reasons in crawl.json")
-    shapes = {image.shape for image in images}
+    shapes = {image.shape for shard in shards for image in shard}
     if len(shapes) > 1:
         raise ClusteringError(f"the shards hold images of different shapes {sorted(shapes)}: expected one")
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack([image for shard in shards for image in shard]))
 
 
 def to_float(images_BCHW: Tensor) -> Tensor:

@@ -7,17 +7,32 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clustering.trial import Trial, TrialResult
+from pipeline.clustering.trial import Trial, TrialResult, is_done
 from pipeline.config import ClusteringConfig, JobConfig, digest, dump_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths
 from pipeline.progress import say
 from pipeline.records import Crawl
 from pipeline.shards import shard_keys
 from pipeline.storage import Storage, read_json, write_json
 
-NOT_IN_DIGEST = {"select_k", "workers", "cpus_per_worker", "device", "checkpoint_every_s", "max_failures"}
-"""How a run is carried out or read, not what it computes: these may change when it continues."""
+NOT_IN_IDENTITY = {
+    "k",
+    "seed",
+    "select_k",
+    "workers",
+    "cpus_per_worker",
+    "device",
+    "checkpoint_every_s",
+    "max_failures",
+}
+"""Which trials a run has (their names say it) and how it is carried out or read: these may change from job to job."""
+
+
+def check_run_id(storage: Storage, config: JobConfig) -> None:
+    """Raise ConfigError where the user's run id belongs to a run of another configuration."""
+    if config.run_id and storage.exists((paths := RunPaths(config.collection, config.run_id)).identity):
+        _compare(paths, _identity(storage, paths)["clustering"], _computed(config.clustering), "clustering.")
 
 
 def open_run(storage: Storage, config: JobConfig, crawls: list[Crawl]) -> RunPaths:
@@ -25,31 +40,48 @@ def open_run(storage: Storage, config: JobConfig, crawls: list[Crawl]) -> RunPat
 
     Raises ConfigError where the user's run id belongs to a run of another configuration or of other images.
     """
-    identity: dict[str, Any] = {
-        "images": [{"crawl_id": crawl.crawl_id, "digest": crawl.digest} for crawl in crawls],
-        "clustering": config.clustering.model_dump(mode="json", exclude=NOT_IN_DIGEST),
-    }
+    # Not the crawls' ids: a crawl that brought nothing new, or the same images from elsewhere, changes nothing.
+    images = sorted(crawl.digest for crawl in crawls if crawl.accepted)
+    identity: dict[str, Any] = {"images": images, "clustering": _computed(config.clustering)}
     paths = RunPaths(config.collection, config.run_id or f"run-{digest(identity)}")
     if not storage.exists(paths.identity):
-        write_json(storage, paths.identity, identity)
         # An address may hold a password, and the next job may be tracked elsewhere.
         shown = config.model_copy(update={"tracking_uri": None})
         storage.write_bytes(paths.config, dump_config(shown).encode())
+        write_json(storage, paths.identity, identity)
         return paths
+    found = _identity(storage, paths)
+    _compare(paths, found["clustering"], identity["clustering"], "clustering.")
+    _compare(paths, {"the images": found["images"]}, {"the images": images}, "")
+    return paths
+
+
+def _computed(config: ClusteringConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=NOT_IN_IDENTITY)
+
+
+def _identity(storage: Storage, paths: RunPaths) -> dict[str, Any]:
     found = read_json(storage, paths.identity)
-    if found != identity:
-        other = [
-            f"clustering.{name}"
-            for name, value in identity["clustering"].items()
-            if found["clustering"].get(name) != value
-        ]
-        if found["images"] != identity["images"]:
-            other.append("the images")
+    if not {"images", "clustering"} <= set(found):
+        raise StorageError(f"{storage.uri(paths.identity)}: incomplete; delete the folder of this run and start again")
+    return found
+
+
+def _compare(paths: RunPaths, found: dict[str, Any], asked: dict[str, Any], section: str) -> None:
+    other = [section + name for name, value in asked.items() if found.get(name) != value]
+    if other:
         raise ConfigError(
             f"run_id {paths.run_id!r}: a run of that name exists and differs in {', '.join(other)}; "
             "choose another --run-id, or leave it out"
         )
-    return paths
+
+
+def _result(storage: Storage, paths: RunPaths, trial: Trial) -> TrialResult:
+    key = paths.trial_marker(trial.name)
+    try:
+        return TrialResult.from_json(read_json(storage, key))
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{storage.uri(key)}: not a trial's result; delete it and run the same command") from error
 
 
 def sweep(
@@ -61,7 +93,7 @@ def sweep(
         train: whether to run the missing trials; without it they are a ConfigError.
     """
     trials = [Trial(k, config.seed) for k in sorted(config.k)]
-    missing = [trial for trial in trials if not storage.exists(paths.trial_marker(trial.name))]
+    missing = [trial for trial in trials if not is_done(storage, paths, trial)]
     if missing and not train:
         names = ", ".join(trial.name for trial in missing)
         raise ConfigError(f"run {paths.run_id}: {names} not trained yet; run the cluster stage first")
@@ -71,9 +103,9 @@ def sweep(
         from pipeline.clustering.trainer import train_trials
 
         images = sum(crawl.accepted for crawl in crawls)
-        say("cluster", f"{len(missing)} trials on {images} images with {config.workers} workers: {paths.run_id}")
+        say("cluster", f"{len(missing)} trials on {images} images with {config.workers} worker(s): {paths.run_id}")
         train_trials(storage, paths, config, missing, shard_keys(crawls))
-    return [TrialResult.from_json(read_json(storage, paths.trial_marker(trial.name))) for trial in trials]
+    return [_result(storage, paths, trial) for trial in trials]
 
 
 def check_k(config: ClusteringConfig, images: int, what: str) -> None:
@@ -89,7 +121,9 @@ def select(results: Sequence[TrialResult], select_k: int | None) -> tuple[TrialR
     if len(results) == 1:
         return results[0], "the only trial"
     ordered = sorted(results, key=lambda result: result.k)
-    return ordered[elbow([result.k for result in ordered], [result.loss for result in ordered])], "elbow of the loss"
+    losses = [result.loss for result in ordered]
+    best = elbow([result.k for result in ordered], losses)
+    return ordered[best], "lowest loss" if losses[best] == min(losses) else "elbow of the loss"
 
 
 def elbow(k: Sequence[int], losses: Sequence[float]) -> int:

@@ -7,8 +7,10 @@ checkpoint. A group that Ray restarts after a death, or a job that is submitted 
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +21,17 @@ import torch
 
 from pipeline.clustering.loader import load_images
 from pipeline.clustering.training import TrialTraining, Window
-from pipeline.clustering.trial import Trial
+from pipeline.clustering.trial import Trial, is_done
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.layout import RunPaths
 from pipeline.progress import Progress, say
+from pipeline.session import connect_ray
 from pipeline.storage import Storage, write_json
 
 POLL_S = 1.0
+SILENCE_S = 90.0
+"""Workers that have not been heard of for so long are probably waiting for resources."""
 COLLECTIVE_TIMEOUT_S = 600
 """A collective operation that waits longer ends the attempt: a worker is stuck."""
 
@@ -55,12 +60,14 @@ def train_trials(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    connect_ray()
     use_gpu = choose_gpu(config)
-    resources = {"CPU": float(config.cpus_per_worker), **({"GPU": 1.0} if use_gpu else {})}
+    config = config.model_copy(update={"cpus_per_worker": threads_per_worker(config)})
+    resources = {"CPU": float(config.cpus_per_worker or 1), **({"GPU": 1.0} if use_gpu else {})}
     _check_resources(config, resources)
     news = ray.remote(News).options(num_cpus=0).remote()
     job = TrainJob(storage, paths, config, trials, shard_keys, news)
-    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _shown(news):
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _shown(news), _interruptible():
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
@@ -73,6 +80,8 @@ def train_trials(
             ),
         )
         trainer.fit()
+    if error := ray.get(news.hopeless.remote()):
+        raise error
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -80,20 +89,27 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     job: TrainJob = loop_config["job"]
-    torch.set_num_threads(job.config.cpus_per_worker)
-    device = get_device()
-    rank = ray.train.get_context().get_world_rank()
+    if ray.get(job.news.hopeless.remote()):
+        return  # A worker before this one found that another attempt would end alike.
+    torch.set_num_threads(job.config.cpus_per_worker or 1)
+    try:
+        _train_all(job, get_device(), ray.train.get_context().get_world_rank())
+    except ClusteringError as error:
+        ray.get(job.news.give_up.remote(error))
+        raise
+
+
+def _train_all(job: TrainJob, device: torch.device, rank: int) -> None:
     images = load_images(job.storage, job.shard_keys)
     for trial in job.trials:
-        marker = job.paths.trial_marker(trial.name)
-        if job.storage.exists(marker):
+        if is_done(job.storage, job.paths, trial):
             continue
         training = TrialTraining(job.config, trial, images, job.storage, job.paths.checkpoint(trial.name), device)
         if rank == 0:
             job.news.started.remote(trial, training.iteration)
         result = training.run(job.news.tell.remote if rank == 0 else lambda window: None)
         if rank == 0:
-            write_json(job.storage, marker, result.to_json())
+            write_json(job.storage, job.paths.trial_marker(trial.name), result.to_json())
             job.news.finished.remote(trial, result.loss)
         if torch.distributed.is_initialized():
             # The others must not look for the next trial's marker before this one's is there.
@@ -106,12 +122,20 @@ class News:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._window: Window | None = None
+        self._error: ClusteringError | None = None
+
+    def give_up(self, error: ClusteringError) -> None:
+        """Training cannot succeed, however often it starts again."""
+        self._error = error
+
+    def hopeless(self) -> ClusteringError | None:
+        """Why training cannot succeed, if so."""
+        return self._error
 
     def started(self, trial: Trial, iteration: int) -> None:
         """A trial begins, or goes on at `iteration`."""
         self._window = None
-        if iteration:
-            self._lines.append(f"{trial.name}: continues at iteration {iteration}")
+        self._lines.append(f"{trial.name}: " + (f"continues at iteration {iteration}" if iteration else "starts"))
 
     def tell(self, window: Window) -> None:
         """The state of the running trial."""
@@ -132,19 +156,44 @@ def choose_gpu(config: ClusteringConfig) -> bool:
     """Whether workers get a GPU each."""
     if config.device != "auto":
         return config.device == "cuda"
-    return ray.cluster_resources().get("GPU", 0) >= config.workers
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if 0 < gpus < config.workers:
+        say("cluster", f"{config.workers} workers cannot have a GPU each ({gpus:g} in the cluster): training on CPUs")
+    return gpus >= config.workers
+
+
+def threads_per_worker(config: ClusteringConfig) -> int:
+    """CPU threads of one worker; by default a fair part of a single machine, and one thread on a cluster."""
+    if config.cpus_per_worker is not None:
+        return config.cpus_per_worker
+    alone = len(ray.nodes()) == 1
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // config.workers) if alone else 1
 
 
 def _check_resources(config: ClusteringConfig, per_worker: dict[str, float]) -> None:
     """A group that never fits would wait for ever."""
-    available = ray.cluster_resources()
-    for resource, amount in per_worker.items():
-        needed = amount * config.workers
-        if needed > available.get(resource, 0):
-            raise ClusteringError(
-                f"{config.workers} workers need {needed:g} {resource}, the cluster has "
-                f"{available.get(resource, 0):g}: lower --workers or clustering.cpus_per_worker, or add nodes"
-            )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # A worker does not span nodes.
+    places = sum(min(int(node.get(name, 0) // amount) for name, amount in per_worker.items()) for node in nodes)
+    if places < config.workers:
+        worker = " and ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
+        raise ClusteringError(
+            f"{config.workers} workers of {worker} each: the cluster's {len(nodes)} node(s) have room for {places}; "
+            "lower --workers or clustering.cpus_per_worker, or add nodes"
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train takes over Ctrl-C for good and turns it into an exit; give it back, as what it was."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -155,10 +204,14 @@ def _shown(news: Any) -> Iterator[None]:
     def follow() -> None:
         bar: Progress | None = None
         position = 0
-        finished = False
+        finished = heard = False
+        started = time.monotonic()
         while not finished:
             finished = stop.wait(POLL_S)
             lines, window = ray.get(news.ask.remote())
+            if not heard and time.monotonic() - started > SILENCE_S:
+                say("cluster", "still waiting for workers: other jobs may hold the cluster's CPUs or GPUs")
+            heard = heard or bool(lines or window) or time.monotonic() - started > SILENCE_S
             if bar and (lines or finished):
                 bar.close()
                 bar = None

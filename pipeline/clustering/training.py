@@ -7,6 +7,7 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,13 +29,15 @@ from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import Storage
 
+REPORT_S = 5.0
+"""Longest silence within a window."""
 ASSIGN_BATCH = 256
 """Images per batch of the final evaluation."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """News of a trial at the end of a window."""
+    """News of a trial: averages over the window so far."""
 
     trial: Trial
     iteration: int
@@ -94,22 +97,28 @@ class TrialTraining:
         self._start_stage()
 
     def run(self, report: Callable[[Window], None] = lambda window: None) -> TrialResult:
-        """Train until the curriculum is done, evaluate on all images, and leave the final checkpoint."""
-        saved_at = started = time.monotonic()
+        """Train until the curriculum is done, evaluate on all images, and leave the final checkpoint.
+
+        Args:
+            report: called at the end of every window, and within one every few seconds.
+        """
+        self._report = report
+        self._reported_at = saved_at = started = time.monotonic()
         before = self.seconds
         while not self.curriculum.done:
             self._train_window()
             self.seconds = before + time.monotonic() - started
-            point = self.history[-1]
-            modules = self.method.sequence.names[: point.active_modules]
-            report(Window(self.trial, self.iteration, self.curriculum.iterations_left(), point.loss, modules))
+            self._tell(self.history[-1].loss, self.history[-1].active_modules, self.curriculum.iterations_left())
             if self.rank == 0 and time.monotonic() - saved_at >= self.config.checkpoint_every_s:
                 self._save(with_optimizer=True)
                 saved_at = time.monotonic()
+        loss = self.evaluate()
+        if not math.isfinite(loss):
+            raise self._not_a_number(loss)
         result = TrialResult(
             k=self.trial.k,
             seed=self.trial.seed,
-            loss=self.evaluate(),
+            loss=loss,
             iterations=self.iteration,
             image_passes=self.iteration * self.config.batch_size,
             seconds=before + time.monotonic() - started,
@@ -136,7 +145,7 @@ class TrialTraining:
         length = self.curriculum.next_window()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         counts_K = torch.zeros(self.trial.k, dtype=torch.float64, device=self.device)
-        for _ in range(length):
+        for done in range(1, length + 1):
             images = to_float(self.images[self.stream.indices(self.iteration)].to(self.device))
             output = self.parallel(images)
             self.optimizer.zero_grad(set_to_none=True)
@@ -145,14 +154,14 @@ class TrialTraining:
             loss_sum += output.objective.double()
             counts_K += output.cluster_B.bincount(minlength=self.trial.k)
             self.iteration += 1
+            if time.monotonic() - self._reported_at > REPORT_S and done < length:
+                left = self.curriculum.iterations_left() - done
+                self._tell(float(loss_sum) / done, self.method.active_modules, left)
         sums = _summed(torch.cat([loss_sum[None], counts_K])).cpu()
         loss = float(sums[0]) / (length * self.world_size)
-        if not torch.isfinite(sums).all():
-            raise ClusteringError(
-                f"trial {self.trial.name}: the loss became {loss} by iteration {self.iteration} with modules "
-                f"{self.method.sequence.names[: self.method.active_modules]}; "
-                "the last checkpoint is kept; try a lower clustering.learning_rate"
-            )
+        # The loss is that before the last step; a checkpoint must not hold what that step broke.
+        if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.method.parameters())):
+            raise self._not_a_number(loss)
         shares_K = sums[1:] / sums[1:].sum()
         learning_rate = self.optimizer.param_groups[0]["lr"]
         active_modules = self.method.active_modules
@@ -174,6 +183,18 @@ class TrialTraining:
         )
         if ended and not self.curriculum.done:
             self._start_stage()
+
+    def _tell(self, loss: float, active_modules: int, iterations_left: int) -> None:
+        modules = self.method.sequence.names[:active_modules]
+        self._report(Window(self.trial, self.iteration, iterations_left, loss, modules))
+        self._reported_at = time.monotonic()
+
+    def _not_a_number(self, loss: float) -> ClusteringError:
+        return ClusteringError(
+            f"trial {self.trial.name}: loss {loss} or a parameter is not a finite number by iteration {self.iteration} "
+            f"with modules {self.method.sequence.names[: self.method.active_modules]}; the last checkpoint is kept; "
+            "try a lower clustering.learning_rate"
+        )
 
     def _start_stage(self) -> None:
         """Bring model, learning rate and DDP in line with the curriculum."""
@@ -218,5 +239,6 @@ def _summed(values: Tensor) -> Tensor:
 
 
 def _parts(images: Tensor, rank: int, world_size: int) -> Iterator[Tensor]:
-    """Batches of every `world_size`-th image, from `rank`."""
-    yield from images[rank::world_size].split(ASSIGN_BATCH)
+    """Batches of every `world_size`-th image, from `rank`; none where there are more workers than images."""
+    part = images[rank::world_size]
+    yield from part.split(ASSIGN_BATCH) if len(part) else ()

@@ -46,8 +46,8 @@ class Affine:
         return _linear(self._matrix(beta), points).mT
 
     def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
-        matrix = self._matrix(beta)
-        return torch.linalg.solve(matrix[..., :2], points.mT - matrix[..., 2:]).mT
+        last = torch.tensor([0.0, 0.0, 1.0], dtype=beta.dtype, device=beta.device).expand(*beta.shape[:-1], 1, 3)
+        return _divided(_adjugate(torch.cat([self._matrix(beta), last], dim=-2)), points)
 
     @staticmethod
     def _matrix(beta: Tensor) -> Tensor:
@@ -63,23 +63,15 @@ class Projective:
     n_parameters = 8
 
     def warp(self, beta: Tensor, points: Tensor) -> Tensor:
-        return self._apply(self._matrix(beta), points)
+        return _divided(self._matrix(beta), points)
 
     def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
-        # The adjugate is the inverse up to a factor that the division takes out again, and it always exists.
-        a, b, c = self._matrix(beta).unbind(-2)
-        adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-1)
-        return self._apply(adjugate / adjugate[..., 2:, 2:], points)
+        return _divided(_adjugate(self._matrix(beta)), points)
 
     @staticmethod
     def _matrix(beta: Tensor) -> Tensor:
         full = torch.cat([beta, torch.zeros_like(beta[..., :1])], dim=-1).unflatten(-1, (3, 3))
         return torch.eye(3, dtype=beta.dtype, device=beta.device) + full
-
-    @staticmethod
-    def _apply(matrix: Tensor, points: Tensor) -> Tensor:
-        homogeneous = _linear(matrix, points)
-        return (homogeneous[..., :2, :] / homogeneous[..., 2:, :].clamp_min(SMALLEST_DIVISOR)).mT
 
 
 class ThinPlateSpline(nn.Module):
@@ -134,7 +126,7 @@ class ThinPlateSpline(nn.Module):
             n = len(control)
             jacobian = torch.einsum("...ngi,...gj->...nji", slope, coefficients[..., :n, :])
             jacobian = jacobian + identity + coefficients[..., None, n + 1 :, :].mT
-            step = torch.linalg.lstsq(jacobian, residual[..., None]).solution[..., 0]
+            step = torch.linalg.lstsq(jacobian.nan_to_num(), residual.nan_to_num()[..., None]).solution[..., 0]
             x = x - step.nan_to_num().clamp(-0.5, 0.5)
         return x
 
@@ -244,6 +236,19 @@ def _linear(matrix: Tensor, points: Tensor) -> Tensor:
         return matrix @ homogeneous
     # One large product instead of a batch of tiny ones.
     return (matrix.flatten(0, -2) @ homogeneous).unflatten(0, matrix.shape[:-1])
+
+
+def _divided(matrix: Tensor, points: Tensor) -> Tensor:
+    """`points` under the homographies `matrix` (..., 3, 3)."""
+    homogeneous = _linear(matrix, points)
+    return (homogeneous[..., :2, :] / homogeneous[..., 2:, :].clamp_min(SMALLEST_DIVISOR)).mT
+
+
+def _adjugate(matrix: Tensor) -> Tensor:
+    """(..., 3, 3): the inverse homographies, last entry one; without meaning, but no error, where there is none."""
+    a, b, c = matrix.unbind(-2)
+    adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-1)
+    return (adjugate / adjugate[..., 2:, 2:]).nan_to_num(0.0, 0.0, 0.0)
 
 
 def sample(images_PCHW: Tensor, points_PHW2: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.layout import RunPaths
+from pipeline.storage import Storage
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -17,6 +20,11 @@ class Trial:
     def name(self) -> str:
         """Name of the trial's folder and of its tracked run."""
         return f"k={self.k}-seed={self.seed}"
+
+
+def is_done(storage: Storage, paths: RunPaths, trial: Trial) -> bool:
+    """Whether both the trial's result and its model are there."""
+    return storage.exists(paths.trial_marker(trial.name)) and storage.exists(paths.checkpoint(trial.name))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pipeline.ingest.text import storable
 from pipeline.layout import CrawlPaths
 from pipeline.progress import Progress, say
 from pipeline.records import Crawl
-from pipeline.session import run_bounded
+from pipeline.session import connect_ray, run_bounded
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage, read_table, write_json
 
@@ -112,6 +112,7 @@ def _build_shards(storage: Storage, paths: CrawlPaths, plan: Plan, known: Known,
         return 0
     import ray
 
+    connect_ray()
     build = _ray_task(build_shard)
     known_once = ray.put(known)
     accepted = 0

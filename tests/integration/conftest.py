@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+
+import pipeline.session  # noqa: F401 (configures Ray, which is imported next)
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray of two CPUs on this machine."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

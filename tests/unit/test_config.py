@@ -23,6 +23,15 @@ def test_flags_win_over_the_file_and_overrides_over_both(tmp_path: Path) -> None
     assert config.ingest.image_size == 32
 
 
+def test_a_section_given_as_a_whole_keeps_what_it_does_not_name(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("clustering: {schedule: {window: 7}}\nreporting:\n")
+    config = load_config(file, {**BASE, "clustering.k": [3]}, ["clustering={batch_size: 8, schedule: {patience: 9}}"])
+    clustering = config.clustering
+    assert (clustering.k, clustering.batch_size) == ([3], 8)
+    assert (clustering.schedule.window, clustering.schedule.patience) == (7, 9)
+
+
 def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
     config = load_config(None, {**BASE, "clustering.k": [4, 8]}, ["clustering.schedule.window=7"])
     file = tmp_path / "config.yaml"
@@ -49,6 +58,14 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
         ({"source": None}, [], "--source"),
         ({"workspace": "s3://bucket/x"}, [], "--tracking-uri"),
         ({}, ["clustering.learning_rate=.nan"], "learning_rate"),
+        ({}, ["clustering.seed=99999999999"], "seed"),
+        ({}, ["clustering.workers=true"], "workers"),
+        ({}, ["clustering.k=[true]"], "k: expected a value"),
+        ({}, [".=3"], "expected section.key=value"),
+        ({"source": ""}, [], "source"),
+        ({"workspace": "ftp://host/x"}, [], "workspace 'ftp://host/x'"),
+        ({"collection": "mlflow.db"}, [], "collection"),
+        ({"collection": "ü" * 101}, [], "200 bytes"),
         ({}, ["clustering.schedule.min_iterations=5000"], "above max_iterations"),
     ],
 )

@@ -38,10 +38,19 @@ def test_a_loss_that_keeps_falling_runs_to_the_bound() -> None:
 
 def test_convergence_waits_for_patience_and_minimum() -> None:
     curriculum = Curriculum(SCHEDULE, [])
-    for loss in (100.0, 50.0, 49.9, 49.8):
+    for loss in (100.0, 50.0, 49.9, 49.8):  # gains of 50 of 50, 0.1 of 50.1 and 0.1 of 50.2
         ended = curriculum.update(10, loss)
     assert ended
     assert curriculum.history[0].iterations == 40
+
+
+def test_gains_count_against_those_of_their_own_stage() -> None:
+    """After a first stage that gained much, a later one that gains little by little still goes on."""
+    curriculum = Curriculum(SCHEDULE, [])
+    for loss in (1e6, 0.0, 0.0, 0.0):
+        curriculum.update(10, loss)
+    assert curriculum.stage == 1
+    assert not any(curriculum.update(10, loss) for loss in (0.0, -1.0))
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0.1, 1e3))

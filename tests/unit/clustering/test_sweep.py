@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.clustering.sweep import check_k, elbow, open_run, select
-from pipeline.clustering.trial import TrialResult
-from pipeline.config import ClusteringConfig, load_config
-from pipeline.errors import ConfigError
+from pipeline.clustering.sweep import check_k, check_run_id, elbow, open_run, select, sweep
+from pipeline.clustering.trial import Trial, TrialResult, is_done
+from pipeline.config import ClusteringConfig, JobConfig, load_config
+from pipeline.errors import ConfigError, StorageError
+from pipeline.layout import RunPaths
 from pipeline.records import Crawl
-from pipeline.storage import LocalStorage
+from pipeline.storage import LocalStorage, write_json
 
 
 def result(k: int, loss: float) -> TrialResult:
@@ -42,6 +45,11 @@ def test_a_loss_without_elbow_keeps_the_lowest() -> None:
     assert elbow([1, 2, 3], [10.0, 9.0, 1.0]) == 2
 
 
+def test_the_reason_is_the_true_one() -> None:
+    assert select([result(4, 3.0), result(8, 1.0)], select_k=None)[1] == "lowest loss"
+    assert select([result(2, 9.0), result(4, 2.0), result(8, 1.0)], select_k=None)[1] == "elbow of the loss"
+
+
 def test_the_users_k_wins() -> None:
     chosen, why = select([result(4, 3.0), result(8, 1.0)], select_k=4)
     assert chosen.k == 4 and "user" in why
@@ -52,26 +60,62 @@ def test_k_above_the_number_of_images_is_refused() -> None:
         check_k(ClusteringConfig(k=[4, 32]), 9, "images")
 
 
+def job(**values: Any) -> JobConfig:
+    return load_config(None, {"collection": "c", "source": "s", **values}, [])
+
+
 def test_a_run_is_found_again_and_never_mixed_up(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
-    config = load_config(None, {"collection": "c", "source": "s", "clustering.k": [4]}, [])
-    run = open_run(storage, config, [crawl("a")])
-    assert open_run(storage, config, [crawl("a")]) == run
-    assert open_run(storage, config, [crawl("b")]) != run, "other images, another run"
-    more_workers = load_config(None, {"collection": "c", "source": "s", "clustering.k": [4]}, ["clustering.workers=2"])
-    assert open_run(storage, more_workers, [crawl("a")]) == run, "how a run is carried out does not change it"
+    run = open_run(storage, job(), [crawl("a")])
+    assert open_run(storage, job(), [crawl("a")]) == run
+    assert open_run(storage, job(), [crawl("b")]) != run, "other images, another run"
+    assert open_run(storage, job(**{"clustering.batch_size": 8}), [crawl("a")]) != run, "another model, another run"
+    assert open_run(storage, job(**{"clustering.workers": 2}), [crawl("a")]) == run, "carried out otherwise"
+    assert open_run(storage, job(**{"clustering.k": [3]}), [crawl("a")]) == run, "one more trial"
 
-    named = load_config(None, {"collection": "c", "source": "s", "clustering.k": [4], "run_id": "mine"}, [])
+
+def test_a_crawl_that_brings_nothing_new_changes_no_run(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    nothing_new = replace(crawl("empty"), accepted=0)
+    assert open_run(storage, job(), [crawl("a"), nothing_new]) == open_run(storage, job(), [crawl("a")])
+
+
+def test_a_name_that_belongs_to_another_run_is_refused(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    named = job(run_id="mine")
+    check_run_id(storage, named)
     open_run(storage, named, [crawl("a")])
-    other = load_config(None, {"collection": "c", "source": "s", "clustering.k": [5], "run_id": "mine"}, [])
-    with pytest.raises(ConfigError, match=r"clustering\.k"):
+    check_run_id(storage, named)
+    other = job(run_id="mine", **{"clustering.batch_size": 8})
+    with pytest.raises(ConfigError, match=r"clustering\.batch_size"):
+        check_run_id(storage, other)
+    with pytest.raises(ConfigError, match=r"clustering\.batch_size"):
         open_run(storage, other, [crawl("a")])
     with pytest.raises(ConfigError, match="the images"):
         open_run(storage, named, [crawl("b")])
 
 
+def test_a_trial_without_its_model_is_not_done(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    run = RunPaths("c", "r")
+    write_json(storage, run.trial_marker("k=4-seed=0"), result(4, 1.0).to_json())
+    assert not is_done(storage, run, Trial(4, 0))
+    storage.write_bytes(run.checkpoint("k=4-seed=0"), b"x")
+    assert is_done(storage, run, Trial(4, 0))
+
+
+def test_a_result_that_is_none_is_named(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    run = RunPaths("c", "r")
+    write_json(storage, run.trial_marker("k=4-seed=0"), {})
+    storage.write_bytes(run.checkpoint("k=4-seed=0"), b"x")
+    with pytest.raises(StorageError, match=r"trial\.json: not a trial's result; delete it"):
+        sweep(storage, run, ClusteringConfig(k=[4]), [], train=False)
+
+
 def test_the_stored_configuration_can_be_used_again(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
-    config = load_config(None, {"collection": "c", "source": "s", "clustering.k": [4]}, [])
-    run = open_run(storage, config, [crawl("a")])
-    assert load_config(Path(storage.uri(run.config)), {}, []) == config
+    run = open_run(storage, job(tracking_uri="http://me:secret@host"), [crawl("a")])
+    stored = Path(storage.uri(run.config))
+    assert load_config(stored, {}, []) == job()
+    assert "secret" not in stored.read_text()

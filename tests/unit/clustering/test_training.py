@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from pipeline.clustering.checkpoint import load_checkpoint, load_method
-from pipeline.clustering.training import TrialTraining, Window
+from pipeline.clustering.training import TrialTraining, Window, _parts
 from pipeline.clustering.trial import Trial, TrialResult
 from pipeline.config import ClusteringConfig
-from pipeline.errors import ClusteringError, StorageError
+from pipeline.errors import ClusteringError
 from pipeline.storage import LocalStorage
 
 SCHEDULE = {"window": 3, "min_iterations": 6, "max_iterations": 9, "final_iterations": 6}
@@ -97,7 +97,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"format": 1, "model": Hostile()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(StorageError, match="not a checkpoint"):
+    with pytest.raises(ClusteringError, match="not a checkpoint"):
         load_method(LocalStorage(str(tmp_path)), "checkpoint.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -137,9 +137,33 @@ def test_a_loss_that_is_no_number_stops_the_trial_and_keeps_the_checkpoint(tmp_p
         trained.run(lambda window: (_ for _ in ()).throw(Killed) if window.iteration > 3 else None)
     resumed = training(tmp_path)
     resumed.method.prototypes.data.fill_(float("nan"))
-    with pytest.raises(ClusteringError, match="loss became nan by iteration 6"):
+    with pytest.raises(ClusteringError, match=r"loss nan .* by iteration 6"):
         resumed.run()
     assert training(tmp_path).iteration == 3
+
+
+def test_a_broken_last_step_is_never_kept(tmp_path: Path) -> None:
+    """The loss is that before the step, so the parameters are looked at as well."""
+    trained = training(tmp_path)
+    with pytest.raises(Killed):
+        trained.run(lambda window: (_ for _ in ()).throw(Killed) if window.iteration > 3 else None)
+    resumed = training(tmp_path)
+    step = resumed.optimizer.step
+
+    def broken(*_: Any) -> None:
+        step()
+        if resumed.iteration == 5:
+            resumed.method.prototypes.data[0, 0, 0, 0] = float("inf")
+
+    resumed.optimizer.step = broken  # type: ignore[assignment]
+    with pytest.raises(ClusteringError, match="not a finite number by iteration 6"):
+        resumed.run()
+    assert training(tmp_path).iteration == 3
+
+
+def test_more_workers_than_images_have_nothing_to_evaluate() -> None:
+    assert [len(part) for part in _parts(collection(1), rank=0, world_size=2)] == [1]
+    assert list(_parts(collection(1), rank=1, world_size=2)) == []
 
 
 def train_as_worker(rank: int, world_size: int, folder: str, schedule: dict[str, int]) -> None:

@@ -99,3 +99,12 @@ def test_invert_aligns_a_photo_back() -> None:
     photo = sample(picture, modules.points(parameters)) * gain[..., None, None] + bias[..., None, None]
     back = modules.invert(photo, parameters)
     torch.testing.assert_close(back[..., 8:-8, 8:-8], picture[..., 8:-8, 8:-8], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["affine", "projective"])
+def test_a_transformation_without_inverse_raises_nothing(name: str) -> None:
+    modules = sequence([name])
+    beta = torch.zeros(1, modules.sizes[name], dtype=torch.float64)
+    beta[0, 0] = beta[0, 4] = -1
+    photo = torch.rand(1, 3, 9, 11, dtype=torch.float64)
+    assert modules.invert(photo, {name: beta}).isfinite().all()
