@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample, pad
+from torch.nn.functional import affine_grid, grid_sample
 
 from pipeline.clustering.predictor import build_encoder
 from pipeline.clustering.transforms import TransformSequence
@@ -71,8 +71,6 @@ class DensePrototypes(nn.Module):
         if name == "color":
             weight, bias = beta[..., None, None].chunk(2, dim=1)
             return mean * (1 + weight) + bias, scale
-        if name == "morphological":
-            return self._morphological(beta, mean), scale
         if name == "affine":
             theta = torch.eye(2, 3) + beta.view(-1, 2, 3)
             grid = affine_grid(theta, list(mean.shape), align_corners=False)
@@ -81,15 +79,3 @@ class DensePrototypes(nn.Module):
         warp = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
         warped = grid_sample(mean, grid, **warp)  # type: ignore[arg-type]
         return warped, grid_sample(scale, grid, **warp) if self.gmm else scale  # type: ignore[arg-type]
-
-    def _morphological(self, beta: Tensor, mean: Tensor) -> Tensor:
-        """Equation 6, window by window."""
-        side = math.isqrt(beta.shape[1] - 1)
-        start = torch.full((side, side), -5.0)
-        start[side // 2, side // 2] = 5.0
-        window = torch.sigmoid(beta[:, 1:] + start.flatten())
-        half = side // 2
-        padded = pad(mean, (half, half, half, half))
-        taps = padded.unfold(2, side, 1).unfold(3, side, 1).flatten(4)  # B, C, H, W, side^2
-        weights = window[:, None, None, None] * (beta[:, 0, None, None, None, None] * taps).exp()
-        return (taps * weights).sum(-1) / weights.sum(-1)
