@@ -135,7 +135,7 @@ class PrototypeHeads(nn.Module):
         self.biases = nn.ParameterList()
         for inputs, units in ((features, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, outputs)):
             bound = 1 / math.sqrt(inputs)
-            last = units == outputs and inputs == HIDDEN and len(self.weights) == 2
+            last = len(self.weights) == 2
             weight = torch.zeros(k, inputs, units) if last else torch.empty(k, inputs, units).uniform_(-bound, bound)
             bias = torch.zeros(k, 1, units) if last else torch.empty(k, 1, units).uniform_(-bound, bound)
             self.weights.append(nn.Parameter(weight))
