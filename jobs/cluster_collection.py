@@ -48,6 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     how = parser.add_argument_group("how")
     how.add_argument("--k", type=comma_list, metavar="K,K", help="numbers of prototypes, one trial each [8,16,32]")
     how.add_argument("--select-k", metavar="K", help="the K to report [the elbow of the loss]")
+    how.add_argument("--seeds", metavar="N", help="trials of each K; the one with the lowest loss counts [1]")
     how.add_argument("--method", metavar="NAME", help="dti-gmm or dti-kmeans [dti-gmm]")
     how.add_argument(
         "--transforms",
@@ -67,6 +68,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 CONFIG_KEY = {
     "k": "clustering.k",
     "select_k": "clustering.select_k",
+    "seeds": "clustering.seeds",
     "method": "clustering.method",
     "transforms": "clustering.transforms",
     "image_size": "ingest.image_size",

@@ -17,8 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.errors import ConfigError
 
 Stage = Literal["ingest", "cluster", "report"]
-Method = Literal["dti-gmm", "dti-kmeans"]
-TransformName = Literal["color", "affine", "projective", "tps"]
+Method = Literal["dti-gmm", "dti-kmeans", "ti-gmm", "ti-kmeans", "gmm", "kmeans"]
+TransformName = Literal["color", "affine", "projective", "tps", "morphological"]
+Iterations = Annotated[int, Field(ge=1)]
 STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
 
 
@@ -26,6 +27,12 @@ def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise ValueError("each value may stand there once")
     return values
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("expected an odd number: a window has a centre")
+    return value
 
 
 def _folder_name(name: str) -> str:
@@ -82,8 +89,8 @@ class ScheduleConfig(_Section):
     """Iterations over which losses and cluster shares are averaged; reassignment and convergence are decided here."""
     min_iterations: int = Field(240, ge=1)
     """Shortest stage."""
-    max_iterations: int = Field(1200, ge=1)
-    """Longest stage."""
+    max_iterations: Iterations | Annotated[list[Iterations], Field(min_length=1)] = 1200
+    """Longest stage; or a list: the longest stage without a module, with one, with two, …"""
     final_iterations: int = Field(300, ge=0)
     """Longest last stage, at a tenth of the learning rate; 0 leaves it out."""
     tolerance: float = Field(0.05, gt=0, lt=1)
@@ -91,9 +98,14 @@ class ScheduleConfig(_Section):
     patience: int = Field(2, ge=1)
     """Consecutive windows without such a gain that end a stage."""
 
+    def longest(self, modules: int) -> int:
+        """Iterations of the longest stage with the first `modules` modules."""
+        return self.max_iterations if isinstance(self.max_iterations, int) else self.max_iterations[modules]
+
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
-        if self.min_iterations > self.max_iterations:
+        bounds = [self.max_iterations] if isinstance(self.max_iterations, int) else self.max_iterations
+        if self.min_iterations > min(bounds):
             raise ValueError(f"min_iterations {self.min_iterations} is above max_iterations {self.max_iterations}")
         return self
 
@@ -102,17 +114,33 @@ class ClusteringConfig(_Section):
     """What is learned, and how."""
 
     method: Method = "dti-gmm"
-    """dti-gmm: Gaussian mixture (Algorithm 1 of the DTI paper). dti-kmeans: squared error (equation 4)."""
+    """dti-gmm: Gaussian mixture (Algorithm 1 of the DTI paper). dti-kmeans: squared error (equation 4). To compare
+    with: ti-gmm and ti-kmeans optimise each image's transformations instead of predicting them (equation 2), gmm and
+    kmeans have none."""
     k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), AfterValidator(_distinct)] = [8, 16, 32]
     """Numbers of prototypes to try, one trial each."""
     select_k: int | None = Field(None, ge=1)
     """The K to keep. Default: the elbow of the loss over `k`."""
     transforms: Annotated[list[TransformName], AfterValidator(_distinct)] = ["color", "projective"]
-    """Transformation modules in the order in which they are applied and switched on; empty for none."""
+    """Transformation modules in the order in which they are applied and switched on; empty for none, as it is for
+    gmm and kmeans."""
     tps_grid: int = Field(4, ge=2, le=16)
     """Control points along each side of the thin plate spline's grid."""
+    morphology_kernel: Annotated[int, Field(ge=3, le=15), AfterValidator(_odd)] = 7
+    """Side in px of the window of the morphological module; odd."""
+    padding: Literal["border", "zeros"] = "border"
+    """What a spatial module finds beyond a prototype: its border, continued, or zeros (black)."""
+    loss_weight_std: float | None = Field(None, gt=0)
+    """Standard deviation in px of a Gaussian that weighs the pixels' losses, 1 at the middle of the image: for
+    collections whose subject is there and whose margins distract. Default: all pixels count alike."""
     encoder: Literal["auto", "resnet18", "resnet20"] = "auto"
     """Backbone of the parameter predictors. auto: resnet20 below 64 px, resnet18 from there."""
+    alignment_steps: int = Field(20, ge=1)
+    """Gradient steps on each image's transformations, per iteration (ti-gmm and ti-kmeans)."""
+    alignment_learning_rate: float = Field(0.02, gt=0)
+    """Of Adam, in these steps."""
+    initialization: Literal["random", "k-means++"] = "random"
+    """Images that prototypes start from: any, or such as are far from each other."""
     batch_size: int = Field(64, ge=2)
     """Images per iteration over all workers together; batch normalisation needs two."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -132,6 +160,8 @@ class ClusteringConfig(_Section):
     """Stages of the curriculum."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of the initial prototypes, the order of images and the noise of reassignment."""
+    seeds: int = Field(1, ge=1, le=1000)
+    """Trials of each K, with seeds `seed`, `seed` + 1, …; the one with the lowest loss counts (minLoss)."""
     workers: int = Field(1, ge=1)
     """Processes that train one trial together (DDP)."""
     cpus_per_worker: int | None = Field(None, ge=1)
@@ -145,12 +175,28 @@ class ClusteringConfig(_Section):
     max_failures: int = Field(2, ge=0)
     """Dead workers that a job survives: training restarts from the last checkpoint."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_transforms(cls, values: Any) -> Any:
+        """gmm and kmeans mean no transformations where none are asked for."""
+        if isinstance(values, dict) and values.get("method") in {"gmm", "kmeans"}:
+            return {"transforms": [], **values}
+        return values
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.method in {"gmm", "kmeans"} and self.transforms:
+            raise ValueError(f"transforms {self.transforms}: {self.method} has none; choose dti-{self.method}")
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} cannot be divided among {self.workers} workers")
         if self.select_k is not None and self.select_k not in self.k:
             raise ValueError(f"select_k {self.select_k} is not among k {self.k}")
+        bounds, stages = self.schedule.max_iterations, len(self.transforms) + 1
+        if isinstance(bounds, list) and len(bounds) != stages:
+            raise ValueError(
+                f"schedule.max_iterations: {len(bounds)} values for {stages} stages, one without a module and one "
+                f"for each of transforms {self.transforms}"
+            )
         return self
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from pipeline.clustering.build import build_method
 from pipeline.clustering.checkpoint import model_state, save_checkpoint
-from pipeline.clustering.dti import build_method
 from pipeline.clustering.trial import HistoryPoint, StageRecord, TrialResult
 from pipeline.config import ClusteringConfig
 from pipeline.layout import CrawlPaths, RunPaths

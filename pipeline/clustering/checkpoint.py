@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from pipeline.clustering.dti import DTI, build_method
+from pipeline.clustering.build import build_method
+from pipeline.clustering.dti import DTI
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import Storage

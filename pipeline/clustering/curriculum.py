@@ -47,12 +47,6 @@ class Curriculum:
         """Whether training is over."""
         return self.stage > self._last_stage
 
-    @property
-    def most_iterations(self) -> int:
-        """Upper bound on the iterations of the whole curriculum."""
-        schedule = self.schedule
-        return (len(self.modules) + 1) * schedule.max_iterations + schedule.final_iterations
-
     def iterations_left(self) -> int:
         """Upper bound on the iterations that remain."""
         if self.done:
@@ -100,4 +94,4 @@ class Curriculum:
         return len(self.modules) + (1 if self.schedule.final_iterations else 0)
 
     def _limit(self, stage: int) -> int:
-        return self.schedule.max_iterations if stage <= len(self.modules) else self.schedule.final_iterations
+        return self.schedule.longest(stage) if stage <= len(self.modules) else self.schedule.final_iterations

@@ -20,7 +20,7 @@ from torch.nn.functional import log_softmax
 
 from pipeline.clustering.method import Assignment, StepOutput
 from pipeline.clustering.predictor import PrototypeHeads, build_encoder
-from pipeline.clustering.transforms import TransformSequence, every, sample
+from pipeline.clustering.transforms import TransformSequence, every
 from pipeline.config import ClusteringConfig
 
 NEGLIGIBLE = 1e-6
@@ -29,7 +29,7 @@ SURVIVORS = 3
 """Prototypes per image that are scored on all pixels after the others were ruled out on some of them."""
 SMALLEST_SCREEN_PX = 16
 """Screening looks at no fewer pixels than this along a side; smaller images are scored in full."""
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 32 * 2**20
 """Bound on the transformed prototypes that the first pass holds at once."""
 
 
@@ -47,22 +47,30 @@ class DTI(nn.Module):
         self.k, *shape = initial_KCHW.shape
         self.image_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         self.prototypes = nn.Parameter(initial_KCHW.clone())
-        self.sequence = TransformSequence(config.transforms, *self.image_shape, tps_grid=config.tps_grid)
+        self.sequence = TransformSequence(
+            config.transforms,
+            *self.image_shape,
+            tps_grid=config.tps_grid,
+            morphology_kernel=config.morphology_kernel,
+            padding=config.padding,
+        )
+        self.register_buffer(
+            "pixel_weights_HW", gaussian_weights(*self.image_shape[1:], config.loss_weight_std), persistent=False
+        )
         self.active_modules = 0
         """How many modules of the sequence the curriculum has switched on."""
         self.encoder: nn.Module | None = None
         self.heads = nn.ModuleDict()
         if config.transforms:
-            encoder = build_encoder(config.encoder, *self.image_shape)
-            self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for name, size in self.sequence.sizes.items():
-                self.heads[name] = PrototypeHeads(self.k, encoder.features, size)
+            self._build_predictors(config)
         self.screen_stride = config.screen_stride
         self.encode_in_bfloat16 = _use_bfloat16(config.precision, device_type)
         self.activate(0)
 
     sums_pixels: bool
     """Whether a score is a sum over pixels, not their mean."""
+    pixel_weights_HW: Tensor | None
+    """Weight of each pixel's term in a score; None for 1."""
 
     # -- what a pair is worth -----------------------------------------------------------------------------------
 
@@ -71,8 +79,11 @@ class DTI(nn.Module):
         """(K, C', H, W): everything of a prototype that moves with it; the first C channels are its pixels."""
 
     @abstractmethod
-    def pair_scores(self, canvas: Tensor, images: Tensor) -> Tensor:
-        """Score of transformed canvases (..., C', H, W) on images (..., C, H, W); higher is better."""
+    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+        """Score of transformed canvases (..., C', H, W) on images (..., C, H, W); higher is better.
+
+        `weights` are those of the pixels (H, W), or None for 1.
+        """
 
     @abstractmethod
     def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -101,7 +112,7 @@ class DTI(nn.Module):
             gamma_BK = self.responsibilities(scores_BK)
             b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
         pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
-        exact_P = self.pair_scores(self._transformed(k_P, pairs), images_BCHW[b_P])
+        exact_P = self.pair_scores(self._transformed(k_P, pairs), images_BCHW[b_P], self.pixel_weights_HW)
         expected = (gamma_BK[b_P, k_P] * exact_P).sum() + (gamma_BK * log_prior).sum()
         return StepOutput(
             loss=-expected / len(images_BCHW),
@@ -157,8 +168,13 @@ class DTI(nn.Module):
         self.active_modules = modules
         if self.encoder is not None:
             self.encoder.requires_grad_(modules > 0)
-        for index, name in enumerate(self.sequence.names):
-            self.heads[name].requires_grad_(index < modules)
+        for name, heads in self.heads.items():
+            heads.requires_grad_(name in self.active_names)
+
+    @property
+    def active_names(self) -> list[str]:
+        """Names of the modules that the curriculum has switched on."""
+        return self.sequence.names[: self.active_modules]
 
     def prototype_parameters(self) -> list[nn.Parameter]:
         """All parameters whose dimension 0 is the prototype; together they are all that a prototype has."""
@@ -169,7 +185,22 @@ class DTI(nn.Module):
         """Encoder and predictors: what weight decay applies to."""
         return [p for name, p in self.named_parameters() if "." in name]
 
+    def broken_part(self) -> str | None:
+        """Where a number is not finite: ``prototypes``, ``encoder``, a module's predictors, …; None if all is well."""
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                part, _, rest = name.partition(".")
+                return f"the predictors of module {rest.split('.')[0]}" if part == "heads" else part
+        return None
+
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _build_predictors(self, config: ClusteringConfig) -> None:
+        """Make what `_predict` needs."""
+        encoder = build_encoder(config.encoder, *self.image_shape)
+        self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, size in self.sequence.sizes.items():
+            self.heads[name] = PrototypeHeads(self.k, encoder.features, size)
 
     def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Per active module: (B, K, p)."""
@@ -178,59 +209,53 @@ class DTI(nn.Module):
         with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
             features_BF = self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last))
         features_BF = features_BF.to(images_BCHW.dtype)
-        return {name: self.heads[name](features_BF) for name in self.sequence.names[: self.active_modules]}
+        return {name: self.heads[name](features_BF) for name in self.active_names}
 
     @torch.no_grad()
     def _training_scores(self, images_BCHW: Tensor, parameters: dict[str, Tensor], log_prior_K: Tensor) -> Tensor:
         """(B, K) scores with prior, -inf for prototypes that a look at some of the pixels ruled out."""
         stride = self.screen_stride
         coarse_px = min(self.image_shape[1:]) // stride
-        if stride == 1 or self.k <= SURVIVORS or coarse_px < SMALLEST_SCREEN_PX or not self.sequence.moves(parameters):
+        if (
+            stride == 1
+            or self.k <= SURVIVORS
+            or coarse_px < SMALLEST_SCREEN_PX
+            or not self.sequence.screens(parameters)
+        ):
             return self._all_scores(images_BCHW, parameters) + log_prior_K
         weight = stride**2 if self.sums_pixels else 1
         coarse_BK = weight * self._all_scores(images_BCHW, parameters, stride) + log_prior_K
         survivors_BS = coarse_BK.topk(SURVIVORS, dim=1).indices
-        k_P = survivors_BS.flatten()
-        b_P = torch.arange(len(images_BCHW), device=k_P.device).repeat_interleave(SURVIVORS)
-        pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
-        exact_P = self.pair_scores(self._transformed(k_P, pairs), images_BCHW[b_P]) + log_prior_K[k_P]
-        return torch.full_like(coarse_BK, -torch.inf).scatter_(1, survivors_BS, exact_P.view_as(survivors_BS))
+        exact_BS = torch.empty_like(survivors_BS, dtype=coarse_BK.dtype)
+        for rank, k_B in enumerate(survivors_BS.unbind(1)):
+            pairs = {name: beta[torch.arange(len(k_B), device=k_B.device), k_B] for name, beta in parameters.items()}
+            exact_BS[:, rank] = self.pair_scores(self._transformed(k_B, pairs), images_BCHW, self.pixel_weights_HW)
+        exact_BS += log_prior_K[survivors_BS]
+        return torch.full_like(coarse_BK, -torch.inf).scatter_(1, survivors_BS, exact_BS)
 
     @torch.no_grad()
     def _all_scores(self, images_BCHW: Tensor, parameters: dict[str, Tensor], stride: int = 1) -> Tensor:
         """(B, K) scores without prior, of every `stride`-th pixel in both directions."""
-        if not self.sequence.moves(parameters):
+        if self.sequence.only_color(parameters):
             return self.still_scores(images_BCHW, self.sequence.color(parameters))
-        canvas = self.canvas()
-        images_BCHW = every(images_BCHW, stride) if stride > 1 else images_BCHW
+        canvas, weights = self.canvas(), self.pixel_weights_HW
+        if stride > 1:
+            images_BCHW = every(images_BCHW, stride)
+            weights = None if weights is None else every(weights, stride)
         pair_bytes = len(images_BCHW) * canvas.shape[1] * images_BCHW[0, 0].numel() * canvas.element_size()
         step = max(1, CHUNK_BYTES // max(1, pair_bytes))
         columns = []
         for start in range(0, self.k, step):
-            chunk = canvas[start : start + step]
-            beta = {name: value[:, start : start + step].transpose(0, 1) for name, value in parameters.items()}
-            # All warps of one prototype stand below each other in one tall picture, so that it is read in place.
-            points = self.sequence.points(beta, stride)
-            tall = sample(chunk, points.flatten(1, 2))
-            warped = tall.unflatten(2, (len(images_BCHW), -1)).transpose(1, 2)
-            columns.append(self.pair_scores(self._colored(warped, beta), images_BCHW).T)
+            part = slice(start, start + step)
+            beta = {name: value[:, part].transpose(0, 1) for name, value in parameters.items()}
+            transformed = self.sequence.transform_each(canvas[part], beta, stride)
+            columns.append(self.pair_scores(transformed, images_BCHW, weights).T)
         return torch.cat(columns, dim=1)
 
     def _transformed(self, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
-        canvas = self.canvas().index_select(0, k_P)  # its gradient adds up in a fixed order, unlike [k_P]
-        if self.sequence.moves(parameters):
-            canvas = sample(canvas, self.sequence.points(parameters))
-        return self._colored(canvas, parameters)
-
-    def _colored(self, canvas: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        color = self.sequence.color(parameters)
-        if color is None:
-            return canvas
-        gain, bias = color
-        channels = self.image_shape[0]
-        pixels = canvas[..., :channels, :, :] * gain[..., None, None] + bias[..., None, None]
-        return torch.cat([pixels, canvas[..., channels:, :, :]], dim=-3)
+        # The gradient of index_select adds up in a fixed order, unlike that of [k_P].
+        return self.sequence.transform(self.canvas().index_select(0, k_P), parameters)
 
 
 class DTIGaussianMixture(DTI):
@@ -251,16 +276,18 @@ class DTIGaussianMixture(DTI):
     def canvas(self) -> Tensor:
         return torch.cat([self.prototypes, self.scales], dim=1)
 
-    def pair_scores(self, canvas: Tensor, images: Tensor) -> Tensor:
+    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
         mean, scale = canvas.chunk(2, dim=-3)
-        variance = scale.square() + self.min_variance
-        terms = (images - mean).square() / variance + variance.log()
-        return -0.5 * (terms.sum((-3, -2, -1)) + self._log_norm())
+        variance = scale.square().add_(self.min_variance)
+        terms = (images - mean).square_().div_(variance).add_(variance.log())
+        return -0.5 * (_summed(terms, weights) + self._log_norm())
 
     def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
-        variance_KCN = (self.scales.square() + self.min_variance).flatten(2)
-        distance = _weighted_distance(images_BCHW, self.prototypes, variance_KCN.reciprocal(), color)
-        return -0.5 * (distance + variance_KCN.log().sum((1, 2)) + self._log_norm())
+        variance_KCHW = self.scales.square() + self.min_variance
+        precision_KCHW = _weighted(variance_KCHW.reciprocal(), self.pixel_weights_HW)
+        distance = _weighted_distance(images_BCHW, self.prototypes, precision_KCHW.flatten(2), color)
+        log_variance = _summed(variance_KCHW.log(), self.pixel_weights_HW)
+        return -0.5 * (distance + log_variance + self._log_norm())
 
     def log_prior(self) -> Tensor:
         return log_softmax(self.mixing_logits, dim=0)
@@ -272,7 +299,11 @@ class DTIGaussianMixture(DTI):
         return -scores_BK.logsumexp(1)
 
     def _log_norm(self) -> float:
-        return math.prod(self.image_shape) * math.log(2 * math.pi)
+        """log(2 pi), summed over all pixels."""
+        pixels = (
+            math.prod(self.image_shape[1:]) if self.pixel_weights_HW is None else float(self.pixel_weights_HW.sum())
+        )
+        return self.image_shape[0] * pixels * math.log(2 * math.pi)
 
 
 class DTIKMeans(DTI):
@@ -283,12 +314,13 @@ class DTIKMeans(DTI):
     def canvas(self) -> Tensor:
         return self.prototypes
 
-    def pair_scores(self, canvas: Tensor, images: Tensor) -> Tensor:
-        return -(images - canvas).square().mean((-3, -2, -1))
+    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+        return -_summed((images - canvas).square_(), weights) / math.prod(canvas.shape[-3:])
 
     def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
-        weight_KCN = torch.full_like(self.prototypes, 1 / math.prod(self.image_shape)).flatten(2)
-        return -_weighted_distance(images_BCHW, self.prototypes, weight_KCN, color)
+        weight_KCHW = _weighted(torch.ones_like(self.prototypes), self.pixel_weights_HW)
+        distance = _weighted_distance(images_BCHW, self.prototypes, weight_KCHW.flatten(2), color)
+        return -distance / math.prod(self.image_shape)
 
     def log_prior(self) -> Tensor:
         return self.prototypes.new_zeros(self.k)
@@ -300,14 +332,22 @@ class DTIKMeans(DTI):
         return -scores_BK.amax(1)
 
 
-METHODS: dict[str, type[DTI]] = {"dti-gmm": DTIGaussianMixture, "dti-kmeans": DTIKMeans}
+def gaussian_weights(height: int, width: int, std: float | None) -> Tensor | None:
+    """(height, width): 1 at the middle of the image, falling off as a Gaussian of `std` px; None for None."""
+    if std is None:
+        return None
+    y = torch.arange(height) - (height - 1) / 2
+    x = torch.arange(width) - (width - 1) / 2
+    return torch.exp(-0.5 * (y[:, None].square() + x.square()) / std**2)
 
 
-def build_method(config: ClusteringConfig, initial_KCHW: Tensor, seed: int, device_type: str = "cpu") -> DTI:
-    """The configured method; networks are initialised from `seed`, whatever random numbers were drawn before."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return METHODS[config.method](config, initial_KCHW, device_type)
+def _weighted(terms: Tensor, weights: Tensor | None) -> Tensor:
+    return terms if weights is None else terms * weights
+
+
+def _summed(terms: Tensor, weights: Tensor | None) -> Tensor:
+    """(...): terms (..., C, H, W) summed over the pixels of each image."""
+    return _weighted(terms, weights).sum((-3, -2, -1))
 
 
 def _weighted_distance(

@@ -11,11 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from pipeline.clustering.seeding import generator
 from pipeline.errors import ClusteringError
 from pipeline.shards import read_shard
 from pipeline.storage import Storage
+
+THUMBNAIL_PX = 16
+"""Side of the images between which k-means++ measures distances."""
 
 
 def load_images(storage: Storage, shard_keys: list[str], threads: int = 2) -> Tensor:
@@ -80,6 +84,18 @@ class BatchStream:
         return self._order
 
 
-def initial_images(images_NCHW: Tensor, k: int, seed: int) -> Tensor:
-    """(K, C, H, W) float: `k` different images of the collection, chosen at random by `seed`."""
-    return to_float(images_NCHW[torch.randperm(len(images_NCHW), generator=generator(seed))[:k]])
+def initial_images(images_NCHW: Tensor, k: int, seed: int, how: str = "random") -> Tensor:
+    """(K, C, H, W) float: `k` different images of the collection, chosen by `seed`.
+
+    ``k-means++`` draws each with a probability that grows with its squared distance to those before it (Arthur and
+    Vassilvitskii, 2007), seen at no more than `THUMBNAIL_PX`.
+    """
+    if how == "random":
+        chosen = torch.randperm(len(images_NCHW), generator=generator(seed))[:k]
+    else:
+        from sklearn.cluster import kmeans_plusplus
+
+        small = (min(THUMBNAIL_PX, images_NCHW.shape[2]), min(THUMBNAIL_PX, images_NCHW.shape[3]))
+        thumbnails = [adaptive_avg_pool2d(to_float(part), small).flatten(1) for part in images_NCHW.split(1024)]
+        chosen = torch.from_numpy(kmeans_plusplus(torch.cat(thumbnails).numpy(), k, random_state=seed)[1]).long()
+    return to_float(images_NCHW[chosen])

@@ -19,6 +19,7 @@ from pipeline.storage import Storage, read_json, write_json
 NOT_IN_IDENTITY = {
     "k",
     "seed",
+    "seeds",
     "select_k",
     "workers",
     "cpus_per_worker",
@@ -87,12 +88,12 @@ def _result(storage: Storage, paths: RunPaths, trial: Trial) -> TrialResult:
 def sweep(
     storage: Storage, paths: RunPaths, config: ClusteringConfig, crawls: list[Crawl], train: bool
 ) -> list[TrialResult]:
-    """The results of all trials, ordered by K; those that are done already are not run again.
+    """The results of all trials, ordered by K and seed; those that are done already are not run again.
 
     Args:
         train: whether to run the missing trials; without it they are a ConfigError.
     """
-    trials = [Trial(k, config.seed) for k in sorted(config.k)]
+    trials = [Trial(k, config.seed + i) for k in sorted(config.k) for i in range(config.seeds)]
     missing = [trial for trial in trials if not is_done(storage, paths, trial)]
     if missing and not train:
         names = ", ".join(trial.name for trial in missing)
@@ -115,15 +116,25 @@ def check_k(config: ClusteringConfig, images: int, what: str) -> None:
 
 
 def select(results: Sequence[TrialResult], select_k: int | None) -> tuple[TrialResult, str]:
-    """The trial to keep, and why: the user's K, or the elbow of the loss over K."""
+    """The trial to keep, and why.
+
+    Of each K the seed with the lowest loss counts (minLoss, DTI paper, section 5.1); among the values of K it is the
+    user's, or the elbow of the loss.
+    """
+    by_k: dict[int, list[TrialResult]] = {}
+    for result in results:
+        by_k.setdefault(result.k, []).append(result)
+    best = [min(by_k[k], key=lambda result: result.loss) for k in sorted(by_k)]
     if select_k is not None:
-        return next(result for result in results if result.k == select_k), "chosen by the user"
-    if len(results) == 1:
-        return results[0], "the only trial"
-    ordered = sorted(results, key=lambda result: result.k)
-    losses = [result.loss for result in ordered]
-    best = elbow([result.k for result in ordered], losses)
-    return ordered[best], "lowest loss" if losses[best] == min(losses) else "elbow of the loss"
+        kept, why = next(result for result in best if result.k == select_k), "chosen by the user"
+    elif len(best) == 1:
+        kept, why = best[0], "the only K"
+    else:
+        losses = [result.loss for result in best]
+        kept = best[elbow([result.k for result in best], losses)]
+        why = "lowest loss" if kept.loss == min(losses) else "elbow of the loss"
+    seeds = len(by_k[kept.k])
+    return kept, f"{why}; seed {kept.seed} has the lowest loss of {seeds}" if seeds > 1 else why
 
 
 def elbow(k: Sequence[int], losses: Sequence[float]) -> int:

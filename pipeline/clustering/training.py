@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.clustering.build import build_method
 from pipeline.clustering.checkpoint import load_checkpoint, model_state, save_checkpoint
 from pipeline.clustering.curriculum import Curriculum
-from pipeline.clustering.dti import build_method
 from pipeline.clustering.loader import BatchStream, initial_images, to_float
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator
@@ -79,7 +79,7 @@ class TrialTraining:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.stream = BatchStream(len(images), config.batch_size, trial.seed, self.rank, self.world_size)
-        initial = initial_images(images, trial.k, trial.seed)
+        initial = initial_images(images, trial.k, trial.seed, config.initialization)
         self.method = build_method(config, initial, trial.seed, device.type).to(device)
         self.optimizer = torch.optim.Adam(
             [
@@ -114,7 +114,7 @@ class TrialTraining:
                 saved_at = time.monotonic()
         loss = self.evaluate()
         if not math.isfinite(loss):
-            raise self._not_a_number(loss)
+            raise self._not_a_number(self.iteration)
         result = TrialResult(
             k=self.trial.k,
             seed=self.trial.seed,
@@ -145,6 +145,7 @@ class TrialTraining:
         length = self.curriculum.next_window()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         counts_K = torch.zeros(self.trial.k, dtype=torch.float64, device=self.device)
+        finite = torch.zeros((), dtype=torch.int64, device=self.device)
         for done in range(1, length + 1):
             images = to_float(self.images[self.stream.indices(self.iteration)].to(self.device))
             output = self.parallel(images)
@@ -152,6 +153,7 @@ class TrialTraining:
             output.loss.backward()
             self.optimizer.step()
             loss_sum += output.objective.double()
+            finite += loss_sum.isfinite()
             counts_K += output.cluster_B.bincount(minlength=self.trial.k)
             self.iteration += 1
             if time.monotonic() - self._reported_at > REPORT_S and done < length:
@@ -160,8 +162,8 @@ class TrialTraining:
         sums = _summed(torch.cat([loss_sum[None], counts_K])).cpu()
         loss = float(sums[0]) / (length * self.world_size)
         # The loss is that before the last step; a checkpoint must not hold what that step broke.
-        if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.method.parameters())):
-            raise self._not_a_number(loss)
+        if not math.isfinite(loss) or self.method.broken_part():
+            raise self._not_a_number(self.iteration - length + min(length, int(finite) + 1))
         shares_K = sums[1:] / sums[1:].sum()
         learning_rate = self.optimizer.param_groups[0]["lr"]
         active_modules = self.method.active_modules
@@ -185,15 +187,16 @@ class TrialTraining:
             self._start_stage()
 
     def _tell(self, loss: float, active_modules: int, iterations_left: int) -> None:
-        modules = self.method.sequence.names[:active_modules]
+        modules: list[str] = list(self.config.transforms[:active_modules])
         self._report(Window(self.trial, self.iteration, iterations_left, loss, modules))
         self._reported_at = time.monotonic()
 
-    def _not_a_number(self, loss: float) -> ClusteringError:
+    def _not_a_number(self, iteration: int) -> ClusteringError:
+        modules = "+".join(self.method.active_names) or "identity"
+        where = self.method.broken_part() or "the images"
         return ClusteringError(
-            f"trial {self.trial.name}: loss {loss} or a parameter is not a finite number by iteration {self.iteration} "
-            f"with modules {self.method.sequence.names[: self.method.active_modules]}; the last checkpoint is kept; "
-            "try a lower clustering.learning_rate"
+            f"trial {self.trial.name}: a number is not finite at iteration {iteration} of stage {modules}, in {where}; "
+            "the last checkpoint is kept; try a lower clustering.learning_rate"
         )
 
     def _start_stage(self) -> None:

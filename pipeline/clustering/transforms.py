@@ -6,23 +6,30 @@ Shapes: `...` any leading dimensions (one parameter vector each), C channels, H 
 (x, y) positions in the picture's area: (-1, -1) is the outer corner of the top left pixel, (1, 1) that of the bottom
 right one, whatever the resolution. A spatial transformation takes output positions to positions in the prototype;
 several of them compose into one set of points, so that a prototype is interpolated once and not blurred repeatedly.
-Colour is affine in the pixel value and bilinear weights sum to one, so colour and space commute.
+Colour is affine in the pixel value and bilinear weights sum to one, so colour and space commute, as long as the border
+continues. Morphology commutes with neither: it ends a run of modules that are applied at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample
+from torch.nn.functional import conv2d, grid_sample, pad
 
 SMALLEST_DIVISOR = 0.1
 """Lower bound of the homogeneous divisor of a projective transformation; beyond it lies the horizon."""
 SMALLEST_GAIN = 0.05
 """Lower bound of the magnitude of a colour gain when it is inverted."""
 NEWTON_STEPS = 12
+WINDOW_LOGIT = 5.0
+"""Logit of a morphological window's centre; that of all other positions is its negative."""
+LARGEST_SOFTNESS = 30.0
+"""Bound on alpha, either way: there a soft maximum is one, and its exponentials are still far from overflow."""
+
+Padding = Literal["border", "zeros"]
 
 
 class SpatialTransform(Protocol):
@@ -142,25 +149,93 @@ class ThinPlateSpline(nn.Module):
         return 0.5 * squared.clamp_min(torch.finfo(offset.dtype).tiny).log()
 
 
+class Morphology:
+    """Soft dilation (alpha > 0) or erosion (alpha < 0) over a learned window (equation 6), each channel alike.
+
+    beta = [alpha, window row by row]. The paper's window weights lie in [0, 1]; here the centre weighs
+    sigmoid(beta + 5), and every other position what sigmoid(beta - 5) exceeds its value at beta = 0 by, or nothing:
+    the plain sigmoid would begin as a blur, in which a picture keeps three quarters of its centre pixel. Beyond the
+    border a picture is 0.
+
+    Args:
+        kernel: side of the window in px, odd.
+    """
+
+    def __init__(self, kernel: int) -> None:
+        self.kernel = kernel
+        self.n_parameters = 1 + kernel * kernel
+
+    def apply(self, beta: Tensor, pictures: Tensor) -> Tensor:
+        """`pictures` (P, C, H, W), each under its own parameters `beta` (P, p)."""
+        alpha = beta[:, 0].clamp(-LARGEST_SOFTNESS, LARGEST_SOFTNESS)
+        return morphology(pictures, alpha, self.window(beta[:, 1:]).unflatten(1, (self.kernel, self.kernel)))
+
+    def window(self, beta: Tensor) -> Tensor:
+        """(P, kernel^2) weights in [0, 1] for as many parameters; at zero, one position weighs anything."""
+        centre = self.kernel * self.kernel // 2
+        closed = torch.sigmoid(beta.new_tensor(-WINDOW_LOGIT))
+        weights = (torch.sigmoid(beta - WINDOW_LOGIT) - closed).clamp_min(0)
+        middle = torch.sigmoid(beta[:, centre : centre + 1] + WINDOW_LOGIT)
+        return torch.cat([weights[:, :centre], middle, weights[:, centre + 1 :]], dim=1)
+
+
+def morphology(pictures_PCHW: Tensor, alpha_P: Tensor, window_Phw: Tensor) -> Tensor:
+    """Equation 6: at each pixel, the mean over the window weighted by `window` * exp(alpha * pixel).
+
+    With e = exp(alpha x) it is conv(x e, window) / conv(e, window): two depth-wise convolutions, where a sum over the
+    window would hold each of its positions for every pixel.
+
+    Args:
+        pictures_PCHW: continued by 0 beyond their border.
+        alpha_P: softness; its exponentials are taken around middle grey, which cancels and keeps them small.
+        window_Phw: weights >= 0, not all 0, of an odd number of rows and columns.
+    """
+    n, channels, height, width = pictures_PCHW.shape
+    rows, columns = window_Phw.shape[1:]
+    x = pad(pictures_PCHW, (columns // 2, columns // 2, rows // 2, rows // 2))
+    e = torch.exp(alpha_P[:, None, None, None] * (x - 0.5))
+    both = torch.cat([x * e, e], dim=1)
+    kernels = window_Phw[:, None].expand(-1, 2 * channels, -1, -1).reshape(-1, 1, rows, columns)
+    summed = conv2d(both.flatten(0, 1)[None], kernels, groups=len(kernels)).view(n, 2 * channels, height, width)
+    above, below = summed.chunk(2, dim=1)
+    return above / below
+
+
 class TransformSequence(nn.Module):
-    """The modules of a run in the order in which they are applied, for pictures of one size.
+    """The modules of a method in the order in which they are applied, for pictures of one size.
+
+    A canvas is what moves together: the first channels are a picture, whose colours and shapes change; further ones
+    (the Gaussian mixture's scales) only follow the spatial modules.
 
     Args:
         names: transformation names, such as ["color", "projective"].
         channels, height, width: of the pictures.
         tps_grid: control points along each side of a thin plate spline.
+        morphology_kernel: side of the morphological window in px.
+        padding: what lies beyond a picture: its border, continued, or zeros.
     """
 
     base_N2: Tensor
 
-    def __init__(self, names: Sequence[str], channels: int, height: int, width: int, tps_grid: int = 4) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        channels: int,
+        height: int,
+        width: int,
+        tps_grid: int = 4,
+        morphology_kernel: int = 7,
+        padding: Padding = "border",
+    ) -> None:
         super().__init__()
         self.names = list(names)
-        self.height, self.width = height, width
+        self.channels, self.height, self.width = channels, height, width
+        self.padding: Padding = padding
         ys = (torch.arange(height) * 2 + 1) / height - 1
         xs = (torch.arange(width) * 2 + 1) / width - 1
         base = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).reshape(-1, 2)
         self.register_buffer("base_N2", base, persistent=False)
+        self._morphology = Morphology(morphology_kernel)
         self._spatial: dict[str, SpatialTransform] = {}
         for name in names:
             if name == "affine":
@@ -170,14 +245,88 @@ class TransformSequence(nn.Module):
             elif name == "tps":
                 self._tps = ThinPlateSpline(tps_grid, base)
                 self._spatial[name] = self._tps
+        sizes = {"color": 2 * channels, "morphological": self._morphology.n_parameters}
         self.sizes = {
-            name: self._spatial[name].n_parameters if name in self._spatial else 2 * channels for name in names
+            name: self._spatial[name].n_parameters if name in self._spatial else sizes[name] for name in names
         }
         """Number of parameters of each module."""
 
     def moves(self, parameters: Mapping[str, Tensor]) -> bool:
         """Whether any module in `parameters` is spatial."""
         return any(name in self._spatial for name in parameters)
+
+    def only_color(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether the modules in `parameters` leave shapes alone: a pixel's value depends on that pixel alone."""
+        return set(parameters) <= {"color"}
+
+    def screens(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether `transform_each` can look at some output pixels only, and saves time by it."""
+        return self.moves(parameters) and len(self._runs(parameters)) == 1 and "morphological" not in parameters
+
+    def transform(self, canvas: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """(P, C', H, W): each canvas of (P, C', H, W) transformed by its own parameters (P, p)."""
+        for run in self._runs(parameters):
+            canvas = self._apply_run(canvas, run)
+        return canvas
+
+    def transform_each(self, canvas: Tensor, parameters: Mapping[str, Tensor], stride: int = 1) -> Tensor:
+        """(K, B, C', H', W'): every canvas of (K, C', H, W) under each of its B parameter vectors (K, B, p).
+
+        Args:
+            stride: of the output pixels that are computed, see `every`; 1 unless `screens`.
+        """
+        first, *later = self._runs(parameters)
+        if self.moves(first) and "morphological" not in first:
+            # All warps of one canvas stand below each other in one tall picture, so that it is read in place.
+            points = self.points(first, stride)
+            tall = sample(canvas, points.flatten(1, 2), self.padding)
+            canvas = self._colored(tall.unflatten(2, (points.shape[1], -1)).transpose(1, 2), first)
+        else:
+            later = [first, *later]
+            canvas = canvas[:, None].expand(-1, next(iter(first.values())).shape[1], -1, -1, -1)
+        if later:
+            shape = canvas.shape
+            canvas = canvas.flatten(0, 1)
+            for run in later:
+                canvas = self._apply_run(canvas, {name: beta.flatten(0, 1) for name, beta in run.items()})
+            canvas = canvas.view(shape)
+        return canvas
+
+    def _runs(self, parameters: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The modules in `parameters`, cut where one must be done before the next begins.
+
+        Within a run morphology comes first, then one sampling for all spatial modules, then colour. Zeros beyond the
+        border would take the colour of what they stand beside, so with them colour ends its run.
+        """
+        runs: list[dict[str, Tensor]] = []
+        for name in self.names:
+            if name not in parameters:
+                continue
+            after_color = self.padding == "zeros" and bool(runs) and "color" in runs[-1] and name in self._spatial
+            if not runs or name == "morphological" or after_color:
+                runs.append({})
+            runs[-1][name] = parameters[name]
+        return runs
+
+    def _apply_run(self, canvas: Tensor, run: Mapping[str, Tensor]) -> Tensor:
+        if "morphological" in run:
+            picture = self._morphology.apply(run["morphological"], canvas[:, : self.channels])
+            canvas = torch.cat([picture, canvas[:, self.channels :]], dim=1)
+        if self.moves(run):
+            canvas = sample(canvas, self.points(run), self.padding)
+        return self._colored(canvas, run)
+
+    def _colored(self, canvas: Tensor, run: Mapping[str, Tensor]) -> Tensor:
+        color = self.color(run)
+        if color is None:
+            return canvas
+        gain, bias = (part[..., None, None] for part in color)
+        picture = canvas[..., : self.channels, :, :]
+        if not torch.is_grad_enabled():
+            # The canvas was made for this run alone, and copying it takes as long as sampling it.
+            picture.mul_(gain).add_(bias)
+            return canvas
+        return torch.cat([picture * gain + bias, canvas[..., self.channels :, :, :]], dim=-3)
 
     def points(self, parameters: Mapping[str, Tensor], stride: int = 1) -> Tensor:
         """(..., H', W', 2): where in the prototype each output pixel comes from.
@@ -209,7 +358,10 @@ class TransformSequence(nn.Module):
         return 1 + change, bias
 
     def invert(self, images_BCHW: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """(B, C, H, W): what `images_BCHW` look like in their prototype's frame and colours."""
+        """(B, C, H, W): what `images_BCHW` look like in their prototype's frame and colours.
+
+        Morphology has no inverse: strokes keep the image's thickness.
+        """
         points = self.base_N2
         moved = False
         for name in self.names:
@@ -221,7 +373,7 @@ class TransformSequence(nn.Module):
             images_BCHW = (images_BCHW - bias[..., None, None]) / safe[..., None, None]
         if not moved:
             return images_BCHW
-        return sample(images_BCHW, points.unflatten(-2, (self.height, self.width)))
+        return sample(images_BCHW, points.unflatten(-2, (self.height, self.width)), self.padding)
 
 
 def every(pixels: Tensor, stride: int) -> Tensor:
@@ -251,6 +403,6 @@ def _adjugate(matrix: Tensor) -> Tensor:
     return (adjugate / adjugate[..., 2:, 2:]).nan_to_num(0.0, 0.0, 0.0)
 
 
-def sample(images_PCHW: Tensor, points_PHW2: Tensor) -> Tensor:
-    """Bilinear values of `images_PCHW` at `points_PHW2`; beyond the border the border's values continue."""
-    return grid_sample(images_PCHW, points_PHW2, mode="bilinear", padding_mode="border", align_corners=False)
+def sample(images_PCHW: Tensor, points_PHW2: Tensor, padding: Padding = "border") -> Tensor:
+    """Bilinear values of `images_PCHW` at `points_PHW2`; beyond the border its values continue, or zeros follow."""
+    return grid_sample(images_PCHW, points_PHW2, mode="bilinear", padding_mode=padding, align_corners=False)

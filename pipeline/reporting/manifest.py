@@ -21,7 +21,14 @@ from pipeline.storage import Storage
 
 SCHEMA_VERSION = 1
 
-LOSS_COLUMNS: dict[Method, str] = {"dti-gmm": "negative_log_likelihood", "dti-kmeans": "squared_error"}
+LOSS_COLUMNS: dict[Method, str] = {
+    "dti-gmm": "negative_log_likelihood",
+    "ti-gmm": "negative_log_likelihood",
+    "gmm": "negative_log_likelihood",
+    "dti-kmeans": "squared_error",
+    "ti-kmeans": "squared_error",
+    "kmeans": "squared_error",
+}
 _LOSS_DOCS = {
     "negative_log_likelihood": "of the image under the mixture, in nats",
     "squared_error": "per pixel and channel, between the image and its transformed prototype",

@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
-from pipeline.clustering.dti import build_method
+from pipeline.clustering.build import build_method
 from pipeline.clustering.loader import BatchStream
 from pipeline.config import ClusteringConfig
 from tests.benchmarks.dense_step import DensePrototypes

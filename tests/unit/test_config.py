@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.clustering.dti import METHODS
+from pipeline.clustering.build import METHODS
 from pipeline.clustering.transforms import TransformSequence
 from pipeline.config import ClusteringConfig, Method, TransformName, dump_config, load_config
 from pipeline.errors import ConfigError
@@ -67,6 +67,10 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
         ({"collection": "mlflow.db"}, [], "collection"),
         ({"collection": "ü" * 101}, [], "200 bytes"),
         ({}, ["clustering.schedule.min_iterations=5000"], "above max_iterations"),
+        ({}, ["clustering.schedule.max_iterations=[300, 600]"], "2 values for 3 stages"),
+        ({}, ["clustering.schedule.max_iterations=[300, 100, 600]"], "min_iterations 240 is above"),
+        ({}, ["clustering.morphology_kernel=4"], "expected an odd number"),
+        ({"clustering.method": "kmeans", "clustering.transforms": ["color"]}, [], "choose dti-kmeans"),
     ],
 )
 def test_the_impossible_is_refused_in_one_line(flags: dict[str, Any], overrides: list[str], message: str) -> None:
@@ -93,6 +97,11 @@ def test_every_name_in_the_configuration_has_its_implementation() -> None:
     assert set(METHODS) == set(Method.__args__)  # type: ignore[attr-defined]
     names = list(TransformName.__args__)  # type: ignore[attr-defined]
     assert set(TransformSequence(names, 3, 8, 8).sizes) == set(names)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "gmm"])
+def test_pixel_methods_need_not_be_told_that_nothing_moves(method: str) -> None:
+    assert load_config(None, {**BASE, "clustering.method": method}, []).clustering.transforms == []
 
 
 def test_every_field_is_documented() -> None:

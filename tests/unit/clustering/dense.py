@@ -62,35 +62,93 @@ def tps_points(beta: Tensor, points: Tensor, grid: int = 4) -> Tensor:
 POINTS = {"affine": affine_points, "projective": projective_points, "tps": tps_points}
 
 
-def transform(picture_CHW: Tensor, names: Sequence[str], beta: dict[str, Tensor], colors: int) -> Tensor:
-    """T_M o ... o T_1 of one picture; the first `colors` channels take the colour module, all of them the warps."""
-    points = pixel_centres(*picture_CHW.shape[1:])
-    for name in reversed([n for n in names if n in POINTS and n in beta]):
+def morphology_sum(picture: Tensor, beta: Tensor) -> Tensor:
+    """Equation 6 of one picture (C, H, W), position of the window by position; zeros beyond the border."""
+    alpha, raw = beta[0], beta[1:]
+    side = math.isqrt(len(raw))
+    reach = side // 2
+    channels, height, width = picture.shape
+    padded = torch.zeros(channels, height + 2 * reach, width + 2 * reach, dtype=picture.dtype)
+    padded[:, reach : reach + height, reach : reach + width] = picture
+    above = below = torch.zeros_like(picture)
+    for u in range(side):
+        for v in range(side):
+            b = raw[u * side + v]
+            centre = u == v == reach
+            # The paper's sigmoid(b - 5), less its value at b = 0, so that b = 0 is the identity.
+            a = 1 / (1 + torch.exp(-b - 5)) if centre else 1 / (1 + torch.exp(5 - b)) - 1 / (1 + math.exp(5))
+            a = torch.clamp(a, min=0)
+            x = padded[:, u : u + height, v : v + width]
+            above = above + x * a * torch.exp(alpha * x)
+            below = below + a * torch.exp(alpha * x)
+    return above / below
+
+
+def transform(
+    picture_CHW: Tensor, names: Sequence[str], beta: dict[str, Tensor], colors: int, padding: str = "border"
+) -> Tensor:
+    """T_M o ... o T_1 of one picture, module by module; the first `colors` channels take colour and morphology.
+
+    Neighbouring spatial modules are one sampling. What lies beyond the border is the border, or zeros.
+    """
+    out, pending = picture_CHW, []
+    for name in [n for n in names if n in beta]:
+        if name in POINTS:
+            pending.append(name)
+        elif name == "color":
+            if padding == "zeros":
+                out, pending = _warp(out, pending, beta, padding), []
+            weight, bias = beta["color"][:colors], beta["color"][colors:]
+            colored = (1 + weight)[:, None, None] * out[:colors] + bias[:, None, None]
+            out = torch.cat([colored, out[colors:]])
+        else:
+            out, pending = _warp(out, pending, beta, padding), []
+            out = torch.cat([morphology_sum(out[:colors], beta[name]), out[colors:]])
+    return _warp(out, pending, beta, padding)
+
+
+def _warp(picture: Tensor, names: Sequence[str], beta: dict[str, Tensor], padding: str) -> Tensor:
+    points = pixel_centres(*picture.shape[1:])
+    for name in reversed(names):
         moved = POINTS[name](beta[name], points)
         points = torch.cat([moved, torch.ones_like(moved[..., :1])], dim=-1)
-    out = grid_sample(
-        picture_CHW[None], points[None, ..., :2].to(picture_CHW), padding_mode="border", align_corners=False
-    )[0]
-    if "color" in beta:
-        weight, bias = beta["color"][:colors], beta["color"][colors:]
-        colored = (1 + weight)[:, None, None] * out[:colors] + bias[:, None, None]
-        out = torch.cat([colored, out[colors:]])
-    return out
+    if not names:
+        return picture
+    grid = points[None, ..., :2].to(picture)
+    return grid_sample(picture[None], grid, padding_mode=padding, align_corners=False)[0]
+
+
+def pixel_weights(height: int, width: int, std: float | None) -> Tensor:
+    """(H, W): exp(-d^2 / (2 std^2)) of the distance d in px to the middle of the picture; 1 for None."""
+    rows = []
+    for i in range(height):
+        for j in range(width):
+            d2 = (i - (height - 1) / 2) ** 2 + (j - (width - 1) / 2) ** 2
+            rows.append(1.0 if std is None else math.exp(-d2 / (2 * std**2)))
+    return torch.tensor(rows, dtype=torch.float64).reshape(height, width)
 
 
 def log_gaussians(
-    images: Tensor, mu: Tensor, scale: Tensor, names: Sequence[str], parameters: dict[str, Tensor], min_std: float
+    images: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    names: Sequence[str],
+    parameters: dict[str, Tensor],
+    min_std: float,
+    padding: str = "border",
+    weight_std: float | None = None,
 ) -> Tensor:
     """(B, K): log G(x_i; T(mu_k), T*(Sigma_k) + sigma_min^2), parameters (B, K, p) per module."""
+    weight = pixel_weights(images.shape[2], images.shape[3], weight_std)
     rows = []
     for i, image in enumerate(images):
         row = []
         for k in range(len(mu)):
             beta = {name: value[i, k] for name, value in parameters.items()}
-            both = transform(torch.cat([mu[k], scale[k]]), names, beta, colors=len(image))
+            both = transform(torch.cat([mu[k], scale[k]]), names, beta, colors=len(image), padding=padding)
             mean, variance = both[: len(image)], both[len(image) :] ** 2 + min_std**2
             terms = -0.5 * ((image - mean) ** 2 / variance + torch.log(2 * math.pi * variance))
-            row.append(terms.sum())
+            row.append((weight * terms).sum())
         rows.append(torch.stack(row))
     return torch.stack(rows)
 
@@ -103,13 +161,22 @@ def gmm_step(log_g: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return -(gamma * joint).sum() / len(joint), -torch.logsumexp(joint, 1).mean().detach(), gamma
 
 
-def squared_errors(images: Tensor, mu: Tensor, names: Sequence[str], parameters: dict[str, Tensor]) -> Tensor:
-    """(B, K): mean over pixels of (x_i - T(c_k))^2."""
+def squared_errors(
+    images: Tensor,
+    mu: Tensor,
+    names: Sequence[str],
+    parameters: dict[str, Tensor],
+    padding: str = "border",
+    weight_std: float | None = None,
+) -> Tensor:
+    """(B, K): mean over pixels of (x_i - T(c_k))^2, weighted."""
+    weight = pixel_weights(images.shape[2], images.shape[3], weight_std)
     rows = []
     for i, image in enumerate(images):
         errors = []
         for k in range(len(mu)):
             beta = {name: value[i, k] for name, value in parameters.items()}
-            errors.append(((image - transform(mu[k], names, beta, colors=len(image))) ** 2).mean())
+            error = (image - transform(mu[k], names, beta, colors=len(image), padding=padding)) ** 2
+            errors.append((weight * error).mean())
         rows.append(torch.stack(errors))
     return torch.stack(rows)

@@ -36,6 +36,17 @@ def test_a_loss_that_keeps_falling_runs_to_the_bound() -> None:
     ]
 
 
+def test_every_stage_may_have_its_own_bound() -> None:
+    schedule = SCHEDULE.model_copy(update={"max_iterations": [20, 45], "final_iterations": 7})
+    curriculum = Curriculum(schedule, ["affine"])
+    assert curriculum.iterations_left() == 72
+    loss = 0.0
+    while not curriculum.done:
+        loss -= 100.0
+        curriculum.update(curriculum.next_window(), loss)
+    assert [stage.iterations for stage in curriculum.history] == [20, 45, 7]
+
+
 def test_convergence_waits_for_patience_and_minimum() -> None:
     curriculum = Curriculum(SCHEDULE, [])
     for loss in (100.0, 50.0, 49.9, 49.8):  # gains of 50 of 50, 0.1 of 50.1 and 0.1 of 50.2

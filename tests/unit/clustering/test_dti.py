@@ -6,16 +6,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clustering.dti import DTI, DTIGaussianMixture, build_method
+from pipeline.clustering.build import build_method
+from pipeline.clustering.dti import DTI, DTIGaussianMixture
 from pipeline.config import ClusteringConfig
 from tests.unit.clustering import dense
 
-SEQUENCES: list[list[str]] = [[], ["color"], ["color", "projective"], ["affine", "tps"], ["projective", "color"]]
+SEQUENCES: list[list[str]] = [
+    [],
+    ["color"],
+    ["color", "projective"],
+    ["affine", "tps"],
+    ["projective", "color"],
+    ["affine", "morphological", "tps"],
+    ["morphological", "color", "affine"],
+    ["color", "morphological"],
+]
 
 
 def build(method: str, transforms: list[str], k: int = 4, channels: int = 3, **more: Any) -> DTI:
     """A method in float64 whose predictors are not at zero any more, all modules on."""
-    config = ClusteringConfig(method=method, transforms=transforms, k=[k], precision="float32", **more)
+    config = ClusteringConfig(
+        method=method, transforms=transforms, k=[k], precision="float32", morphology_kernel=3, **more
+    )
     torch.manual_seed(5)
     model = build_method(config, torch.rand(k, channels, 8, 10), seed=1).double()
     for name, parameter in model.heads.named_parameters():
@@ -32,15 +44,15 @@ def images(n: int = 5, channels: int = 3) -> Tensor:
     return torch.rand(n, channels, 8, 10, generator=torch.Generator().manual_seed(9)).double()
 
 
-def dense_loss(model: DTI, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def dense_loss(model: DTI, batch: Tensor, weight_std: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Loss with gradients, reported loss, and scores with prior, from the oracle."""
-    names = model.sequence.names
+    names, padding = model.sequence.names, model.sequence.padding
     parameters = model._predict(batch)
     if isinstance(model, DTIGaussianMixture):
-        log_g = dense.log_gaussians(batch, model.prototypes, model.scales, names, parameters, 0.25)
+        log_g = dense.log_gaussians(batch, model.prototypes, model.scales, names, parameters, 0.25, padding, weight_std)
         loss, objective, _ = dense.gmm_step(log_g, model.mixing_logits)
         return loss, objective, (log_g + model.mixing_logits.log_softmax(0)).detach()
-    errors = dense.squared_errors(batch, model.prototypes, names, parameters)
+    errors = dense.squared_errors(batch, model.prototypes, names, parameters, padding, weight_std)
     loss = errors.min(1).values.mean()
     return loss, loss.detach(), -errors.detach()
 
@@ -49,9 +61,19 @@ def dense_loss(model: DTI, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
 def test_a_step_equals_the_dense_algorithm(method: str, transforms: list[str]) -> None:
     """Two passes give the loss and all gradients of Algorithm 1 as printed."""
-    model, batch = build(method, transforms), images()
+    check_step(build(method, transforms), weight_std=None)
+
+
+@pytest.mark.parametrize("transforms", SEQUENCES)
+@pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
+def test_so_it_does_with_weighted_pixels_and_zeros_beyond_the_border(method: str, transforms: list[str]) -> None:
+    check_step(build(method, transforms, padding="zeros", loss_weight_std=3.0), weight_std=3.0)
+
+
+def check_step(model: DTI, weight_std: float | None) -> None:
+    batch = images()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    expected_loss, expected_objective, _ = dense_loss(model, batch)
+    expected_loss, expected_objective, _ = dense_loss(model, batch, weight_std)
     expected = torch.autograd.grad(expected_loss, parameters, allow_unused=True)
     output = model.loss(batch)
     actual = torch.autograd.grad(output.loss, parameters, allow_unused=True)
@@ -147,3 +169,28 @@ def test_screening_rules_out_all_but_the_survivors() -> None:
     with torch.no_grad():
         scores = model._training_scores(batch, model._predict(batch), model.log_prior())
     assert (scores == -torch.inf).sum(1).tolist() == [6] * 5
+
+
+def test_a_prototype_with_a_number_that_is_not_finite_is_named() -> None:
+    model = build("dti-gmm", ["color", "affine"])
+    assert model.broken_part() is None
+    model.heads["affine"].get_parameter("weights.1").data[0, 0, 0] = float("inf")
+    assert model.broken_part() == "the predictors of module affine"
+    model.prototypes.data[0] = float("nan")
+    assert model.broken_part() == "prototypes"
+
+
+@pytest.mark.parametrize("transforms", [["color", "projective"], ["affine", "morphological", "tps"]])
+@pytest.mark.parametrize("shape", [(3, 65, 97), (1, 33, 20)])
+def test_odd_sizes(transforms: list[str], shape: tuple[int, int, int]) -> None:
+    config = ClusteringConfig(transforms=transforms, k=[5])
+    pictures = torch.rand(6, *shape)
+    model = build_method(config, pictures[:5], seed=0)
+    model.activate(len(transforms))
+    output = model.loss(pictures)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    model.eval()
+    assignment = model.assign(pictures)
+    assert model.transform(assignment.cluster_B, assignment.parameters).shape == pictures.shape
+    assert model.align_back(pictures, assignment.parameters).shape == pictures.shape

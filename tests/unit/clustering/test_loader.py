@@ -39,3 +39,13 @@ def test_initial_prototypes_are_different_images() -> None:
     images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 2, 2)
     chosen = initial_images(images, 10, seed=4)[:, 0, 0, 0] * 255
     assert sorted(chosen.round().int().tolist()) == list(range(10))
+
+
+def test_far_initial_prototypes() -> None:
+    """Three tight groups: k-means++ takes one image of each, as random images rarely do."""
+    levels = torch.tensor([0, 120, 250], dtype=torch.uint8).repeat_interleave(40)
+    images = levels[:, None, None, None].expand(-1, 1, 20, 24)
+    for seed in range(5):
+        chosen = initial_images(images, 3, seed, "k-means++")
+        assert chosen.shape == (3, 1, 20, 24)
+        assert sorted((chosen[:, 0, 0, 0] * 255).round().int().tolist()) == [0, 120, 250]

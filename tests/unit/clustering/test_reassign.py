@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.clustering.dti import DTI, build_method
+from pipeline.clustering.build import build_method
+from pipeline.clustering.dti import DTI
 from pipeline.clustering.reassign import NOISE_STD, reassign_tiny
 from pipeline.clustering.seeding import generator
 from pipeline.config import ClusteringConfig

@@ -15,9 +15,9 @@ from pipeline.records import Crawl
 from pipeline.storage import LocalStorage, write_json
 
 
-def result(k: int, loss: float) -> TrialResult:
+def result(k: int, loss: float, seed: int = 0) -> TrialResult:
     return TrialResult(
-        k=k, seed=0, loss=loss, iterations=1, image_passes=1, seconds=1.0, workers=1, stages=[], history=[]
+        k=k, seed=seed, loss=loss, iterations=1, image_passes=1, seconds=1.0, workers=1, stages=[], history=[]
     )
 
 
@@ -48,6 +48,14 @@ def test_a_loss_without_elbow_keeps_the_lowest() -> None:
 def test_the_reason_is_the_true_one() -> None:
     assert select([result(4, 3.0), result(8, 1.0)], select_k=None)[1] == "lowest loss"
     assert select([result(2, 9.0), result(4, 2.0), result(8, 1.0)], select_k=None)[1] == "elbow of the loss"
+
+
+def test_of_several_seeds_the_lowest_loss_counts() -> None:
+    trials = [result(4, 3.0), result(4, 2.0, seed=1), result(8, 2.5), result(8, 1.5, seed=1), result(8, 1.8, seed=2)]
+    chosen, why = select(trials, select_k=None)
+    assert (chosen.k, chosen.seed) == (8, 1)
+    assert why == "lowest loss; seed 1 has the lowest loss of 3"
+    assert select(trials, select_k=4)[0].seed == 1
 
 
 def test_the_users_k_wins() -> None:

@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_stops_the_trial_and_keeps_the_checkpoint(tmp_p
         trained.run(lambda window: (_ for _ in ()).throw(Killed) if window.iteration > 3 else None)
     resumed = training(tmp_path)
     resumed.method.prototypes.data.fill_(float("nan"))
-    with pytest.raises(ClusteringError, match=r"loss nan .* by iteration 6"):
+    with pytest.raises(ClusteringError, match=r"iteration 4 of stage identity, in prototypes"):
         resumed.run()
     assert training(tmp_path).iteration == 3
 
@@ -156,7 +156,7 @@ def test_a_broken_last_step_is_never_kept(tmp_path: Path) -> None:
             resumed.method.prototypes.data[0, 0, 0, 0] = float("inf")
 
     resumed.optimizer.step = broken  # type: ignore[assignment]
-    with pytest.raises(ClusteringError, match="not a finite number by iteration 6"):
+    with pytest.raises(ClusteringError, match=r"not finite at iteration 6 .* in prototypes"):
         resumed.run()
     assert training(tmp_path).iteration == 3
 
@@ -195,3 +195,15 @@ def test_two_workers_compute_what_one_computes(tmp_path: Path) -> None:
     for name, expected in single.method.state_dict().items():
         assert torch.equal(models[0][name], models[1][name]), f"the workers differ in {name}"
         torch.testing.assert_close(models[0][name], expected, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "batch"), [(1, 8), (30, 8), (3, 64)])
+@pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans", "gmm", "kmeans", "ti-gmm", "ti-kmeans"])
+def test_extreme_sizes(tmp_path: Path, method: str, k: int, batch: int) -> None:
+    """One prototype, one for each image, and a batch larger than the collection."""
+    transforms = {} if method in {"gmm", "kmeans"} else {"transforms": ["color", "affine"]}
+    values = {"method": method, "batch_size": batch, "alignment_steps": 2, "schedule": SCHEDULE, **transforms}
+    config = ClusteringConfig.model_validate(values)
+    storage = LocalStorage(str(tmp_path))
+    trained = TrialTraining(config, Trial(k, 0), collection(), storage, "c", torch.device("cpu"))
+    assert trained.run().history[-1].largest_share <= 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clustering.transforms import TransformSequence, sample
+from pipeline.clustering.transforms import Morphology, TransformSequence, morphology, sample
 from tests.unit.clustering import dense
 
 SPATIAL = ["affine", "projective", "tps"]
@@ -108,3 +108,80 @@ def test_a_transformation_without_inverse_raises_nothing(name: str) -> None:
     beta[0, 0] = beta[0, 4] = -1
     photo = torch.rand(1, 3, 9, 11, dtype=torch.float64)
     assert modules.invert(photo, {name: beta}).isfinite().all()
+
+
+def picture(channels: int = 2, height: int = 9, width: int = 11) -> Tensor:
+    return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("alpha", [-8.0, 0.0, 2.0])
+def test_morphology_is_the_sum_over_its_window(kernel: int, alpha: float) -> None:
+    beta = 3 * torch.randn(1, 1 + kernel**2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    beta[0, 0] = alpha
+    expected = dense.morphology_sum(picture()[0], beta[0])
+    torch.testing.assert_close(Morphology(kernel).apply(beta, picture())[0], expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_morphology_starts_as_the_identity(channels: int) -> None:
+    module = Morphology(7)
+    unchanged = module.apply(torch.zeros(1, 50, dtype=torch.float64), picture(channels))
+    torch.testing.assert_close(unchanged, picture(channels), atol=1e-12, rtol=0)
+
+
+def test_morphology_learns_from_the_identity() -> None:
+    """Nothing is stuck at zero: the window's gradient is there, and it points towards thicker strokes."""
+    thin = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    thin[..., 4] = 1
+    thick = thin.clone()
+    thick[..., 3:6] = 1
+    beta = torch.zeros(1, 50, dtype=torch.float64, requires_grad=True)
+    (Morphology(7).apply(beta, thin) - thick).square().sum().backward()
+    assert beta.grad is not None
+    right_of_centre = 1 + 24 + 1
+    assert float(beta.grad[0, right_of_centre]) < 0
+
+
+def test_gradients_of_morphology() -> None:
+    beta = torch.rand(2, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    x = torch.rand(2, 2, 4, 5, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(Morphology(3).apply, (beta, x))
+
+
+@pytest.mark.parametrize(("alpha", "extreme"), [(1e4, torch.amax), (-1e4, torch.amin)])
+def test_strong_morphology_is_dilation_or_erosion(alpha: float, extreme: object) -> None:
+    """An open window and a large alpha: the largest, or smallest, pixel under the window; no overflow in float32."""
+    binary = (picture().float() > 0.6).float()
+    out = morphology(binary, torch.tensor([alpha]).clamp(-30, 30), torch.ones(1, 3, 3))
+    inner = binary.unfold(2, 3, 1).unfold(3, 3, 1)
+    expected = extreme(inner, (-2, -1))  # type: ignore[operator]
+    torch.testing.assert_close(out[..., 1:-1, 1:-1], expected, atol=1e-5, rtol=0)
+
+
+def test_huge_parameters_of_morphology_stay_finite() -> None:
+    beta = torch.full((2, 50), 1e6)
+    beta[1] = -1e6
+    beta[:, 1 + 24] = 0
+    assert Morphology(7).apply(beta, 3 * picture().float().expand(2, -1, -1, -1)).isfinite().all()
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize(
+    "names",
+    [["color", "affine", "tps"], ["affine", "color", "morphological", "tps", "projective"], ["morphological", "color"]],
+)
+def test_every_canvas_under_every_parameter(padding: str, names: list[str]) -> None:
+    """`transform_each` and `transform` are the modules of the oracle, one after the other."""
+    modules = TransformSequence(names, 2, 9, 11, morphology_kernel=3, padding=padding).double()  # type: ignore[arg-type]
+    canvas = torch.rand(3, 4, 9, 11, dtype=torch.float64)
+    beta = {name: 0.1 * torch.randn(3, 5, size, dtype=torch.float64) for name, size in modules.sizes.items()}
+    with torch.no_grad():
+        each = modules.transform_each(canvas, beta)
+    for k in range(3):
+        for b in range(5):
+            own = {name: value[k, b] for name, value in beta.items()}
+            expected = dense.transform(canvas[k], names, own, colors=2, padding=padding)
+            torch.testing.assert_close(each[k, b], expected, atol=2e-6, rtol=0)
+            alone = modules.transform(canvas[k : k + 1], {name: value[None] for name, value in own.items()})
+            torch.testing.assert_close(alone[0], expected, atol=2e-6, rtol=0)
