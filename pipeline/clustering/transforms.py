@@ -118,7 +118,8 @@ class ThinPlateSpline(nn.Module):
 
     def warp_base(self, beta: Tensor, base_N2: Tensor, kept: slice | Tensor) -> Tensor:
         """`warp` of the output positions `base_N2`, which are those of the constructor at the indices `kept`."""
-        return base_N2 + self.base_map_NG[kept].to(beta.dtype) @ beta.unflatten(-1, (-1, 2))
+        # One large product instead of a batch of tiny ones.
+        return base_N2 + (beta.unflatten(-1, (-1, 2)).mT @ self.base_map_NG[kept].to(beta.dtype).mT).mT
 
     def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
         """Newton's method on warp(x) = points; where the spline folds, the nearest solution found."""

@@ -1,0 +1,284 @@
+"""The paper's benchmarks, and photo crawls with known content, through the job itself; a report with pictures.
+
+    python tests/benchmarks/bench_accuracy.py [mnist-test mnist-1k mnist-color crawls-64 crawls-128] [--workspace DIR]
+
+needs ../shared (digits, photographs, make_crawl.py). A job that was done already is not run again, an interrupted one
+goes on. The report is accuracy/README.md beside this file, with the commands that it ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # run as a file, Python looks beside it only
+
+from pipeline.clustering.metrics import nmi
+from pipeline.shards import read_shard
+from pipeline.storage import LocalStorage
+
+SHARED = ROOT.parent / "shared"
+DIGITS = "../shared/data/mnist-test/t10k-images-idx3-ubyte.gz"
+REPORT = Path(__file__).parent / "accuracy"
+CRAWL_SEEDS = (7, 8, 9)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One or more jobs whose results stand in one section of the report."""
+
+    title: str
+    paper: str
+    """What the paper reports for DTI GMM, or why it reports nothing."""
+    jobs: dict[str, list[str]]
+    """Arguments of jobs/cluster_collection.py by the name of the collection."""
+    prepare: list[list[str]] = field(default_factory=list)
+    """Commands that make the sources."""
+    truth: dict[str, str] = field(default_factory=dict)
+    """labels.csv of a made crawl, by the name of the collection; labelled sources need none."""
+
+
+def crawls(side: int, seeds: tuple[int, ...]) -> Experiment:
+    """Made photo crawls of 400 files at `side` px, with the default configuration and K = 12."""
+    prepare, jobs, truth = [], {}, {}
+    for seed in seeds:
+        name, out = f"crawl-{seed}-{side}px", f"WORKSPACE/sources/crawl-{seed}"
+        make = ["../shared/tools/make_crawl.py", "--photos", "../shared/data/photos", "--n", "400"]
+        prepare.append([*make, "--seed", str(seed), "--out", out])
+        jobs[name] = ["--source", f"{out}/trevifountain", "--k", "12", "--image-size", str(side)]
+        truth[name] = f"{out}/labels.csv"
+    title = f"Photographs: made crawls of 8 views and 25 % noise, {side} px, default configuration, K = 12"
+    return Experiment(title, "no such collection in the paper", jobs, prepare, truth)
+
+
+COLOR = "WORKSPACE/sources/mnist-color.npz"
+EXPERIMENTS = {
+    "mnist-test": Experiment(
+        "MNIST-test: affine, morphological, TPS, K = 10",
+        "ACC 97.8 average of 10 runs, 98.0 for the lowest loss (Table 1)",
+        {"mnist-test": ["--config", "jobs/configs/mnist-test.yaml", "--source", DIGITS, "--seeds", "3"]},
+    ),
+    "mnist-1k": Experiment(
+        "MNIST-1k: 1,000 digits drawn from them",
+        "ACC 80.8 average, 87.1 for the lowest loss (Table 2)",
+        {"mnist-1k": ["--config", "jobs/configs/mnist-1k.yaml", "--source", DIGITS, "--seeds", "3"]},
+    ),
+    "mnist-color": Experiment(
+        "Colour MNIST-test: colour, affine, TPS, K = 10",
+        "ACC 96.0 average, 95.8 for the lowest loss, of colour MNIST with 70,000 digits (Table 2)",
+        {"mnist-color": ["--config", "jobs/configs/mnist-color.yaml", "--source", COLOR]},
+        [["jobs/mnist_variant.py", "--source", DIGITS, "--variant", "color", "--out", COLOR]],
+    ),
+    "crawls-64": crawls(64, CRAWL_SEEDS),
+    "crawls-128": crawls(128, CRAWL_SEEDS[:1]),
+}
+
+
+def main() -> None:
+    """Run what is missing and write the report of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all by default")
+    parser.add_argument("--workspace", type=Path, default=Path("/tmp/accuracy"), help="for sources and results")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.experiments) - set(EXPERIMENTS):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; expected some of {', '.join(EXPERIMENTS)}")
+    if not SHARED.exists():
+        sys.exit(f"needs {SHARED}, which is not there")
+    workspace = arguments.workspace.absolute()
+    for name in arguments.experiments or EXPERIMENTS:
+        run(EXPERIMENTS[name], workspace)
+    write_report(workspace)
+
+
+def run(experiment: Experiment, workspace: Path) -> None:
+    """The experiment's commands, from the root of the repository."""
+    for command in experiment.prepare:
+        target = Path(filled(command[command.index("--out") + 1], workspace))
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            execute(command, workspace)
+    for collection, arguments in experiment.jobs.items():
+        execute(job_command(collection, arguments), workspace)
+
+
+def job_command(collection: str, arguments: list[str]) -> list[str]:
+    """The job of one collection, with WORKSPACE for the workspace."""
+    return ["jobs/cluster_collection.py", "--collection", collection, "--workspace", "WORKSPACE", *arguments]
+
+
+def filled(text: str, workspace: Path) -> str:
+    """`text` with the workspace in its place."""
+    return text.replace("WORKSPACE", str(workspace))
+
+
+def execute(command: list[str], workspace: Path) -> None:
+    """Run a Python script with its arguments."""
+    words = [sys.executable, *(filled(word, workspace) for word in command)]
+    print("$ python", *command, flush=True)
+    subprocess.run(words, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+# -- the report -------------------------------------------------------------------------------------------------
+
+
+def write_report(workspace: Path) -> None:
+    """Tables, curves and prototypes of all experiments whose jobs are done."""
+    REPORT.mkdir(exist_ok=True)
+    parts = [
+        "# Accuracy",
+        "Written by `tests/benchmarks/bench_accuracy.py` from the runs of the commands below (two CPU cores, shared:"
+        " times are rough). WORKSPACE is any folder. Training never sees a label.",
+    ]
+    for name, experiment in EXPERIMENTS.items():
+        runs = {collection: last_run(workspace / collection) for collection in experiment.jobs}
+        if found := {collection: folder for collection, folder in runs.items() if folder is not None}:
+            parts += section(name, experiment, found, workspace)
+    (REPORT / "README.md").write_text("\n\n".join(parts) + "\n")
+    print(f"report    {REPORT / 'README.md'}")
+
+
+def last_run(collection: Path) -> Path | None:
+    """The folder of the last finished run of a collection."""
+    runs = sorted(collection.glob("runs/*/run.json"), key=lambda path: path.stat().st_mtime)
+    return runs[-1].parent if runs else None
+
+
+def section(name: str, experiment: Experiment, runs: dict[str, Path], workspace: Path) -> list[str]:
+    """Markdown of one experiment; its pictures are written beside it."""
+    commands = [*experiment.prepare, *(job_command(c, a) for c, a in experiment.jobs.items())]
+    parts = [f"## {experiment.title}", f"Paper: {experiment.paper}."]
+    parts.append("\n".join("    python " + " ".join(command) for command in commands))
+    rows = [row for collection, run in runs.items() for row in trial_rows(collection, run)]
+    parts.append(table(rows))
+    if experiment.truth:
+        truths = {c: Path(filled(experiment.truth[c], workspace)) for c in runs}
+        parts.append(table([crawl_row(c, run, truths[c], workspace) for c, run in runs.items()]))
+    draw_curves(runs, REPORT / f"{name}-loss.png")
+    parts.append(f"![Loss of each trial over its iterations]({name}-loss.png)")
+    for collection, run in runs.items():
+        shutil.copy(run / "mosaic.png", REPORT / f"{collection}.png")
+        parts.append(f"![Prototypes of {collection}]({collection}.png)")
+    return parts
+
+
+def trial_rows(collection: str, run: Path) -> list[dict[str, Any]]:
+    """One row per trial; the kept one is marked."""
+    document = json.loads((run / "run.json").read_text())
+    rows = []
+    for trial in document["trials"]:
+        result = json.loads((run / f"trials/k={trial['k']}-seed={trial['seed']}/trial.json").read_text())
+        stages = ", ".join(f"{'+'.join(s['modules'][-1:]) or 'identity'} {s['iterations']}" for s in result["stages"])
+        kept = (trial["k"], trial["seed"]) == (document["selected"]["k"], document["selected"]["seed"])
+        row = {
+            "collection": collection,
+            "seed": f"**{trial['seed']}**" if kept else trial["seed"],
+            "loss": f"{trial['loss']:.2f}",
+            "image passes": f"{trial['image_passes']:,}",
+            "minutes": f"{trial['seconds'] / 60:.0f}",
+            "iterations by stage": stages,
+        }
+        if metrics := trial["metrics"]:
+            row |= {"ACC": f"{100 * metrics['accuracy']:.2f} %", "NMI": f"{100 * metrics['nmi']:.2f} %"}
+        rows.append(row)
+    return rows
+
+
+def crawl_row(collection: str, run: Path, labels: Path, workspace: Path) -> dict[str, Any]:
+    """Agreement with the views of a made crawl, over the images that show one; pixel K-means on the same images."""
+    with labels.open(newline="") as file:
+        truth = {row["file"]: row for row in csv.DictReader(file)}
+    clusters = pq.read_table(run / "clusters.parquet", columns=["image_id", "file_name", "cluster", "crawl_id"])
+    rows = [row | truth[row["file_name"]] for row in clusters.to_pylist()]
+    shown = [row for row in rows if row["kind"] == "view"]
+    views = np.unique([row["view"] for row in shown], return_inverse=True)[1]
+    k = json.loads((run / "run.json").read_text())["selected"]["k"]
+    own = np.array([row["cluster"] for row in shown])
+    result = {
+        "collection": collection,
+        "images": len(rows),
+        "of views": len(shown),
+        "purity": f"{purity(views, own):.3f}",
+        "NMI": f"{nmi(views, own):.3f}",
+    }
+    pixels = image_pixels(workspace, collection)
+    everything = np.stack([pixels[row["image_id"]] for row in rows])
+    is_view = np.array([row["kind"] == "view" for row in rows])
+    by_kmeans = [pixel_kmeans(everything, k, seed)[is_view] for seed in range(5)]
+    result["K-means purity"] = spread([purity(views, found) for found in by_kmeans])
+    result["K-means NMI"] = spread([nmi(views, found) for found in by_kmeans])
+    return result
+
+
+def purity(classes: np.ndarray[Any, Any], clusters: np.ndarray[Any, Any]) -> float:
+    """Part of the images that show what most images of their cluster show."""
+    members = defaultdict(Counter[int])
+    for label, cluster in zip(classes.tolist(), clusters.tolist(), strict=True):
+        members[cluster][label] += 1
+    return sum(counter.most_common(1)[0][1] for counter in members.values()) / len(classes)
+
+
+def image_pixels(workspace: Path, collection: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The pixels of every image of a collection, flat, in [0, 1], by image id."""
+    storage = LocalStorage(str(workspace))
+    shards = [key for key in storage.list(f"{collection}/crawls") if key.endswith(".tar")]
+    return {s.image_id: s.pixels().reshape(-1) / np.float32(255) for key in shards for s in read_shard(storage, key)}
+
+
+def pixel_kmeans(pixels: np.ndarray[Any, Any], k: int, seed: int) -> np.ndarray[Any, Any]:
+    """Cluster of each image under K-means of its pixels, best of ten starts."""
+    from sklearn.cluster import KMeans
+
+    labels: np.ndarray[Any, Any] = KMeans(k, n_init=10, random_state=seed).fit(pixels).labels_
+    return labels
+
+
+def spread(values: list[float]) -> str:
+    """Lowest and highest."""
+    return f"{min(values):.2f}–{max(values):.2f}"
+
+
+def draw_curves(runs: dict[str, Path], path: Path) -> None:
+    """Loss of every trial over its iterations; a line where a module was switched on."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for collection, run in runs.items():
+        for file in sorted(run.glob("trials/*/trial.json")):
+            trial = json.loads(file.read_text())
+            points = [(point["iteration"], point["loss"]) for point in trial["history"]]
+            (line,) = axes.plot(*zip(*points, strict=True), label=f"{collection}, seed {trial['seed']}", linewidth=1)
+            ends = np.cumsum([stage["iterations"] for stage in trial["stages"]])
+            losses = np.interp(ends, *zip(*points, strict=True))
+            axes.plot(ends, losses, ".", color=line.get_color())
+    axes.set(xlabel="iterations (dots: ends of stages)", ylabel="negative log-likelihood per image, nats")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown; the columns of all rows in the order of their first appearance."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
