@@ -111,11 +111,11 @@ def main() -> None:
 
 
 def crawls_to_use(storage: Storage, config: JobConfig) -> list[Crawl]:
-    """The complete crawls of the collection that hold images of the configured size."""
+    """The complete crawls of the collection that hold images of the configured size, colour mode and format."""
     from pipeline.shards import complete_crawls
 
     crawls = complete_crawls(storage, config.collection)
-    return [crawl for crawl in crawls if crawl.image_size == config.ingest.image_size]
+    return [crawl for crawl in crawls if crawl.image_form == config.ingest.image_form]
 
 
 def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
@@ -135,8 +135,8 @@ def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
         what = f"files in {config.source}"
     elif not images:
         raise SourceError(
-            f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px images; "
-            "run the ingest stage first"
+            f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px "
+            f"{config.ingest.color_mode} images in {config.ingest.image_format.upper()}; run the ingest stage first"
         )
     if config.stages != ["ingest"]:
         check_k(config.clustering, images, what)

@@ -18,6 +18,9 @@ from pipeline.errors import ConfigError
 
 Stage = Literal["ingest", "cluster", "report"]
 Method = Literal["dti-gmm", "dti-kmeans"]
+ColorMode = Literal["rgb", "grayscale"]
+ImageFormat = Literal["jpeg", "png"]
+ImageForm = tuple[int, ColorMode, ImageFormat]
 TransformName = Literal["color", "affine", "projective", "tps"]
 STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
 
@@ -54,6 +57,10 @@ class IngestConfig(_Section):
 
     image_size: int = Field(128, ge=8, le=1024)
     """Side in px of the square images in the shards: the short side is resized to it, the rest is cropped off."""
+    color_mode: ColorMode = "rgb"
+    """Channels of the images in the shards: rgb has three, grayscale one."""
+    image_format: ImageFormat = "jpeg"
+    """Of the images in the shards. png is lossless: images of the right size come through as they are."""
     min_side: int | None = Field(None, ge=1)
     """Reject images whose short side has fewer px. Default: a quarter of image_size."""
     max_pixels: int = Field(100_000_000, ge=1)
@@ -64,6 +71,11 @@ class IngestConfig(_Section):
     """Quality of the JPEG images in the shards, 1 to 100, without chroma subsampling."""
     records_per_shard: int = Field(256, ge=1)
     """Records of the crawl that one task turns into one shard."""
+
+    @property
+    def image_form(self) -> ImageForm:
+        """What the images of two crawls must share to be clustered together, or to be repeats of each other."""
+        return self.image_size, self.color_mode, self.image_format
 
     @property
     def smallest_side(self) -> int:

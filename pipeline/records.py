@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.config import ColorMode, ImageForm, ImageFormat
+
 TIMESTAMP = pa.timestamp("ms", tz="UTC")
 
 RECORD_FIELDS = [
@@ -75,4 +77,11 @@ class Crawl:
     """Number of rejected records by reason; with `accepted` it sums to `records`."""
     image_size: int
     digest: str
-    """SHA-256 over the image ids in order: two crawls with one digest hold the same images."""
+    """SHA-256 over the form of the images and their ids in order: two crawls with one digest hold the same images."""
+    color_mode: ColorMode = "rgb"
+    image_format: ImageFormat = "jpeg"
+
+    @property
+    def image_form(self) -> ImageForm:
+        """As `IngestConfig.image_form`."""
+        return self.image_size, self.color_mode, self.image_format

@@ -15,7 +15,7 @@ from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.dedup import DUPLICATE_DETAIL, Known, is_known
 from pipeline.ingest.fetch import fetch
-from pipeline.ingest.images import decode_square, encode_jpeg
+from pipeline.ingest.images import decode_square, encode
 from pipeline.ingest.rejection import Rejected
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA
@@ -83,7 +83,8 @@ def _ingest(row: dict[str, Any], known: Known, kept: set[str], config: IngestCon
     image = decode_square(data, config)
     kept.add(sha256)
     row.update(status="accepted", image_id=image_id, format=image.format, width=image.width, height=image.height)
-    return Sample(image_id, encode_jpeg(image.pixels, config.jpeg_quality), _metadata(row))
+    data = encode(image.pixels, config.image_format, config.jpeg_quality)
+    return Sample(image_id, data, _metadata(row), image_format=config.image_format)
 
 
 def _metadata(row: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from pipeline.session import connect_ray, run_bounded
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage, read_table, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
 
 RETRY_PAUSE_S = 1.0
@@ -59,10 +59,10 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
             return complete
         say("ingest", f"crawl {crawl_id}: {plan.records} records of {storable(str(source))} in {plan.n_shards} shards")
         storage.publish(plan.path, paths.plan)
-        known = known_files(storage, crawls.values(), config.ingest.image_size)
+        known = known_files(storage, crawls.values(), config.ingest.image_form)
         built = _build_shards(storage, paths, plan, known, config.ingest)
     _keep_repeats_once(storage, paths, plan.n_shards, known)
-    crawl, total_bytes = _account(storage, paths, plan, config.ingest.image_size)
+    crawl, total_bytes = _account(storage, paths, plan, config.ingest)
     seconds = time.monotonic() - started
     document = {
         **asdict(crawl),
@@ -135,9 +135,9 @@ def _keep_repeats_once(storage: Storage, paths: CrawlPaths, n_shards: int, known
             progress.advance(1)
 
 
-def _account(storage: Storage, paths: CrawlPaths, plan: Plan, image_size: int) -> tuple[Crawl, int]:
+def _account(storage: Storage, paths: CrawlPaths, plan: Plan, config: IngestConfig) -> tuple[Crawl, int]:
     """The totals of a crawl whose rows are final, and the bytes that were read of it."""
-    content = hashlib.sha256()
+    content = hashlib.sha256(" ".join(map(str, config.image_form)).encode())
     reasons: Counter[str] = Counter()
     accepted = total_bytes = 0
     for index in range(plan.n_shards):
@@ -161,8 +161,10 @@ def _account(storage: Storage, paths: CrawlPaths, plan: Plan, image_size: int) -
         records=plan.records,
         accepted=accepted,
         rejected=dict(reasons.most_common()),
-        image_size=image_size,
+        image_size=config.image_size,
         digest=content.hexdigest(),
+        color_mode=config.color_mode,
+        image_format=config.image_format,
     )
     return crawl, total_bytes
 
