@@ -38,7 +38,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what = parser.add_argument_group("what")
     what.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
-    what.add_argument("--source", metavar="SRC", help="folder of images, or an instagram-scraper dump")
+    what.add_argument("--source", metavar="SRC", help="folder of images, instagram-scraper dump, IDX files, or .npz")
+    what.add_argument("--source-type", metavar="NAME", help="folder, idx, npz or class-folders [by the source's name]")
     what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
     what.add_argument(
         "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
@@ -69,6 +70,7 @@ CONFIG_KEY = {
     "select_k": "clustering.select_k",
     "method": "clustering.method",
     "transforms": "clustering.transforms",
+    "source_type": "ingest.source_type",
     "image_size": "ingest.image_size",
     "workers": "clustering.workers",
 }
@@ -131,8 +133,9 @@ def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
     images, what = sum(crawl.accepted for crawl in crawls_to_use(storage, config)), "accepted images"
     if "ingest" in config.stages and config.source is not None:
         check_apart(config.source, storage)
-        images += count_candidates(config.source, at_most=max(config.clustering.k))
-        what = f"files in {config.source}"
+        at_most = min(max(config.clustering.k), config.ingest.sample or max(config.clustering.k))
+        images += count_candidates(config.source, at_most, config.ingest.source_type)
+        what = f"records of {config.source}"
     elif not images:
         raise SourceError(
             f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px "

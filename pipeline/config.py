@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 
 Stage = Literal["ingest", "cluster", "report"]
 Method = Literal["dti-gmm", "dti-kmeans"]
+SourceType = Literal["auto", "folder", "idx", "npz", "class-folders"]
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
 ImageForm = tuple[int, ColorMode, ImageFormat]
@@ -55,6 +56,14 @@ class _Section(BaseModel):
 class IngestConfig(_Section):
     """How crawled files become images."""
 
+    source_type: SourceType = "auto"
+    """What the source is. folder: images, or an instagram-scraper dump. idx: labelled IDX files, as MNIST's. npz: a
+    NumPy file with the arrays `images` and, optionally, `labels`. class-folders: a folder of images per class, whose
+    name is the label. auto: idx or npz by name, otherwise folder."""
+    sample: int | None = Field(None, ge=1)
+    """Ingest this many records of the source, drawn at random. Default: all."""
+    sample_seed: int = Field(0, ge=0)
+    """Of that draw."""
     image_size: int = Field(128, ge=8, le=1024)
     """Side in px of the square images in the shards: the short side is resized to it, the rest is cropped off."""
     color_mode: ColorMode = "rgb"
@@ -181,7 +190,7 @@ class JobConfig(_Section):
     collection: Annotated[str, Field(pattern=r"^[\w#][\w.#=+-]*$"), AfterValidator(_folder_name)]
     """Name of the collection, a hashtag or a landmark; a folder of that name is made in the workspace."""
     source: str | None = Field(None, min_length=1)
-    """Folder of images or an instagram-scraper dump; not needed when the ingest stage is left out."""
+    """What to ingest, as `ingest.source_type` says: a folder, or a file of arrays; not needed without that stage."""
     workspace: str = Field("workspace", min_length=1)
     """Folder or s3://bucket/prefix that keeps everything."""
     stages: Annotated[list[Stage], Field(min_length=1), AfterValidator(_distinct)] = list(STAGES)

@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +21,22 @@ from pipeline.config import IngestConfig, JobConfig, digest
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_files
 from pipeline.ingest.plan import Plan, write_plan
+from pipeline.ingest.sampling import draw_sample
 from pipeline.ingest.shard import build_shard
 from pipeline.ingest.sources import is_inside, read_records, source_root
 from pipeline.ingest.text import storable
 from pipeline.layout import CrawlPaths
 from pipeline.progress import Progress, say
-from pipeline.records import Crawl
+from pipeline.records import Crawl, CrawlRecord
 from pipeline.session import connect_ray, run_bounded
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage, read_table, write_json
 
 SCHEMA_VERSION = 2
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
+
+IN_THE_LISTING = {"source_type", "sample", "sample_seed"}
+"""What decides which records there are, and so is in the listing's digest already."""
 
 RETRY_PAUSE_S = 1.0
 
@@ -50,8 +54,11 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     check_apart(config.source, storage)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        plan = write_plan(read_records(config.source), Path(folder) / "plan.parquet", config.ingest.records_per_shard)
-        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump())
+        records: Iterable[CrawlRecord] = read_records(config.source, config.ingest.source_type)
+        if config.ingest.sample is not None:
+            records = draw_sample(records, config.ingest.sample, config.ingest.sample_seed)
+        plan = write_plan(records, Path(folder) / "plan.parquet", config.ingest.records_per_shard)
+        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump(exclude=IN_THE_LISTING))
         paths = CrawlPaths(config.collection, crawl_id)
         crawls = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, config.collection)}
         if (complete := crawls.get(crawl_id)) is not None:
