@@ -18,12 +18,12 @@ from pipeline.errors import ConfigError
 
 Stage = Literal["ingest", "cluster", "report"]
 Method = Literal["dti-gmm", "dti-kmeans"]
+TransformName = Literal["color", "affine", "projective", "tps"]
+STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
 SourceType = Literal["auto", "folder", "idx", "npz", "class-folders"]
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
 ImageForm = tuple[int, ColorMode, ImageFormat]
-TransformName = Literal["color", "affine", "projective", "tps"]
-STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
 
 
 def _distinct(values: list[Any]) -> list[Any]:
