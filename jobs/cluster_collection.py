@@ -38,7 +38,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what = parser.add_argument_group("what")
     what.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
-    what.add_argument("--source", metavar="SRC", help="folder of images, or an instagram-scraper dump")
+    what.add_argument("--source", metavar="SRC", help="folder of images, instagram-scraper dump, IDX files, or .npz")
+    what.add_argument("--source-type", metavar="NAME", help="folder, idx, npz or class-folders [by the source's name]")
     what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
     what.add_argument(
         "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
@@ -71,6 +72,7 @@ CONFIG_KEY = {
     "seeds": "clustering.seeds",
     "method": "clustering.method",
     "transforms": "clustering.transforms",
+    "source_type": "ingest.source_type",
     "image_size": "ingest.image_size",
     "workers": "clustering.workers",
 }
@@ -113,11 +115,11 @@ def main() -> None:
 
 
 def crawls_to_use(storage: Storage, config: JobConfig) -> list[Crawl]:
-    """The complete crawls of the collection that hold images of the configured size."""
+    """The complete crawls of the collection that hold images of the configured size, colour mode and format."""
     from pipeline.shards import complete_crawls
 
     crawls = complete_crawls(storage, config.collection)
-    return [crawl for crawl in crawls if crawl.image_size == config.ingest.image_size]
+    return [crawl for crawl in crawls if crawl.image_form == config.ingest.image_form]
 
 
 def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
@@ -133,12 +135,13 @@ def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
     images, what = sum(crawl.accepted for crawl in crawls_to_use(storage, config)), "accepted images"
     if "ingest" in config.stages and config.source is not None:
         check_apart(config.source, storage)
-        images += count_candidates(config.source, at_most=max(config.clustering.k))
-        what = f"files in {config.source}"
+        at_most = min(max(config.clustering.k), config.ingest.sample or max(config.clustering.k))
+        images += count_candidates(config.source, at_most, config.ingest.source_type)
+        what = f"records of {config.source}"
     elif not images:
         raise SourceError(
-            f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px images; "
-            "run the ingest stage first"
+            f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px "
+            f"{config.ingest.color_mode} images in {config.ingest.image_format.upper()}; run the ingest stage first"
         )
     if config.stages != ["ingest"]:
         check_k(config.clustering, images, what)

@@ -21,6 +21,10 @@ Method = Literal["dti-gmm", "dti-kmeans", "ti-gmm", "ti-kmeans", "gmm", "kmeans"
 TransformName = Literal["color", "affine", "projective", "tps", "morphological"]
 Iterations = Annotated[int, Field(ge=1)]
 STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
+SourceType = Literal["auto", "folder", "idx", "npz", "class-folders"]
+ColorMode = Literal["rgb", "grayscale"]
+ImageFormat = Literal["jpeg", "png"]
+ImageForm = tuple[int, ColorMode, ImageFormat]
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -59,8 +63,20 @@ class _Section(BaseModel):
 class IngestConfig(_Section):
     """How crawled files become images."""
 
+    source_type: SourceType = "auto"
+    """What the source is. folder: images, or an instagram-scraper dump. idx: labelled IDX files, as MNIST's. npz: a
+    NumPy file with the arrays `images` and, optionally, `labels`. class-folders: a folder of images per class, whose
+    name is the label. auto: idx or npz by name, otherwise folder."""
+    sample: int | None = Field(None, ge=1)
+    """Ingest this many records of the source, drawn at random. Default: all."""
+    sample_seed: int = Field(0, ge=0)
+    """Of that draw."""
     image_size: int = Field(128, ge=8, le=1024)
     """Side in px of the square images in the shards: the short side is resized to it, the rest is cropped off."""
+    color_mode: ColorMode = "rgb"
+    """Channels of the images in the shards: rgb has three, grayscale one."""
+    image_format: ImageFormat = "jpeg"
+    """Of the images in the shards. png is lossless: images of the right size come through as they are."""
     min_side: int | None = Field(None, ge=1)
     """Reject images whose short side has fewer px. Default: a quarter of image_size."""
     max_pixels: int = Field(100_000_000, ge=1)
@@ -71,6 +87,11 @@ class IngestConfig(_Section):
     """Quality of the JPEG images in the shards, 1 to 100, without chroma subsampling."""
     records_per_shard: int = Field(256, ge=1)
     """Records of the crawl that one task turns into one shard."""
+
+    @property
+    def image_form(self) -> ImageForm:
+        """What the images of two crawls must share to be clustered together, or to be repeats of each other."""
+        return self.image_size, self.color_mode, self.image_format
 
     @property
     def smallest_side(self) -> int:
@@ -215,7 +236,7 @@ class JobConfig(_Section):
     collection: Annotated[str, Field(pattern=r"^[\w#][\w.#=+-]*$"), AfterValidator(_folder_name)]
     """Name of the collection, a hashtag or a landmark; a folder of that name is made in the workspace."""
     source: str | None = Field(None, min_length=1)
-    """Folder of images or an instagram-scraper dump; not needed when the ingest stage is left out."""
+    """What to ingest, as `ingest.source_type` says: a folder, or a file of arrays; not needed without that stage."""
     workspace: str = Field("workspace", min_length=1)
     """Folder or s3://bucket/prefix that keeps everything."""
     stages: Annotated[list[Stage], Field(min_length=1), AfterValidator(_distinct)] = list(STAGES)

@@ -8,11 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.config import ColorMode, ImageForm, ImageFormat
+
 TIMESTAMP = pa.timestamp("ms", tz="UTC")
 
 RECORD_FIELDS = [
     pa.field("record", pa.int64(), metadata={"doc": "position in the crawl's plan, from 0"}),
-    pa.field("source_uri", pa.string(), metadata={"doc": "absolute path, file:// where UTF-8 cannot hold it"}),
+    pa.field(
+        "source_uri",
+        pa.string(),
+        metadata={"doc": "absolute path, file:// where UTF-8 cannot hold it; #index in arrays"},
+    ),
     pa.field("file_name", pa.string(), metadata={"doc": "in the crawl; empty for a post that names no file"}),
     pa.field("shortcode", pa.string(), metadata={"doc": "the post's short code, where the crawl has one"}),
     pa.field("caption", pa.string(), metadata={"doc": "the post's text, as crawled"}),
@@ -20,20 +26,30 @@ RECORD_FIELDS = [
     pa.field("hashtags", pa.list_(pa.string()), metadata={"doc": "of the post, without #"}),
     pa.field("source_url", pa.string(), metadata={"doc": "where the crawler got it from"}),
     pa.field("extra", pa.string(), metadata={"doc": "further columns of the crawl, as a JSON object"}),
-    pa.field("problem", pa.string(), metadata={"doc": "a reason to reject that was known at planning time"}),
+    pa.field("label", pa.string(), metadata={"doc": "true class, where the source has one; never seen by training"}),
 ]
 
-PLAN_SCHEMA = pa.schema(RECORD_FIELDS)
+PLAN_SCHEMA = pa.schema(
+    [
+        *RECORD_FIELDS,
+        pa.field("problem", pa.string(), metadata={"doc": "a reason to reject that was known at planning time"}),
+        pa.field("array_format", pa.string(), metadata={"doc": "IDX | NPZ where the record is an image of an array"}),
+        pa.field("array_sha256", pa.string(), metadata={"doc": "of the array's file, hexadecimal"}),
+        pa.field("array_index", pa.int64(), metadata={"doc": "place of the image in its array, from 0"}),
+    ]
+)
 """``plan.parquet``: every record of the crawl."""
 
 SHARD_SCHEMA = pa.schema(
     [
-        *RECORD_FIELDS[:-1],
+        *RECORD_FIELDS,
         pa.field("status", pa.string(), metadata={"doc": "accepted | rejected"}),
         pa.field("reason", pa.string(), metadata={"doc": "why it was rejected, one of RejectReason"}),
         pa.field("detail", pa.string(), metadata={"doc": "the reason in words"}),
         pa.field("image_id", pa.string(), metadata={"doc": "key in the shard; from the content, so stable"}),
-        pa.field("sha256", pa.string(), metadata={"doc": "of the file's bytes, hexadecimal"}),
+        pa.field(
+            "sha256", pa.string(), metadata={"doc": "of the file's bytes; of an array's file and index; hexadecimal"}
+        ),
         pa.field("duplicate_of", pa.string(), metadata={"doc": "image_id of the image that was kept instead"}),
         pa.field("bytes", pa.int64()),
         pa.field("format", pa.string()),
@@ -58,6 +74,12 @@ class CrawlRecord:
     extra: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
     """A reason to reject it that its source already knows, such as ``missing_file``."""
+    label: str | None = None
+    """The true class of the image: for evaluation alone."""
+    array_format: str | None = None
+    """``IDX`` or ``NPZ`` for an image of an array file; the next two fields are set then, too."""
+    array_sha256: str | None = None
+    array_index: int | None = None
     fingerprint: str = ""
     """Tells this record from another state of it without reading it: its name within the source, and its size."""
 
@@ -75,4 +97,11 @@ class Crawl:
     """Number of rejected records by reason; with `accepted` it sums to `records`."""
     image_size: int
     digest: str
-    """SHA-256 over the image ids in order: two crawls with one digest hold the same images."""
+    """SHA-256 over the form of the images and their ids in order: two crawls with one digest hold the same images."""
+    color_mode: ColorMode = "rgb"
+    image_format: ImageFormat = "jpeg"
+
+    @property
+    def image_form(self) -> ImageForm:
+        """As `IngestConfig.image_form`."""
+        return self.image_size, self.color_mode, self.image_format

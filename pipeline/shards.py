@@ -1,7 +1,7 @@
-"""Both sides of the shard format: WebDataset tars of ``<image_id>.jpg`` and ``<image_id>.json``.
+"""Both sides of the shard format: WebDataset tars of ``<image_id>.jpg`` (or ``.png``) and ``<image_id>.json``.
 
 Tars are byte-reproducible (no times, no owners). Reading never unpickles and never opens an address by itself:
-the bytes come from Storage, and the two member types are decoded here.
+the bytes come from Storage, and the member types are decoded here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ import webdataset as wds
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from pipeline.config import ImageFormat
 from pipeline.errors import StorageError
 from pipeline.layout import CrawlPaths, crawls_of
 from pipeline.records import Crawl
 from pipeline.storage import Storage, read_json
+
+EXTENSIONS: dict[ImageFormat, str] = {"jpeg": "jpg", "png": "png"}
+"""Of the image member, by the format of the image."""
 
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 """Without it, a tar that was cut off between two members would pass for a shorter one."""
@@ -33,19 +37,21 @@ class Sample:
     """One member pair of a shard."""
 
     image_id: str
-    jpeg: bytes
+    data: bytes
+    """The image file."""
     metadata: dict[str, Any]
     shard: str = field(default="", compare=False)
     """Where it was read from."""
+    image_format: ImageFormat = "jpeg"
 
     def pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The image: uint8, height x width x 3, RGB. Raises StorageError where it is broken."""
+        """The image: uint8, height x width x 3 (RGB) or x 1 (grey). Raises StorageError where it is broken."""
         try:
-            return np.asarray(Image.open(io.BytesIO(self.jpeg), formats=["JPEG"]).convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise StorageError(
-                f"{self.shard}: {self.image_id}.jpg is broken ({error}); {_remedy(self.shard)}"
-            ) from error
+            with Image.open(io.BytesIO(self.data), formats=[self.image_format]) as image:
+                return np.atleast_3d(np.asarray(image if image.mode == "L" else image.convert("RGB")))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            name = f"{self.image_id}.{EXTENSIONS[self.image_format]}"
+            raise StorageError(f"{self.shard}: {name} is broken ({error}); {_remedy(self.shard)}") from error
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> None:
@@ -53,7 +59,8 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> None:
     with wds.TarWriter(str(path), mtime=0, user="", group="", mode=0o644) as writer:
         for sample in samples:
             document = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True)
-            writer.write({"__key__": sample.image_id, "jpg": sample.jpeg, "json": document.encode()})
+            image = {EXTENSIONS[sample.image_format]: sample.data}
+            writer.write({"__key__": sample.image_id, **image, "json": document.encode()})
 
 
 def read_shard(storage: Storage, key: str) -> Iterator[Sample]:
@@ -69,7 +76,9 @@ def read_shard(storage: Storage, key: str) -> Iterator[Sample]:
         raise StorageError(f"{shard}: not a whole tar; {_remedy(shard)}")
     try:
         for member in group_by_keys(tar_file_expander([{"url": key, "stream": io.BytesIO(data)}])):
-            yield Sample(member["__key__"], member["jpg"], json.loads(member["json"]), shard)
+            image_format: ImageFormat = "png" if EXTENSIONS["png"] in member else "jpeg"
+            data = member[EXTENSIONS[image_format]]
+            yield Sample(member["__key__"], data, json.loads(member["json"]), shard, image_format)
     except KeyError as error:
         raise StorageError(f"{shard}: a member has no {error}; {_remedy(shard)}") from error
     except (tarfile.TarError, ValueError) as error:

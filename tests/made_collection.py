@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -37,14 +38,27 @@ def sample(image_id: str, color: Color, side: int = 16) -> Sample:
 
 
 def make_crawl(
-    storage: LocalStorage, collection: str, crawl_id: str, shards: Sequence[Sequence[tuple[str, Color]]]
+    storage: LocalStorage,
+    collection: str,
+    crawl_id: str,
+    shards: Sequence[Sequence[tuple[str, Color]]],
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Crawl:
-    """A crawl of plain images, given as (image id, colour) per shard; each shard also has one rejected record."""
+    """A crawl of plain images, given as (image id, colour) per shard; each shard also has one rejected record.
+
+    Images may have `labels` by their id.
+    """
     paths = CrawlPaths(collection, crawl_id)
     for index, images in enumerate(shards):
         write_shard_at(storage, paths.shard(index), [sample(*image) for image in images])
         rows = [
-            {"image_id": image_id, "status": "accepted", "source_uri": f"/photos/{image_id}.jpg", "caption": "café"}
+            {
+                "image_id": image_id,
+                "status": "accepted",
+                "source_uri": f"/photos/{image_id}.jpg",
+                "caption": "café",
+                "label": labels.get(image_id),
+            }
             for image_id, _ in images
         ]
         rows.append({"status": "rejected", "reason": "not_an_image"})

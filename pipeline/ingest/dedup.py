@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import ImageForm
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Crawl
 from pipeline.shards import read_shard, write_shard
@@ -29,11 +30,11 @@ Known = np.ndarray[Any, np.dtype[np.bytes_]]
 KNOWN_DTYPE = "S64"
 
 
-def known_files(storage: Storage, crawls: Iterable[Crawl], image_size: int) -> Known:
-    """The files that complete `crawls` hold as images of `image_size` px."""
+def known_files(storage: Storage, crawls: Iterable[Crawl], form: ImageForm) -> Known:
+    """The files that complete `crawls` hold as images of the given form."""
     digests = [np.array([], KNOWN_DTYPE)]
     for crawl in crawls:
-        if crawl.image_size == image_size:
+        if crawl.image_form == form:
             paths = CrawlPaths(crawl.collection, crawl.crawl_id)
             for index in range(crawl.n_shards):
                 digests.append(np.array(_accepted(storage, paths.rows(index)), KNOWN_DTYPE))

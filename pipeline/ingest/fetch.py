@@ -50,7 +50,7 @@ def fetch(source_uri: str, max_bytes: int) -> bytes:
     """
     try:
         # Without O_NONBLOCK, opening a pipe would wait for its writer.
-        with os.fdopen(os.open(_path(source_uri), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(local_path(source_uri), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Rejected("unreadable", "not a regular file")
@@ -67,7 +67,8 @@ def fetch(source_uri: str, max_bytes: int) -> bytes:
     return data
 
 
-def _path(source_uri: str) -> str | bytes:
+def local_path(source_uri: str) -> str:
+    """The path that `file_uri` made `source_uri` of."""
     if source_uri.startswith(FILE_SCHEME):
-        return unquote_to_bytes(source_uri.removeprefix(FILE_SCHEME))
+        return os.fsdecode(unquote_to_bytes(source_uri.removeprefix(FILE_SCHEME)))
     return source_uri

@@ -1,4 +1,4 @@
-"""Bytes of any origin to an upright RGB square, and back to the JPEG that the shards hold.
+"""Bytes of any origin to an upright square, and back to the image file that the shards hold.
 
 A crawl is hostile input: whatever Pillow does with it, the outcome is an image or a Rejected. Only the decoded image
 is as large as a file makes it; what follows takes a strip of it at a time.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from pipeline.config import IngestConfig
+from pipeline.config import ImageFormat, IngestConfig
 from pipeline.ingest.rejection import Rejected
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -55,9 +55,9 @@ class DecodedImage:
     """A photograph, cropped to a square."""
 
     pixels: Pixels
-    """uint8, image_size x image_size x 3, RGB, upright."""
+    """uint8, image_size x image_size x 3 (RGB) or x 1 (grey), upright."""
     format: str
-    """Pillow's name of the file's format, such as ``JPEG``."""
+    """Name of the file's format, such as ``JPEG``."""
     width: int
     """Of the file in px, upright, before cropping."""
     height: int
@@ -68,7 +68,8 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
     """Decode the file content `data` (the first frame of an animation) to a square of `config.image_size` px.
 
     The EXIF orientation is applied, transparency becomes white, the short side is resized to `image_size` with
-    antialiasing and the rest of the long side is cropped off at both ends.
+    antialiasing and the rest of the long side is cropped off at both ends. Grey values are those of the RGB image
+    by ITU-R 601; a grey image keeps its own.
 
     Raises:
         Rejected: empty, video, not_an_image, too_many_pixels (before decoding), too_small, truncated or corrupt.
@@ -79,13 +80,12 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
     try:
         with _pixel_limit(config.max_pixels), Image.open(io.BytesIO(data), formats=_formats()) as image:
             width, height = image.size
-            if min(width, height) < config.smallest_side:
-                raise Rejected("too_small", f"{width} x {height} px, the short side needs {config.smallest_side}")
+            _check_sides(width, height, config)
             # JPEG decodes at 1/2, 1/4 or 1/8 faster; twice the wanted size leaves the resampling nothing to miss.
             image.draft(None, (2 * config.image_size, 2 * config.image_size))
             image.load()
             orientation = _orientation(image)
-            square = _square(image, config.image_size)
+            square = _square(image, config)
             file_format = image.format or "unknown"
     except (Rejected, MemoryError):
         raise
@@ -99,14 +99,44 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
         square = square.transpose(ORIENTATIONS[orientation])
     if orientation in {5, 6, 7, 8}:
         width, height = height, width
-    return DecodedImage(np.array(square), file_format, width, height)
+    return DecodedImage(np.atleast_3d(np.array(square)), file_format, width, height)
 
 
-def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """`pixels` (uint8, height x width x 3) as a JPEG without chroma subsampling; the same pixels, the same bytes."""
+def square_of(pixels: Pixels, file_format: str, config: IngestConfig) -> DecodedImage:
+    """The image `pixels` (uint8, height x width x 1 or x 3) of an array of `file_format`, made what `config` asks for.
+
+    A square of the right size and number of channels is not changed.
+
+    Raises Rejected: too_small or too_many_pixels.
+    """
+    height, width, _ = pixels.shape
+    if height * width > config.max_pixels:
+        raise Rejected("too_many_pixels", f"more than {config.max_pixels} pixels")
+    _check_sides(width, height, config)
+    square = _square(_from_array(pixels), config)
+    return DecodedImage(np.atleast_3d(np.array(square)), file_format, width, height)
+
+
+def encode(pixels: Pixels, image_format: ImageFormat, jpeg_quality: int) -> bytes:
+    """`pixels` (uint8, height x width x 1 or x 3) as a file; the same pixels give the same bytes.
+
+    JPEG has no chroma subsampling; PNG is lossless.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:4:4")
+    if image_format == "png":
+        _from_array(pixels).save(buffer, "PNG")
+    else:
+        _from_array(pixels).save(buffer, "JPEG", quality=jpeg_quality, subsampling="4:4:4")
     return buffer.getvalue()
+
+
+def _from_array(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _check_sides(width: int, height: int, config: IngestConfig) -> None:
+    if min(width, height) < config.smallest_side:
+        raise Rejected("too_small", f"{width} x {height} px, the short side needs {config.smallest_side}")
 
 
 @cache
@@ -137,12 +167,13 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """The middle of a loaded image, `size` x `size`, RGB.
+def _square(image: Image.Image, config: IngestConfig) -> Image.Image:
+    """The middle of a loaded image, of the size and colour mode of `config`.
 
-    Large images are averaged to between two and four times `size` first, which is fast and leaves the resampling
+    Large images are averaged to between two and four times the size first, which is fast and leaves the resampling
     nothing to miss.
     """
+    size = config.image_size
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     factor = max(1, side // (2 * size))
@@ -151,7 +182,8 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     for y, strip in _strips(image, (left, top, left + side, top + side), factor):
         reduced.paste(_to_rgb(strip, levels).reduce(factor), (0, y // factor))
     whole = (0, 0, side / factor, side / factor)
-    return reduced.resize((size, size), Image.Resampling.BICUBIC, box=whole)
+    square = reduced.resize((size, size), Image.Resampling.BICUBIC, box=whole)
+    return square.convert("L") if config.color_mode == "grayscale" else square
 
 
 def _strips(image: Image.Image, box: tuple[int, int, int, int], multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.dedup import DUPLICATE_DETAIL, Known, is_known
 from pipeline.ingest.fetch import fetch
-from pipeline.ingest.images import decode_square, encode_jpeg
+from pipeline.ingest.images import decode_square, encode, square_of
+from pipeline.ingest.labelled import read_record, record_digest
 from pipeline.ingest.rejection import Rejected
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA
@@ -23,7 +25,7 @@ from pipeline.shards import Sample, write_shard
 from pipeline.storage import Storage, write_table
 
 METADATA_COLUMNS = (
-    "image_id", "source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url", "width", "height",
+    "image_id", "source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url", "label", "width", "height",
 )  # fmt: skip
 """Columns that go as they are into an image's JSON; ``taken_at`` (ISO 8601) and ``extra`` join them."""
 
@@ -73,17 +75,24 @@ def _ingest(row: dict[str, Any], known: Known, kept: set[str], config: IngestCon
     """
     if row["problem"]:
         raise Rejected(row["problem"], "known from the crawl's listing")
-    data = fetch(row["source_uri"], config.max_bytes)
-    sha256 = hashlib.sha256(data).hexdigest()
+    if row["array_sha256"] is None:
+        content = fetch(row["source_uri"], config.max_bytes)
+        sha256, n_bytes = hashlib.sha256(content).hexdigest(), len(content)
+        decode = partial(decode_square, content)
+    else:
+        pixels = read_record(row["source_uri"], row["array_index"], row["array_sha256"])
+        sha256, n_bytes = record_digest(row["array_sha256"], row["array_index"]), pixels.nbytes
+        decode = partial(square_of, pixels, row["array_format"])
     image_id = sha256[:IMAGE_ID_DIGITS]
-    row.update(bytes=len(data), sha256=sha256)
+    row.update(bytes=n_bytes, sha256=sha256)
     if sha256 in kept or is_known(known, sha256):
         row.update(duplicate_of=image_id)
         raise Rejected("duplicate", DUPLICATE_DETAIL)
-    image = decode_square(data, config)
+    image = decode(config)
     kept.add(sha256)
     row.update(status="accepted", image_id=image_id, format=image.format, width=image.width, height=image.height)
-    return Sample(image_id, encode_jpeg(image.pixels, config.jpeg_quality), _metadata(row))
+    data = encode(image.pixels, config.image_format, config.jpeg_quality)
+    return Sample(image_id, data, _metadata(row), image_format=config.image_format)
 
 
 def _metadata(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A crawl on disk to a stream of records, always in the same order.
 
 A crawl is a folder of images, with subfolders. Where a folder holds the metadata of an instagram-scraper dump,
-its files are joined to their posts.
+its files are joined to their posts. Labelled collections are files of arrays, or a folder per class: with those, each
+image's label is the name of the first folder below the source.
 
 Every regular file is a record, however little it looks like an image: what it holds shows when it is decoded.
 Only hidden files, ``*.part`` and the dump's metadata are left out, and links to folders are not followed. Links to
@@ -13,12 +14,15 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from pipeline.config import SourceType
 from pipeline.errors import SourceError
 from pipeline.ingest.fetch import file_uri, raise_machine_fault
 from pipeline.ingest.instagram import Post, read_posts
+from pipeline.ingest.labelled import idx_records, looks_like_idx, npz_records
 from pipeline.ingest.rejection import RejectReason
 from pipeline.ingest.text import storable
 from pipeline.records import CrawlRecord
@@ -28,26 +32,27 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", "
 """A video post also has pictures: its files of these types are not taken for the video."""
 
 
-def read_records(source: str) -> Iterator[CrawlRecord]:
-    """The records of the crawl in the folder `source`: files by name, then missing ones, then subfolders by name.
+def read_records(source: str, source_type: SourceType = "auto") -> Iterator[CrawlRecord]:
+    """The records of `source`, which `IngestConfig.source_type` describes.
+
+    Those of a folder are its files by name, then missing ones, then its subfolders by name; those of arrays are their
+    images in order.
 
     Raises:
-        SourceError: `source` is missing, is not a folder, cannot be listed, or holds no file.
+        SourceError: `source` is missing, is not of its type, cannot be listed, or holds no file.
         StorageError: the machine is at fault, and another attempt may succeed.
     """
     root = source_root(source)
-    if not root.is_dir():
-        raise SourceError(f"source {root}: {'expected a folder, found a file' if root.exists() else 'no such folder'}")
-    empty = True
-    for record in _walk(root):
-        empty = False
-        yield record
-    if empty:
-        raise SourceError(f"source {root}: the folder holds no file")
+    found = _detect(root) if source_type == "auto" else source_type
+    if found == "idx":
+        return idx_records(root)
+    if found == "npz":
+        return npz_records(root)
+    return _folder_records(root, class_folders=found == "class-folders")
 
 
 def source_root(source: str) -> Path:
-    """The absolute folder that `source` names. Raises SourceError for an address: only folders are read."""
+    """The absolute folder or file that `source` names. Raises SourceError for an address: only folders are read."""
     if "://" in source:
         raise SourceError(f"source {source}: only folders are read so far, no addresses")
     return Path(source).expanduser().absolute()
@@ -58,15 +63,36 @@ def is_inside(path: str, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def count_candidates(source: str, at_most: int) -> int:
+def count_candidates(source: str, at_most: int, source_type: SourceType = "auto") -> int:
     """How many records of `source` may become images, counting no further than `at_most`.
 
     Raises what `read_records` does.
     """
-    return sum(1 for _ in islice((r for r in read_records(source) if r.problem is None), at_most))
+    return sum(1 for _ in islice((r for r in read_records(source, source_type) if r.problem is None), at_most))
 
 
-def _walk(root: Path) -> Iterator[CrawlRecord]:
+def _detect(root: Path) -> SourceType:
+    if root.suffix.lower() == ".npz" and root.is_file():
+        return "npz"
+    return "idx" if looks_like_idx(root) else "folder"
+
+
+def _folder_records(root: Path, class_folders: bool) -> Iterator[CrawlRecord]:
+    if not root.is_dir():
+        raise SourceError(f"source {root}: {'expected a folder, found a file' if root.exists() else 'no such folder'}")
+    empty = unlabelled = True
+    for record in _walk(root, class_folders):
+        empty, unlabelled = False, unlabelled and record.label is None
+        yield record
+    if empty:
+        raise SourceError(f"source {root}: the folder holds no file")
+    if class_folders and unlabelled:
+        raise SourceError(
+            f"source {root}: no class-folders, all its files lie in no folder below; expected one a class"
+        )
+
+
+def _walk(root: Path, class_folders: bool) -> Iterator[CrawlRecord]:
     folders = [str(root)]
     while folders:
         folder = folders.pop()
@@ -79,7 +105,9 @@ def _walk(root: Path) -> Iterator[CrawlRecord]:
             raise_machine_fault(storable(folder), error)
             yield _record(root, folder, None, None, "unreadable")
             continue
-        yield from _records_in(root, folder, entries)
+        inside = Path(folder).relative_to(root).parts
+        label = storable(inside[0]) if class_folders and inside else None
+        yield from (replace(record, label=label) for record in _records_in(root, folder, entries))
         folders.extend(e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False))
 
 

@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +21,22 @@ from pipeline.config import IngestConfig, JobConfig, digest
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_files
 from pipeline.ingest.plan import Plan, write_plan
+from pipeline.ingest.sampling import draw_sample
 from pipeline.ingest.shard import build_shard
 from pipeline.ingest.sources import is_inside, read_records, source_root
 from pipeline.ingest.text import storable
 from pipeline.layout import CrawlPaths
 from pipeline.progress import Progress, say
-from pipeline.records import Crawl
+from pipeline.records import Crawl, CrawlRecord
 from pipeline.session import connect_ray, run_bounded
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage, read_table, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
+
+IN_THE_LISTING = {"source_type", "sample", "sample_seed"}
+"""What decides which records there are, and so is in the listing's digest already."""
 
 RETRY_PAUSE_S = 1.0
 
@@ -50,8 +54,11 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     check_apart(config.source, storage)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        plan = write_plan(read_records(config.source), Path(folder) / "plan.parquet", config.ingest.records_per_shard)
-        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump())
+        records: Iterable[CrawlRecord] = read_records(config.source, config.ingest.source_type)
+        if config.ingest.sample is not None:
+            records = draw_sample(records, config.ingest.sample, config.ingest.sample_seed)
+        plan = write_plan(records, Path(folder) / "plan.parquet", config.ingest.records_per_shard)
+        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump(exclude=IN_THE_LISTING))
         paths = CrawlPaths(config.collection, crawl_id)
         crawls = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, config.collection)}
         if (complete := crawls.get(crawl_id)) is not None:
@@ -59,10 +66,10 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
             return complete
         say("ingest", f"crawl {crawl_id}: {plan.records} records of {storable(str(source))} in {plan.n_shards} shards")
         storage.publish(plan.path, paths.plan)
-        known = known_files(storage, crawls.values(), config.ingest.image_size)
+        known = known_files(storage, crawls.values(), config.ingest.image_form)
         built = _build_shards(storage, paths, plan, known, config.ingest)
     _keep_repeats_once(storage, paths, plan.n_shards, known)
-    crawl, total_bytes = _account(storage, paths, plan, config.ingest.image_size)
+    crawl, total_bytes = _account(storage, paths, plan, config.ingest)
     seconds = time.monotonic() - started
     document = {
         **asdict(crawl),
@@ -135,9 +142,9 @@ def _keep_repeats_once(storage: Storage, paths: CrawlPaths, n_shards: int, known
             progress.advance(1)
 
 
-def _account(storage: Storage, paths: CrawlPaths, plan: Plan, image_size: int) -> tuple[Crawl, int]:
+def _account(storage: Storage, paths: CrawlPaths, plan: Plan, config: IngestConfig) -> tuple[Crawl, int]:
     """The totals of a crawl whose rows are final, and the bytes that were read of it."""
-    content = hashlib.sha256()
+    content = hashlib.sha256(" ".join(map(str, config.image_form)).encode())
     reasons: Counter[str] = Counter()
     accepted = total_bytes = 0
     for index in range(plan.n_shards):
@@ -161,8 +168,10 @@ def _account(storage: Storage, paths: CrawlPaths, plan: Plan, image_size: int) -
         records=plan.records,
         accepted=accepted,
         rejected=dict(reasons.most_common()),
-        image_size=image_size,
+        image_size=config.image_size,
         digest=content.hexdigest(),
+        color_mode=config.color_mode,
+        image_format=config.image_format,
     )
     return crawl, total_bytes
 

@@ -19,7 +19,7 @@ from pipeline.records import RECORD_FIELDS, Crawl
 from pipeline.reporting.pixels import Pixels, png, to_image
 from pipeline.storage import Storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 LOSS_COLUMNS: dict[Method, str] = {
     "dti-gmm": "negative_log_likelihood",
@@ -34,7 +34,7 @@ _LOSS_DOCS = {
     "squared_error": "per pixel and channel, between the image and its transformed prototype",
 }
 _TRANSFORM = "transform_"
-_DESCRIPTIVE = ("source_uri", "file_name", "shortcode", "caption", "taken_at", "hashtags", "source_url")
+_DESCRIPTIVE = ("source_uri", "file_name", "shortcode", "caption", "taken_at", "hashtags", "source_url", "label")
 
 
 def clusters_schema(config: ClusteringConfig) -> pa.Schema:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.clustering.checkpoint import load_method
 from pipeline.clustering.method import ClusteringMethod
+from pipeline.clustering.metrics import Metrics, evaluate
 from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, digest
 from pipeline.errors import StorageError
@@ -27,7 +28,7 @@ from pipeline.reporting.strips import publish_strips
 from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
 from pipeline.storage import Storage, read_json, write_json, write_table
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of ``run.json``."""
 
 
@@ -70,11 +71,12 @@ def report(
         if _is_tracked(storage, config, document):
             return document
     else:
-        sizes = _make(storage, config, paths, crawls, selected)
+        sizes, metrics = _make(storage, config, paths, crawls, results, selected)
         document = {"schema_version": SCHEMA_VERSION, "work": work}
-        document |= _describe(storage, config, paths, crawls, results, selected, reason, sizes)
+        document |= _describe(storage, config, paths, crawls, results, selected, reason, sizes, metrics)
     configuration = [paths.config] if storage.exists(paths.config) else []
-    tracking = track(storage, config, run_id, crawls, results, selected, [*configuration, *files])
+    scores = [trial["metrics"] for trial in document["trials"]]
+    tracking = track(storage, config, run_id, crawls, results, scores, selected, [*configuration, *files])
     write_json(storage, paths.marker, {**document, "tracking": asdict(tracking)})
     finished = finish(storage, config, tracking, paths.marker)
     document["tracking"] = asdict(finished)
@@ -86,7 +88,8 @@ def report(
 def closing_lines(document: dict[str, Any]) -> list[str]:
     """What the user needs after a job whose `report` returned `document`: a label and a place, or a command, per line.
 
-    Example: ``mosaic    /photos/workspace/rome/runs/run-1/mosaic.png``.
+    Example: ``mosaic    /photos/workspace/rome/runs/run-1/mosaic.png``. Where images have labels, how well the
+    clusters agree with them stands first.
     """
     tracking = Tracking(**document["tracking"])
     mlflow = tracking.uri
@@ -94,18 +97,38 @@ def closing_lines(document: dict[str, Any]) -> list[str]:
         mlflow = f"not all is in {tracking.uri}, see the warning above; the same command tries again"
     elif tracking.uri.startswith("sqlite:"):
         mlflow = f"mlflow ui --backend-store-uri {shlex.quote(tracking.uri)}"
-    places = {"run": document["paths"]["run"], "mosaic": document["paths"]["mosaic"], "MLflow": mlflow}
-    return [f"{label:<9} {place}" for label, place in places.items()]
+    lines = {}
+    if metrics := document["metrics"]:
+        scores = f"accuracy {metrics['accuracy']:.3f}, NMI {metrics['nmi']:.3f}"
+        lines["metrics"] = f"{scores} on {_count(metrics['labelled_images'], 'labelled image')}"
+    lines |= {"run": document["paths"]["run"], "mosaic": document["paths"]["mosaic"], "MLflow": mlflow}
+    return [f"{label:<9} {line}" for label, line in lines.items()]
 
 
 def _make(
-    storage: Storage, config: JobConfig, paths: RunPaths, crawls: list[Crawl], selected: TrialResult
-) -> list[int]:
-    """Publish tables and pictures in place of an earlier report; return the size of each cluster."""
+    storage: Storage,
+    config: JobConfig,
+    paths: RunPaths,
+    crawls: list[Crawl],
+    results: Sequence[TrialResult],
+    selected: TrialResult,
+) -> tuple[list[int], list[Metrics | None]]:
+    """Publish tables and pictures in place of an earlier report.
+
+    Returns the size of each cluster of the selected trial, and the metrics of each trial where images have labels.
+    """
     checkpoint = paths.checkpoint(selected.trial.name)
     options = config.reporting
     method = _kept_method(storage, paths, selected)
-    clusters = assign_crawls(storage, checkpoint, crawls, clusters_schema(config.clustering))
+    schema = clusters_schema(config.clustering)
+    clusters = assign_crawls(storage, checkpoint, crawls, schema)
+    metrics: list[Metrics | None] = [None] * len(results)
+    if clusters["label"].null_count < clusters.num_rows:
+        for index, result in enumerate(results):
+            assigned = clusters
+            if result.trial != selected.trial:
+                assigned = assign_crawls(storage, paths.checkpoint(result.trial.name), crawls, schema)
+            metrics[index] = evaluate(assigned["label"].to_pylist(), assigned["cluster"].to_numpy(), result.k)
     pictures = to_pictures(method.prototypes_KCHW())
     prototypes = prototypes_table(clusters, list(pictures), method.shares_K().tolist(), options.strip_images)
     numbers = prototypes.select(["cluster", "size", "share"]).to_pylist()
@@ -121,7 +144,7 @@ def _make(
     strips = publish_strips(storage, checkpoint, paths, clusters, tiles, options.strip_images, options.tile_px)
     for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(strips):
         storage.delete(key)  # of a larger K
-    return [tile.size for tile in tiles]
+    return [tile.size for tile in tiles], metrics
 
 
 def _kept_method(storage: Storage, paths: RunPaths, selected: TrialResult) -> ClusteringMethod:
@@ -144,9 +167,11 @@ def _describe(
     selected: TrialResult,
     reason: str,
     sizes: list[int],
+    metrics: Sequence[Metrics | None],
 ) -> dict[str, Any]:
     """What ``run.json`` says of the job, apart from where it was tracked."""
     totals = ("k", "seed", "loss", "iterations", "image_passes", "seconds", "workers")
+    shown = [None if trial is None else asdict(trial) for trial in metrics]
     return {
         "collection": config.collection,
         "run_id": paths.run_id,
@@ -161,8 +186,12 @@ def _describe(
             "cluster_sizes": sizes,
         },
         "selected": {"k": selected.k, "seed": selected.seed, "loss": selected.loss, "reason": reason},
+        "metrics": shown[results.index(selected)],
         "reporting": config.reporting.model_dump(mode="json"),
-        "trials": [{name: getattr(result, name) for name in totals} for result in results],
+        "trials": [
+            {**{name: getattr(result, name) for name in totals}, "metrics": trial_metrics}
+            for result, trial_metrics in zip(results, shown, strict=True)
+        ],
         "paths": {
             "run": storage.uri(paths.folder),
             "mosaic": storage.uri(paths.mosaic),

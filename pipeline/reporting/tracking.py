@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +27,9 @@ from pipeline.storage import Storage
 
 RUN_TAG, WORKSPACE_TAG = "visual_trends.run_id", "visual_trends.workspace"
 """Tags that tell which tracked runs belong to a run of a workspace; servers are shared."""
+
+SCORES = ("accuracy", "nmi")
+"""What is logged of a trial's metrics."""
 
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100  # what an MLflow server accepts at once
 _FAILED_UPLOADS = 3  # after which the others are not tried: a dead artifact store takes its time for each
@@ -69,6 +72,7 @@ def track(
     run_id: str,
     crawls: Sequence[Crawl],
     results: Sequence[TrialResult],
+    metrics: Sequence[Mapping[str, float] | None],
     selected: TrialResult,
     artifacts: Sequence[str],
 ) -> Tracking:
@@ -80,6 +84,7 @@ def track(
         run_id: name of the parent run; the experiment is named after the collection.
         crawls: what was clustered.
         results: one per trial; each becomes a nested run with its metrics over iterations.
+        metrics: ``accuracy`` and ``nmi`` of each trial, among others; None where no image has a label.
         selected: the trial that was kept.
         artifacts: keys of the files to attach to the parent run.
 
@@ -95,9 +100,11 @@ def track(
             experiment = _experiment(client, config.collection, storage, uri)
         common = {RUN_TAG: run_id, WORKSPACE_TAG: storage.root, "collection": config.collection}
         _delete_earlier(client, experiment, common)
-        parent = _track_job(client, experiment, common, config, crawls, results, selected)
-        for result in results:
-            _track_trial(client, experiment, parent, common, config, result, selected=result == selected)
+        scores = [{name: trial[name] for name in SCORES} if trial else {} for trial in metrics]
+        kept = scores[list(results).index(selected)]
+        parent = _track_job(client, experiment, common, config, crawls, results, selected, kept)
+        for result, score in zip(results, scores, strict=True):
+            _track_trial(client, experiment, parent, common, config, result, score, selected=result == selected)
         faults.extend(_attach(client, parent, storage, RunPaths(config.collection, run_id).folder, artifacts))
         if not faults:
             say("track", f"MLflow run {parent} in {shown}")
@@ -126,6 +133,7 @@ def _track_job(
     crawls: Sequence[Crawl],
     results: Sequence[TrialResult],
     selected: TrialResult,
+    scores: Mapping[str, float],
 ) -> str:
     tags = {
         **common,
@@ -136,6 +144,7 @@ def _track_job(
     run: str = client.create_run(experiment, tags=tags, run_name=common[RUN_TAG]).info.run_id
     points = [("images", float(sum(crawl.accepted for crawl in crawls)), 0), ("final_loss", selected.loss, 0)]
     points += [("final_loss_by_k", result.loss, result.k) for result in results]
+    points += [(name, value, 0) for name, value in scores.items()]
     _log(client, run, _flat(config.model_dump(mode="json", exclude={"tracking_uri"})), points)
     return run
 
@@ -147,6 +156,7 @@ def _track_trial(
     common: dict[str, str],
     config: JobConfig,
     result: TrialResult,
+    scores: Mapping[str, float],
     selected: bool,
 ) -> None:
     tags = {**common, "mlflow.parentRunId": parent, "selected": str(selected).lower()}
@@ -160,7 +170,7 @@ def _track_trial(
         if name != "iteration"
     ]
     totals = {"final_loss": result.loss, "image_passes": result.image_passes, "seconds": result.seconds}
-    totals["iterations"] = result.iterations
+    totals |= {"iterations": result.iterations, **scores}
     points += [(name, float(value), result.iterations) for name, value in totals.items()]
     settings = {**config.clustering.model_dump(mode="json"), "k": result.k, "seed": result.seed}
     _log(client, run, _flat({"clustering": settings}), points)

@@ -146,7 +146,7 @@ def test_a_killed_job_ends_as_if_it_had_not_been_killed(finished: tuple[Path, st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--k=99"], "99 is above the 31 files"),
+        (["--k=99"], "99 is above the 31 records"),
         (["--transforms=rotation"], "rotation"),
         (["--set=clustering.colour=1"], "clustering.colour: unknown key"),
         (["--source=/nowhere"], "/nowhere"),

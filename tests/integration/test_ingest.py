@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.config import JobConfig, load_config
@@ -99,6 +100,7 @@ def test_every_record_is_accounted_for(crawl_folder: Path, tmp_path: Path, capsy
         "taken_at": "2020-09-13T12:26:40+00:00",
         "hashtags": ["trevi"],
         "source_url": "https://cdn.example/a/00.jpg",
+        "label": None,
         "width": 48,
         "height": 48,
         "extra": {},
@@ -209,6 +211,30 @@ def test_impossible_sources_are_refused(crawl_folder: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="lies inside the source"):
         run(crawl_folder, crawl_folder / "ws")
     assert not (tmp_path / "ws").exists()
+
+
+def test_a_sample_of_a_labelled_array_goes_all_the_way(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16)).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(40))
+    form = {"color_mode": "grayscale", "image_format": "png"}
+    crawl = run(tmp_path / "x.npz", tmp_path / "ws", sample=12, **form)
+    assert (crawl.records, crawl.accepted, crawl.n_shards) == (12, 12, 3)
+    storage, paths = LocalStorage(str(tmp_path / "ws")), CrawlPaths("c", crawl.crawl_id)
+    for sample in (s for i in range(crawl.n_shards) for s in read_shard(storage, paths.shard(i))):
+        assert np.array_equal(sample.pixels()[..., 0], images[int(sample.metadata["label"])])
+    # All of it: what the sample brought is known already.
+    whole = run(tmp_path / "x.npz", tmp_path / "ws", source_type="npz", **form)
+    assert (whole.accepted, whole.rejected) == (28, {"duplicate": 12})
+    assert run(tmp_path / "x.npz", tmp_path / "ws", source_type="auto", **form) == whole
+    with pytest.raises(SourceError, match="41 is above the 40 records"):
+        run(tmp_path / "x.npz", tmp_path / "ws", sample=41)
+
+
+def test_the_same_images_in_another_form_are_other_images(crawl_folder: Path, tmp_path: Path) -> None:
+    forms: list[dict[str, Any]] = [{}, {"image_size": 8}, {"color_mode": "grayscale"}, {"image_format": "png"}]
+    crawls = [run(crawl_folder, tmp_path / "ws", **form) for form in forms]
+    assert [crawl.accepted for crawl in crawls] == [12 + ("image_size" in form) for form in forms]
+    assert len({crawl.digest for crawl in crawls}) == 4
 
 
 def test_names_of_any_bytes_go_all_the_way(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from pipeline.clustering.trial import TrialResult
@@ -17,6 +20,7 @@ from pipeline.config import ClusteringConfig, JobConfig, ReportingConfig
 from pipeline.errors import PipelineError, StorageError
 from pipeline.layout import CrawlPaths, RunPaths
 from pipeline.records import Crawl
+from pipeline.reporting.assign import assign_crawls
 from pipeline.reporting.stage import report
 from pipeline.storage import LocalStorage, read_json, read_table
 from tests.made_collection import BLUE, GREEN, RED, WHITE, make_crawl, make_trial, sample, write_shard_at
@@ -40,7 +44,7 @@ class Job:
         return report(self.storage, config, run_id, self.crawls, self.results, self.results[selected], "elbow")
 
 
-def make_job(workspace: Path) -> Job:
+def make_job(workspace: Path, labels: Mapping[str, str] = MappingProxyType({})) -> Job:
     """8 images, of which one is in both crawls; the prototypes of the larger trial are colours, one without image."""
     storage, paths = LocalStorage(str(workspace)), RunPaths("paris", "run-1")
     config = JobConfig(
@@ -51,7 +55,7 @@ def make_job(workspace: Path) -> Job:
         reporting=ReportingConfig(strip_images=2, tile_px=32),
     )
     crawls = [
-        make_crawl(storage, "paris", "monday", [[("r1", RED), ("g1", GREEN)], [("r2", RED), ("r3", RED)]]),
+        make_crawl(storage, "paris", "monday", [[("r1", RED), ("g1", GREEN)], [("r2", RED), ("r3", RED)]], labels),
         make_crawl(storage, "paris", "tuesday", [[("r1", RED), ("b1", BLUE), ("g2", GREEN), ("r4", RED)]]),
     ]
     results = [
@@ -120,6 +124,33 @@ def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
     assert [trial["k"] for trial in document["trials"]] == [2, 4]
     assert document["tracking"]["error"] is None
     assert document["reporting"] == job.config.reporting.model_dump()
+    assert document["metrics"] is None
+    assert [trial["metrics"] for trial in document["trials"]] == [None, None]
+
+
+def test_labelled_images_give_every_trial_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path, {"r1": "warm", "g1": "cold", "r2": "warm", "r3": "cold"})
+    assigned: list[str] = []
+
+    def counted(storage: LocalStorage, checkpoint: str, *rest: Any) -> Any:
+        assigned.append(checkpoint)
+        return assign_crawls(storage, checkpoint, *rest)
+
+    monkeypatch.setattr("pipeline.reporting.stage.assign_crawls", counted)
+    document = job.report()
+    # K = 4: green holds one class, red is two to one. K = 2: all is red, and one class is matched to it.
+    expected = {"accuracy": 0.75, "labelled_images": 4, "classes": 2}
+    assert document["metrics"] == {**expected, "nmi": pytest.approx(0.344, abs=1e-3)}
+    assert document["trials"][1]["metrics"] == document["metrics"]
+    assert document["trials"][0]["metrics"]["accuracy"] in {0.5, 0.75}
+    assert sorted(assigned) == [job.paths.checkpoint("k=2-seed=0"), job.paths.checkpoint("k=4-seed=0")]
+    labels = read_table(job.storage, job.paths.clusters)
+    assert dict(zip(labels["image_id"].to_pylist(), labels["label"].to_pylist(), strict=True))["g1"] == "cold"
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracked = client.search_runs([client.get_experiment_by_name("paris").experiment_id])
+    found = {run.info.run_name: run.data.metrics["accuracy"] for run in tracked}
+    assert found["run-1"] == found["k=4-seed=0"] == 0.75
+    assert found["k=2-seed=0"] == document["trials"][0]["metrics"]["accuracy"]
 
 
 def test_every_path_in_run_json_exists(done: tuple[Job, dict[str, Any]]) -> None:

@@ -41,7 +41,8 @@ def record(
     keys = [paths.mosaic, paths.strip(0), paths.clusters]
     for key in [*keys, paths.marker]:
         storage.write_bytes(key, b"content of " + key.encode())
-    tracking = track(storage, job, run_id, [CRAWL], results, results[-1], keys)
+    metrics = [{"accuracy": 1 / result.k, "nmi": 0.5, "classes": 3} for result in results]
+    tracking = track(storage, job, run_id, [CRAWL], results, metrics, results[-1], keys)
     return finish(storage, job, tracking, paths.marker)
 
 
@@ -92,6 +93,12 @@ def test_a_trial_s_metrics_stand_at_their_iterations(recorded: tuple[str, Tracki
     assert expected <= set(trial.data.metrics)
     assert trial.data.metrics["final_loss"] == RESULTS[1].loss
     assert trial.data.metrics["iterations"] == 3000
+
+
+def test_a_labelled_collection_has_its_metrics_in_every_run(recorded: tuple[str, Tracking]) -> None:
+    uri, _ = recorded
+    found = {name: (run.data.metrics["accuracy"], run.data.metrics["nmi"]) for name, run in runs(uri).items()}
+    assert found == {"run-1": (0.25, 0.5), "k=2-seed=0": (0.5, 0.5), "k=4-seed=0": (0.25, 0.5)}
 
 
 def test_a_trial_s_parameters_are_its_own(recorded: tuple[str, Tracking]) -> None:
@@ -175,7 +182,7 @@ def test_an_artifact_that_cannot_be_attached_costs_a_warning_and_no_other_artifa
     for key in (paths.clusters, paths.marker):
         storage.write_bytes(key, b"content")
     artifacts = [paths.mosaic, paths.clusters]
-    first = track(storage, config(tmp_path), "run-1", [CRAWL], RESULTS[:1], RESULTS[0], artifacts)
+    first = track(storage, config(tmp_path), "run-1", [CRAWL], RESULTS[:1], [None], RESULTS[0], artifacts)
     assert first.error
     assert first.error.startswith("mosaic.png: ")
     assert "warning" in capsys.readouterr().out

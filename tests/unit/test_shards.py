@@ -14,6 +14,7 @@ from tests.crawl_files import encoded, photograph
 SAMPLES = [
     Sample("0a", encoded(photograph(1)), {"caption": "#Trevi ☃ \\ud800 </script>", "hashtags": ["a"], "width": 3}),
     Sample("0b", encoded(photograph(2)), {}),
+    Sample("0c", encoded(photograph(3), "PNG"), {}, image_format="png"),
 ]
 
 
@@ -24,6 +25,7 @@ def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
     pixels = read[0].pixels()
     assert pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - np.asarray(photograph(1))).mean() < 12
+    assert np.array_equal(read[2].pixels(), np.asarray(photograph(3)))
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
@@ -46,11 +48,14 @@ def test_a_shard_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
 def test_a_broken_image_is_a_storage_error_that_names_it(tmp_path: Path) -> None:
     storage, key = LocalStorage(str(tmp_path)), CrawlPaths("c", "x").shard(0)
     (tmp_path / key).parent.mkdir(parents=True)
-    whole = SAMPLES[0].jpeg
+    whole = SAMPLES[0].data
     write_shard(tmp_path / key, [Sample(name, data, {}) for name, data in [("0a", b"no"), ("0b", whole[:400])]])
     for sample in read_shard(storage, key):
         with pytest.raises(StorageError, match=rf"000000\.tar: {sample.image_id}\.jpg is broken .*; delete the crawl"):
             sample.pixels()
+    for data in (b"no", whole, SAMPLES[2].data[:900]):
+        with pytest.raises(StorageError, match=r"0c\.png is broken"):
+            Sample("0c", data, {}, "shard", "png").pixels()
 
 
 def test_a_crawl_json_without_its_fields_is_a_storage_error(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +34,7 @@ def build(
     earlier: Sequence[Crawl] = (),
 ) -> Crawl:
     """A crawl whose shards hold the photographs of these seeds; -1 is an empty file."""
-    known = known_files(storage, earlier, CONFIG.image_size)
+    known = known_files(storage, earlier, CONFIG.image_form)
     paths = CrawlPaths("c", crawl_id)
     for index, seeds in enumerate(shards):
         records = []
@@ -47,7 +49,7 @@ def build(
 
 def resolve(storage: LocalStorage, crawl: Crawl, earlier: Sequence[Crawl] = ()) -> dict[int, set[str]]:
     paths = CrawlPaths("c", crawl.crawl_id)
-    known = known_files(storage, earlier, crawl.image_size)
+    known = known_files(storage, earlier, crawl.image_form)
     repeats = find_repeats(storage, paths, crawl.n_shards, known)
     for index, ids in repeats.items():
         drop_repeats(storage, paths, index, ids)
@@ -125,8 +127,11 @@ def test_a_lack_of_memory_ends_the_shard_and_rejects_nothing(
     assert list(storage.list("")) == []
 
 
-def test_an_earlier_crawl_of_another_size_has_other_images(storage: LocalStorage, tmp_path: Path) -> None:
-    earlier = Crawl(**{**vars(build(storage, tmp_path, "a", [[1]])), "image_size": 32})
+@pytest.mark.parametrize("other", [{"image_size": 32}, {"color_mode": "grayscale"}, {"image_format": "png"}])
+def test_an_earlier_crawl_of_another_form_has_other_images(
+    other: dict[str, Any], storage: LocalStorage, tmp_path: Path
+) -> None:
+    earlier = replace(build(storage, tmp_path, "a", [[1]]), **other)
     assert resolve(storage, build(storage, tmp_path, "b", [[1]]), [earlier]) == {}
 
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import IngestConfig
-from pipeline.ingest.images import UNSAFE_FORMATS, DecodedImage, Pixels, decode_square, encode_jpeg
+from pipeline.config import ColorMode, IngestConfig
+from pipeline.ingest.images import UNSAFE_FORMATS, DecodedImage, Pixels, decode_square, encode, square_of
 from pipeline.ingest.rejection import Rejected
+from pipeline.shards import Sample
 from tests.crawl_files import encoded, photograph, png_bomb
 
 CONFIG = IngestConfig(image_size=16)
@@ -267,11 +268,47 @@ def test_programs_of_the_system_are_never_asked() -> None:
 
 def test_jpegs_are_reproducible_and_without_chroma_subsampling() -> None:
     pixels = np.asarray(photograph())
-    data = encode_jpeg(pixels, 95)
-    assert data == encode_jpeg(pixels.copy(), 95)
+    data = encode(pixels, "jpeg", 95)
+    assert data == encode(pixels.copy(), "jpeg", 95)
     with Image.open(io.BytesIO(data)) as image:
         assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
         assert np.abs(np.asarray(image).astype(int) - pixels).mean() < 2
+
+
+@pytest.mark.parametrize(("channels", "color_mode"), [(1, "grayscale"), (3, "rgb")])
+def test_arrays_of_the_right_size_come_through_png_as_they_are(channels: int, color_mode: ColorMode) -> None:
+    config = IngestConfig(image_size=28, color_mode=color_mode)
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, channels)).astype(np.uint8)
+    square = square_of(pixels, "NPZ", config)
+    assert (square.format, square.width, square.height) == ("NPZ", 28, 28)
+    sample = Sample("a", encode(square.pixels, "png", 95), {}, image_format="png")
+    assert np.array_equal(sample.pixels(), pixels)
+    assert sample.data == encode(square.pixels.copy(), "png", 95)
+
+
+def test_arrays_are_resized_cropped_and_converted_as_files_are() -> None:
+    image = photograph(0, 40, 24)
+    for color_mode, channels in (("rgb", 3), ("grayscale", 1)):
+        config = IngestConfig.model_validate({"image_size": 16, "color_mode": color_mode})
+        square = square_of(np.asarray(image), "NPZ", config)
+        assert square.pixels.shape == (16, 16, channels)
+        assert np.array_equal(square.pixels, decode_square(encoded(image, "PNG"), config).pixels)
+
+
+def test_arrays_meet_the_limits_of_files() -> None:
+    pixels = np.zeros((20, 30, 1), np.uint8)
+    for limits, expected in (({"max_pixels": 599}, "too_many_pixels"), ({"min_side": 21}, "too_small")):
+        with pytest.raises(Rejected) as caught:
+            square_of(pixels, "IDX", IngestConfig.model_validate({"image_size": 16, **limits}))
+        assert caught.value.reason == expected
+
+
+def test_a_grey_photograph_has_one_channel_and_survives_jpeg() -> None:
+    square = decode_square(encoded(photograph()), IngestConfig(image_size=16, color_mode="grayscale"))
+    assert square.pixels.shape == (16, 16, 1)
+    read = Sample("a", encode(square.pixels, "jpeg", 95), {}).pixels()
+    assert read.shape == (16, 16, 1)
+    assert np.abs(read.astype(int) - square.pixels).mean() < 2
 
 
 def attempt(data: bytes) -> DecodedImage | None:

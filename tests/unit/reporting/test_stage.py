@@ -7,8 +7,9 @@ from pipeline.reporting.stage import closing_lines
 PATHS = {"run": "/w/rome/runs/run-1", "mosaic": "/w/rome/runs/run-1/mosaic.png"}
 
 
-def lines(uri: str, error: str | None = None) -> list[str]:
-    document: dict[str, Any] = {"paths": PATHS, "tracking": {"uri": uri, "run_id": "1a2b", "error": error}}
+def lines(uri: str, error: str | None = None, metrics: dict[str, float] | None = None) -> list[str]:
+    tracking = {"uri": uri, "run_id": "1a2b", "error": error}
+    document: dict[str, Any] = {"paths": PATHS, "tracking": tracking, "metrics": metrics}
     return closing_lines(document)
 
 
@@ -18,6 +19,12 @@ def test_the_last_lines_say_where_everything_is() -> None:
         "mosaic    /w/rome/runs/run-1/mosaic.png",
         "MLflow    http://mlflow:5000",
     ]
+
+
+def test_the_metrics_of_a_labelled_collection_come_first() -> None:
+    metrics = {"accuracy": 0.97649, "nmi": 0.94, "labelled_images": 10_000, "classes": 10}
+    first = lines("http://mlflow:5000", metrics=metrics)[0]
+    assert first == "metrics   accuracy 0.976, NMI 0.940 on 10,000 labelled images"
 
 
 def test_a_database_comes_with_the_command_that_shows_it() -> None:
