@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
 from pipeline.clustering.metrics import nmi
 from pipeline.shards import read_shard
 from pipeline.storage import LocalStorage
 
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 DIGITS = "../shared/data/mnist-test/t10k-images-idx3-ubyte.gz"
 REPORT = Path(__file__).parent / "accuracy"
@@ -261,11 +261,11 @@ def draw_curves(runs: dict[str, Path], path: Path) -> None:
     for collection, run in runs.items():
         for file in sorted(run.glob("trials/*/trial.json")):
             trial = json.loads(file.read_text())
-            points = [(point["iteration"], point["loss"]) for point in trial["history"]]
-            (line,) = axes.plot(*zip(*points, strict=True), label=f"{collection}, seed {trial['seed']}", linewidth=1)
+            iterations = [point["iteration"] for point in trial["history"]]
+            losses = [point["loss"] for point in trial["history"]]
+            (line,) = axes.plot(iterations, losses, label=f"{collection}, seed {trial['seed']}", linewidth=1)
             ends = np.cumsum([stage["iterations"] for stage in trial["stages"]])
-            losses = np.interp(ends, *zip(*points, strict=True))
-            axes.plot(ends, losses, ".", color=line.get_color())
+            axes.plot(ends, np.interp(ends, iterations, losses), ".", color=line.get_color())
     axes.set(xlabel="iterations (dots: ends of stages)", ylabel="negative log-likelihood per image, nats")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=100)

@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_step.py --case photo-k40 [--method dti-kmeans] [--threads 2] [--json FILE]
 
 Each path runs in a process of its own, on the same images, with all modules active: random ones for photographs, and
-the digits of ../shared/data/mnist-test for mnist-k10. Machines are noisy: only the ratios of one run mean anything. The last measured table is in README.md beside this file.
+the digits of ../shared/data/mnist-test for mnist-k10. Machines are noisy: only the ratios of one run mean anything. The
+last measured table is in README.md beside this file.
 """
 
 from __future__ import annotations
