@@ -224,7 +224,7 @@ def crawl_row(collection: str, run: Path, labels: Path, workspace: Path) -> dict
 
 def purity(classes: np.ndarray[Any, Any], clusters: np.ndarray[Any, Any]) -> float:
     """Part of the images that show what most images of their cluster show."""
-    members = defaultdict(Counter[int])
+    members: defaultdict[int, Counter[int]] = defaultdict(Counter)
     for label, cluster in zip(classes.tolist(), clusters.tolist(), strict=True):
         members[cluster][label] += 1
     return sum(counter.most_common(1)[0][1] for counter in members.values()) / len(classes)
