@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 
 from pipeline.clustering.method import Assignment, StepOutput
@@ -29,8 +31,8 @@ SURVIVORS = 3
 """Prototypes per image that are scored on all pixels after the others were ruled out on some of them."""
 SMALLEST_SCREEN_PX = 16
 """Screening looks at no fewer pixels than this along a side; smaller images are scored in full."""
-CHUNK_BYTES = 32 * 2**20
-"""Bound on the transformed prototypes that the first pass holds at once."""
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+"""Transformed prototypes that a pass holds at once: on a CPU what its caches hold, on a GPU what keeps it busy."""
 
 
 class DTI(nn.Module):
@@ -106,14 +108,14 @@ class DTI(nn.Module):
     def forward(self, images_BCHW: Tensor) -> StepOutput:
         """The training loss on a batch; the same as `loss`, under the name that DDP calls."""
         parameters = self._predict(images_BCHW)
-        log_prior = self.log_prior()
+        canvas, log_prior = self.canvas(), self.log_prior()
         with torch.no_grad():
-            scores_BK = self._training_scores(images_BCHW, parameters, log_prior)
+            scores_BK = self._training_scores(canvas, images_BCHW, parameters, log_prior)
             gamma_BK = self.responsibilities(scores_BK)
             b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
         pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
-        exact_P = self.pair_scores(self._transformed(k_P, pairs), images_BCHW[b_P], self.pixel_weights_HW)
-        expected = (gamma_BK[b_P, k_P] * exact_P).sum() + (gamma_BK * log_prior).sum()
+        expected = self._expected_score(canvas, images_BCHW, pairs, b_P, k_P, gamma_BK[b_P, k_P])
+        expected = expected + (gamma_BK * log_prior).sum()
         return StepOutput(
             loss=-expected / len(images_BCHW),
             objective=self.losses(scores_BK).mean(),
@@ -129,7 +131,7 @@ class DTI(nn.Module):
     def assign(self, images_BCHW: Tensor) -> Assignment:
         """The prototype of each image by posterior, mixing proportions included."""
         predicted = self._predict(images_BCHW)
-        scores_BK = self._all_scores(images_BCHW, predicted) + self.log_prior()
+        scores_BK = self._all_scores(self.canvas(), images_BCHW, predicted) + self.log_prior()
         posterior_BK = self.responsibilities(scores_BK)
         best = scores_BK.topk(min(2, self.k), dim=1)
         cluster_B, runner_up_B = best.indices[:, 0], best.indices[:, -1]
@@ -154,7 +156,7 @@ class DTI(nn.Module):
     @torch.no_grad()
     def transform(self, cluster_B: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """(B, C, H, W): prototypes `cluster_B` transformed by `parameters`, clamped to [0, 1]."""
-        return self._transformed(cluster_B, parameters)[:, : self.image_shape[0]].clamp(0, 1)
+        return self._transformed(self.canvas(), cluster_B, parameters)[:, : self.image_shape[0]].clamp(0, 1)
 
     @torch.no_grad()
     def align_back(self, images_BCHW: Tensor, parameters: dict[str, Tensor]) -> Tensor:
@@ -211,8 +213,39 @@ class DTI(nn.Module):
         features_BF = features_BF.to(images_BCHW.dtype)
         return {name: self.heads[name](features_BF) for name in self.active_names}
 
+    def _expected_score(
+        self, canvas: Tensor, images_BCHW: Tensor, pairs: dict[str, Tensor], b_P: Tensor, k_P: Tensor, gamma_P: Tensor
+    ) -> Tensor:
+        """Sum over pairs of gamma times score; differentiable in `canvas` and `pairs`.
+
+        Its gradients are worked out here, some pairs at a time, so that no more than these are held at once.
+        """
+        total = canvas.new_zeros(())
+        canvas_gradient = torch.zeros_like(canvas)
+        gradients = {name: torch.empty_like(beta) for name, beta in pairs.items()}
+        rows = torch.arange(len(k_P), device=k_P.device)
+        with torch.enable_grad():
+            for part in rows.split(self._pairs_at_once(images_BCHW)):
+                own = canvas.detach().index_select(0, k_P[part]).requires_grad_()
+                beta = {name: value.detach()[part].requires_grad_() for name, value in pairs.items()}
+                scores = self.pair_scores(
+                    self.sequence.transform(own, beta), images_BCHW[b_P[part]], self.pixel_weights_HW
+                )
+                weighted = (gamma_P[part] * scores).sum()
+                first, *others = torch.autograd.grad(weighted, [own, *beta.values()])
+                total += weighted.detach()
+                canvas_gradient.index_add_(0, k_P[part], first)
+                for gradient, other in zip(gradients.values(), others, strict=True):
+                    gradient[part] = other
+        expected: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
+            total, [canvas_gradient, *gradients.values()], canvas, *pairs.values()
+        )
+        return expected
+
     @torch.no_grad()
-    def _training_scores(self, images_BCHW: Tensor, parameters: dict[str, Tensor], log_prior_K: Tensor) -> Tensor:
+    def _training_scores(
+        self, canvas: Tensor, images_BCHW: Tensor, parameters: dict[str, Tensor], log_prior_K: Tensor
+    ) -> Tensor:
         """(B, K) scores with prior, -inf for prototypes that a look at some of the pixels ruled out."""
         stride = self.screen_stride
         coarse_px = min(self.image_shape[1:]) // stride
@@ -222,28 +255,31 @@ class DTI(nn.Module):
             or coarse_px < SMALLEST_SCREEN_PX
             or not self.sequence.screens(parameters)
         ):
-            return self._all_scores(images_BCHW, parameters) + log_prior_K
+            return self._all_scores(canvas, images_BCHW, parameters) + log_prior_K
         weight = stride**2 if self.sums_pixels else 1
-        coarse_BK = weight * self._all_scores(images_BCHW, parameters, stride) + log_prior_K
+        coarse_BK = weight * self._all_scores(canvas, images_BCHW, parameters, stride) + log_prior_K
         survivors_BS = coarse_BK.topk(SURVIVORS, dim=1).indices
-        exact_BS = torch.empty_like(survivors_BS, dtype=coarse_BK.dtype)
-        for rank, k_B in enumerate(survivors_BS.unbind(1)):
-            pairs = {name: beta[torch.arange(len(k_B), device=k_B.device), k_B] for name, beta in parameters.items()}
-            exact_BS[:, rank] = self.pair_scores(self._transformed(k_B, pairs), images_BCHW, self.pixel_weights_HW)
-        exact_BS += log_prior_K[survivors_BS]
+        k_P = survivors_BS.flatten()
+        b_P = torch.arange(len(images_BCHW), device=k_P.device).repeat_interleave(SURVIVORS)
+        exact = []
+        for b, k in zip(*(index.split(self._pairs_at_once(images_BCHW)) for index in (b_P, k_P)), strict=True):
+            transformed = self._transformed(canvas, k, {name: beta[b, k] for name, beta in parameters.items()})
+            exact.append(self.pair_scores(transformed, images_BCHW[b], self.pixel_weights_HW) + log_prior_K[k])
+        exact_BS = torch.cat(exact).view_as(survivors_BS)
         return torch.full_like(coarse_BK, -torch.inf).scatter_(1, survivors_BS, exact_BS)
 
     @torch.no_grad()
-    def _all_scores(self, images_BCHW: Tensor, parameters: dict[str, Tensor], stride: int = 1) -> Tensor:
+    def _all_scores(
+        self, canvas: Tensor, images_BCHW: Tensor, parameters: dict[str, Tensor], stride: int = 1
+    ) -> Tensor:
         """(B, K) scores without prior, of every `stride`-th pixel in both directions."""
         if self.sequence.only_color(parameters):
             return self.still_scores(images_BCHW, self.sequence.color(parameters))
-        canvas, weights = self.canvas(), self.pixel_weights_HW
+        weights = self.pixel_weights_HW
         if stride > 1:
             images_BCHW = every(images_BCHW, stride)
             weights = None if weights is None else every(weights, stride)
-        pair_bytes = len(images_BCHW) * canvas.shape[1] * images_BCHW[0, 0].numel() * canvas.element_size()
-        step = max(1, CHUNK_BYTES // max(1, pair_bytes))
+        step = max(1, self._pairs_at_once(images_BCHW) // max(1, len(images_BCHW)))
         columns = []
         for start in range(0, self.k, step):
             part = slice(start, start + step)
@@ -252,10 +288,59 @@ class DTI(nn.Module):
             columns.append(self.pair_scores(transformed, images_BCHW, weights).T)
         return torch.cat(columns, dim=1)
 
-    def _transformed(self, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+    def _pairs_at_once(self, images_BCHW: Tensor) -> int:
+        """How many canvases of the size of `images_BCHW` a pass transforms at once."""
+        canvas_bytes = 2 * images_BCHW[:1].numel() * images_BCHW.element_size()
+        return max(1, CHUNK_BYTES.get(images_BCHW.device.type, CHUNK_BYTES["cuda"]) // max(1, canvas_bytes))
+
+    def _transformed(self, canvas: Tensor, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
         # The gradient of index_select adds up in a fixed order, unlike that of [k_P].
-        return self.sequence.transform(self.canvas().index_select(0, k_P), parameters)
+        return self.sequence.transform(canvas.index_select(0, k_P), parameters)
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A value whose gradients with respect to its inputs have been computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(known.mul_(gradient) for known in ctx.gradients))
+
+
+class _GaussianScores(torch.autograd.Function):
+    """Log density of images under canvases of means and scales, without its constant, and its closed-form gradient.
+
+    Autograd would keep five pictures for every pair; this keeps the canvas alone, and writes its gradient in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, canvas: Tensor, images: Tensor, weights: Tensor | None, min_variance: float) -> Tensor:
+        ctx.save_for_backward(canvas, images)
+        ctx.weights, ctx.min_variance = weights, min_variance
+        mean, scale = canvas.chunk(2, dim=-3)
+        variance = scale.square().add_(min_variance)
+        terms = (images - mean).square_().div_(variance).add_(variance.log_())
+        return -0.5 * _summed(terms, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        canvas, images = ctx.saved_tensors
+        mean, scale = canvas.chunk(2, dim=-3)
+        gradient = _weighted(gradient[..., None, None, None], ctx.weights)
+        precision = scale.square().add_(ctx.min_variance).reciprocal_()
+        pull = (images - mean).mul_(precision)
+        out = torch.empty_like(canvas)
+        mean_part, scale_part = out.chunk(2, dim=-3)
+        torch.mul(pull, pull, out=scale_part).sub_(precision).mul_(scale).mul_(gradient)
+        torch.mul(pull, gradient, out=mean_part)
+        return out, None, None, None
 
 
 class DTIGaussianMixture(DTI):
@@ -277,10 +362,8 @@ class DTIGaussianMixture(DTI):
         return torch.cat([self.prototypes, self.scales], dim=1)
 
     def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
-        mean, scale = canvas.chunk(2, dim=-3)
-        variance = scale.square().add_(self.min_variance)
-        terms = (images - mean).square_().div_(variance).add_(variance.log())
-        return -0.5 * (_summed(terms, weights) + self._log_norm())
+        scores: Tensor = _GaussianScores.apply(canvas, images, weights, self.min_variance)  # type: ignore[no-untyped-call]
+        return scores - 0.5 * self._log_norm()
 
     def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
         variance_KCHW = self.scales.square() + self.min_variance

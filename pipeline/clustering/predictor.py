@@ -80,7 +80,8 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), GlobalBatchNorm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return relu(self.body(x) + self.shortcut(x))
+        out: Tensor = self.body(x)  # of a normalisation, which needs it no more
+        return out.add_(self.shortcut(x)).relu_()
 
 
 class ResNet(nn.Sequential):

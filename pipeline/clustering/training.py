@@ -148,8 +148,8 @@ class TrialTraining:
         finite = torch.zeros((), dtype=torch.int64, device=self.device)
         for done in range(1, length + 1):
             images = to_float(self.images[self.stream.indices(self.iteration)].to(self.device))
-            output = self.parallel(images)
             self.optimizer.zero_grad(set_to_none=True)
+            output = self.parallel(images)
             output.loss.backward()
             self.optimizer.step()
             loss_sum += output.objective.double()

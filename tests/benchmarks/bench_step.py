@@ -47,8 +47,8 @@ def product_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Cal
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
     def step(batch: torch.Tensor) -> None:
-        output = model.loss(batch)
         optimizer.zero_grad(set_to_none=True)
+        output = model.loss(batch)
         output.loss.backward()
         optimizer.step()
 
@@ -61,8 +61,8 @@ def dense_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Calla
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def step(batch: torch.Tensor) -> None:
-        loss = model.loss(batch)
         optimizer.zero_grad(set_to_none=True)
+        loss = model.loss(batch)
         loss.backward()
         optimizer.step()
 

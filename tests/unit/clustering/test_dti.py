@@ -167,7 +167,7 @@ def test_screening_rules_out_all_but_the_survivors() -> None:
     model.activate(1)
     batch = torch.rand(5, 3, 64, 64)
     with torch.no_grad():
-        scores = model._training_scores(batch, model._predict(batch), model.log_prior())
+        scores = model._training_scores(model.canvas(), batch, model._predict(batch), model.log_prior())
     assert (scores == -torch.inf).sum(1).tolist() == [6] * 5
 
 
