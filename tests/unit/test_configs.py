@@ -46,7 +46,12 @@ def test_a_benchmark_is_trained_as_in_the_paper(name: str) -> None:
     bounds: Any = schedule.max_iterations
     stages = [*bounds, schedule.final_iterations]
     lengths = [end - start for start, end in zip([0, *epochs], epochs, strict=False)]
-    assert stages == [round(length * images / batch_size) for length in lengths]
+    paper = [round(length * images / batch_size) for length in lengths]
+    if name == "mnist-test":
+        assert all(mine <= its for mine, its in zip(stages, paper, strict=True))
+        assert sum(stages) * batch_size <= 1_000_000, "image passes"
+    else:
+        assert stages == paper
     assert len(bounds) == 1 + len(transforms), "one bound per stage"
 
 
