@@ -357,20 +357,23 @@ class DTIGaussianMixture(DTI):
         self.min_variance = config.min_std**2
         self.scales = nn.Parameter(torch.full_like(initial_KCHW, config.initial_std))
         self.mixing_logits = nn.Parameter(torch.ones(self.k))
+        weights_HW = torch.ones(self.image_shape[1:]) if self.pixel_weights_HW is None else self.pixel_weights_HW
+        self.log_norm = self.image_shape[0] * float(weights_HW.double().sum()) * math.log(2 * math.pi)
+        """log(2 pi), summed over all pixels."""
 
     def canvas(self) -> Tensor:
         return torch.cat([self.prototypes, self.scales], dim=1)
 
     def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
         scores: Tensor = _GaussianScores.apply(canvas, images, weights, self.min_variance)  # type: ignore[no-untyped-call]
-        return scores - 0.5 * self._log_norm()
+        return scores - 0.5 * self.log_norm
 
     def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
         variance_KCHW = self.scales.square() + self.min_variance
         precision_KCHW = _weighted(variance_KCHW.reciprocal(), self.pixel_weights_HW)
         distance = _weighted_distance(images_BCHW, self.prototypes, precision_KCHW.flatten(2), color)
         log_variance = _summed(variance_KCHW.log(), self.pixel_weights_HW)
-        return -0.5 * (distance + log_variance + self._log_norm())
+        return -0.5 * (distance + log_variance + self.log_norm)
 
     def log_prior(self) -> Tensor:
         return log_softmax(self.mixing_logits, dim=0)
@@ -380,13 +383,6 @@ class DTIGaussianMixture(DTI):
 
     def losses(self, scores_BK: Tensor) -> Tensor:
         return -scores_BK.logsumexp(1)
-
-    def _log_norm(self) -> float:
-        """log(2 pi), summed over all pixels."""
-        pixels = (
-            math.prod(self.image_shape[1:]) if self.pixel_weights_HW is None else float(self.pixel_weights_HW.sum())
-        )
-        return self.image_shape[0] * pixels * math.log(2 * math.pi)
 
 
 class DTIKMeans(DTI):
