@@ -45,6 +45,8 @@ class TrainJob:
     config: ClusteringConfig
     trials: list[Trial]
     shard_keys: list[str]
+    threads: int
+    """CPU threads of each worker."""
     news: Any
     """Handle of the News actor."""
 
@@ -62,11 +64,11 @@ def train_trials(
 
     connect_ray()
     use_gpu = choose_gpu(config)
-    config = config.model_copy(update={"cpus_per_worker": threads_per_worker(config)})
-    resources = {"CPU": float(config.cpus_per_worker or 1), **({"GPU": 1.0} if use_gpu else {})}
+    threads = threads_per_worker(config)
+    resources = {"CPU": float(threads), **({"GPU": 1.0} if use_gpu else {})}
     _check_resources(config, resources)
     news = ray.remote(News).options(num_cpus=0).remote()
-    job = TrainJob(storage, paths, config, trials, shard_keys, news)
+    job = TrainJob(storage, paths, config, trials, shard_keys, threads, news)
     with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _shown(news), _interruptible():
         trainer = TorchTrainer(
             train_worker,
@@ -91,7 +93,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     job: TrainJob = loop_config["job"]
     if ray.get(job.news.hopeless.remote()):
         return  # A worker before this one found that another attempt would end alike.
-    torch.set_num_threads(job.config.cpus_per_worker or 1)
+    torch.set_num_threads(job.threads)
     try:
         _train_all(job, get_device(), ray.train.get_context().get_world_rank())
     except ClusteringError as error:
