@@ -31,11 +31,14 @@ from pipeline.config import ClusteringConfig
 from tests.benchmarks.dense_step import DensePrototypes
 
 DIGITS = Path(__file__).parents[3] / "shared/data/mnist-test/t10k-images-idx3-ubyte.gz"
-PHOTO = {"shape": (3, 128, 128), "transforms": ["color", "projective"], "batch": 64}
+PHOTO = {"shape": (3, 128, 128), "transforms": ["color", "projective"], "batch": 64, "dense_batch": 64}
+DIGIT = {"shape": (1, 28, 28), "transforms": ["affine", "morphological", "tps"], "batch": 128, "dense_batch": 128}
 CASES: dict[str, dict[str, Any]] = {
     "photo-k40": {**PHOTO, "k": 40},
-    "photo-k160": {**PHOTO, "k": 160},
-    "mnist-k10": {"k": 10, "shape": (1, 28, 28), "transforms": ["affine", "morphological", "tps"], "batch": 128},
+    # Four times the prototypes: the dense path gets a quarter of the images, or it would need 43 GiB. Its images per
+    # second stay comparable; its memory at the full batch would be four times what is measured.
+    "photo-k160": {**PHOTO, "k": 160, "dense_batch": 16},
+    "mnist-k10": {**DIGIT, "k": 10},
 }
 
 
@@ -85,21 +88,25 @@ def digits() -> torch.Tensor:
 
 
 def measure(path: str, case: dict[str, Any], method: str, threads: int, iterations: int) -> dict[str, float]:
-    """Median seconds per iteration after one to warm up, images per second, and peak memory of this process."""
+    """Seconds of the fastest iteration after one to warm up, images per second, and peak memory of this process.
+
+    The fastest, since whatever else the machine does only adds to an iteration.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     images = digits() if case["shape"][0] == 1 else smooth_pictures(2 * case["k"], *case["shape"])
     step = PATHS[path](case, method, images)
-    stream = BatchStream(len(images), case["batch"], seed=0)
+    batch = case["dense_batch" if path == "dense" else "batch"]
+    stream = BatchStream(len(images), batch, seed=0)
     seconds = []
     for iteration in range(iterations + 1):
         started = time.perf_counter()
         step(images[stream.indices(iteration)])
         seconds.append(time.perf_counter() - started)
-    median = sorted(seconds[1:])[iterations // 2]
+    fastest = min(seconds[1:])
     return {
-        "seconds_per_iteration": median,
-        "images_per_second": case["batch"] / median,
+        "seconds_per_iteration": fastest,
+        "images_per_second": batch / fastest,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
     }
 
@@ -111,6 +118,7 @@ def main() -> None:
     parser.add_argument("--method", choices=["dti-gmm", "dti-kmeans"], default="dti-gmm")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=5, help="timed iterations of each path [5]")
+    parser.add_argument("--rounds", type=int, default=2, help="times that the paths take turns; the faster counts [2]")
     parser.add_argument("--path", choices=PATHS, help="measure this path alone, in this process, and print JSON")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
@@ -121,23 +129,38 @@ def main() -> None:
         return
     if arguments.case == "mnist-k10" and not DIGITS.exists():
         sys.exit(f"mnist-k10 needs the digits in {DIGITS}, which are not there")
-    # The dense path needs memory in proportion to K, far more than most machines have at K = 160; that case runs
-    # beside K = 40 instead, as `photo-k40`.
-    paths = ["product"] if arguments.case == "photo-k160" else ["dense", "product"]
-    result: dict[str, Any] = {"case": arguments.case, "method": arguments.method, "threads": arguments.threads}
-    for path in paths:
-        command = [sys.executable, __file__, "--path", path, "--case", arguments.case, "--method", arguments.method]
+    runs = [("dense", arguments.case), ("product", arguments.case)]
+    if arguments.case == "photo-k160":
+        runs.append(("product", "photo-k40"))
+    best: dict[tuple[str, str], dict[str, float]] = {}
+    for path, case_name in arguments.rounds * runs:
+        command = [sys.executable, __file__, "--path", path, "--case", case_name, "--method", arguments.method]
         command += ["--threads", str(arguments.threads), "--iterations", str(arguments.iterations)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        result[path] = found = json.loads(done.stdout)
+        found = json.loads(done.stdout)
         print(
-            f"{path:<8} {found['seconds_per_iteration']:8.3f} s/iteration  {found['images_per_second']:8.1f} images/s  "
-            f"{found['peak_memory_bytes'] / 2**30:6.2f} GiB"
+            f"{path:<8} {case_name:<10} {found['seconds_per_iteration']:8.3f} s/iteration  "
+            f"{found['images_per_second']:8.1f} images/s  {found['peak_memory_bytes'] / 2**30:6.2f} GiB",
+            flush=True,
         )
-    if len(paths) > 1:
-        result["throughput_ratio"] = result["product"]["images_per_second"] / result["dense"]["images_per_second"]
-        result["memory_ratio"] = result["product"]["peak_memory_bytes"] / result["dense"]["peak_memory_bytes"]
-        print(f"throughput_ratio {result['throughput_ratio']:.2f}   memory_ratio {result['memory_ratio']:.3f}")
+        run = (path, case_name)
+        if run not in best or found["seconds_per_iteration"] < best[run]["seconds_per_iteration"]:
+            best[run] = found
+    dense, product = (best[path, arguments.case] for path in ("dense", "product"))
+    result = {
+        "case": arguments.case,
+        "method": arguments.method,
+        "threads": arguments.threads,
+        "dense": dense,
+        "product": product,
+        "throughput_ratio": product["images_per_second"] / dense["images_per_second"],
+        "memory_ratio": product["peak_memory_bytes"] / dense["peak_memory_bytes"],
+    }
+    print(f"throughput_ratio {result['throughput_ratio']:.2f}   memory_ratio {result['memory_ratio']:.3f}")
+    if arguments.case == "photo-k160":
+        seconds = best["product", "photo-k40"]["seconds_per_iteration"]
+        result["time_ratio_to_k40"] = product["seconds_per_iteration"] / seconds
+        print(f"time per iteration, K = 160 over K = 40: {result['time_ratio_to_k40']:.2f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
