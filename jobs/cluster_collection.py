@@ -50,12 +50,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     how.add_argument("--k", type=comma_list, metavar="K,K", help="numbers of prototypes, one trial each [8,16,32]")
     how.add_argument("--select-k", metavar="K", help="the K to report [the elbow of the loss]")
     how.add_argument("--seeds", metavar="N", help="trials of each K; the one with the lowest loss counts [1]")
-    how.add_argument("--method", metavar="NAME", help="dti-gmm or dti-kmeans [dti-gmm]")
+    how.add_argument(
+        "--method",
+        metavar="NAME",
+        help="dti-gmm or dti-kmeans; to compare with: ti-gmm, ti-kmeans, gmm, kmeans [dti-gmm]",
+    )
     how.add_argument(
         "--transforms",
         type=comma_list,
         metavar="A,B",
-        help="of color, affine, projective and tps, in order; '' for none [color,projective]",
+        help="of color, affine, projective, tps and morphological, in order; '' for none [color,projective]",
     )
     how.add_argument("--image-size", metavar="PX", help="side of the square images [128]")
     how.add_argument("--workers", metavar="N", help="processes that train together [1]")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 AFFINE_SIDE = 40
 MAX_ROTATION_DEGREES, MAX_SHEAR, MIN_SCALE, MAX_SCALE = 20.0, 0.2, 0.8, 1.2
 MIN_CONTRAST = 127.5
+MAX_COPIES = 100
 """Distance of foreground and background in the RGB cube, whose side is 255."""
 
 
@@ -42,8 +43,8 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1, help="images per source image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.copies < 1 or arguments.seed < 0 or arguments.out.suffix != ".npz":
-        parser.error("expected --copies of at least 1, --seed of at least 0 and an --out that ends in .npz")
+    if not 1 <= arguments.copies <= MAX_COPIES or arguments.seed < 0 or arguments.out.suffix != ".npz":
+        parser.error(f"expected --copies of 1 to {MAX_COPIES}, --seed of at least 0 and an --out that ends in .npz")
     n = make_variant(arguments.source, arguments.variant, arguments.out, arguments.copies, arguments.seed)
     print(f"{n} images in {arguments.out}")
 
@@ -65,6 +66,7 @@ def make_variant(source: str, variant: str, out: Path, copies: int, seed: int) -
             np.savez_compressed(file, images=images, labels=labels)
         part.replace(out)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise PipelineError(f"--out {out}: {error.strerror}") from error
     return len(images)
 
@@ -74,13 +76,17 @@ def read_grey(source: str) -> tuple[Array, Array]:
     import numpy as np
 
     from pipeline.ingest.labelled import read_record
+    from pipeline.ingest.rejection import Rejected
     from pipeline.ingest.sources import read_records
 
     images, labels = [], []
     for record in read_records(source, "idx"):
         assert record.array_index is not None
         assert record.array_sha256 is not None
-        images.append(read_record(record.source_uri, record.array_index, record.array_sha256))
+        try:
+            images.append(read_record(record.source_uri, record.array_index, record.array_sha256))
+        except Rejected as rejected:
+            raise SourceError(f"source {record.source_uri}: {rejected.detail}") from rejected
         labels.append(-1 if record.label is None else int(record.label))
     shapes = {image.shape for image in images}
     if len(shapes) > 1 or images[0].shape[-1] != 1:

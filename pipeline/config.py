@@ -68,7 +68,8 @@ class IngestConfig(_Section):
     NumPy file with the arrays `images` and, optionally, `labels`. class-folders: a folder of images per class, whose
     name is the label. auto: idx or npz by name, otherwise folder."""
     sample: int | None = Field(None, ge=1)
-    """Ingest this many records of the source, drawn at random. Default: all."""
+    """Ingest this many records of the source, drawn at random. Default: all. Another sample of the same source adds to
+    the collection, as any crawl does: give it a collection of its own where it shall stand alone."""
     sample_seed: int = Field(0, ge=0)
     """Of that draw."""
     image_size: int = Field(128, ge=8, le=1024)
@@ -208,7 +209,12 @@ class ClusteringConfig(_Section):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.method in {"gmm", "kmeans"} and self.transforms:
-            raise ValueError(f"transforms {self.transforms}: {self.method} has none; choose dti-{self.method}")
+            raise ValueError(
+                f"transforms {self.transforms}: {self.method} has none; give --transforms '', or "
+                f"--method dti-{self.method}"
+            )
+        if self.seed + self.seeds > 2**32:
+            raise ValueError(f"seed {self.seed} and seeds {self.seeds}: the last trial's seed would be above 2^32 - 1")
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} cannot be divided among {self.workers} workers")
         if self.select_k is not None and self.select_k not in self.k:
@@ -217,7 +223,7 @@ class ClusteringConfig(_Section):
         if isinstance(bounds, list) and len(bounds) != stages:
             raise ValueError(
                 f"schedule.max_iterations: {len(bounds)} values for {stages} stages, one without a module and one "
-                f"for each of transforms {self.transforms}"
+                f"for each of transforms {self.transforms}; give one number for all, or one for each stage"
             )
         return self
 

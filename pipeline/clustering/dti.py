@@ -295,7 +295,7 @@ class DTI(nn.Module):
 
     def _transformed(self, canvas: Tensor, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
-        # The gradient of index_select adds up in a fixed order, unlike that of [k_P].
+        # On a CPU, the gradient of index_select adds up in a fixed order, unlike that of [k_P].
         return self.sequence.transform(canvas.index_select(0, k_P), parameters)
 
 

@@ -88,14 +88,14 @@ def initial_images(images_NCHW: Tensor, k: int, seed: int, how: str = "random") 
     """(K, C, H, W) float: `k` different images of the collection, chosen by `seed`.
 
     ``k-means++`` draws each with a probability that grows with its squared distance to those before it (Arthur and
-    Vassilvitskii, 2007), seen at no more than `THUMBNAIL_PX`.
+    Vassilvitskii, 2007), seen at no more than `THUMBNAIL_PX`; where fewer than `k` look different, any others follow.
     """
-    if how == "random":
-        chosen = torch.randperm(len(images_NCHW), generator=generator(seed))[:k]
-    else:
+    chosen = torch.randperm(len(images_NCHW), generator=generator(seed))
+    if how == "k-means++":
         from sklearn.cluster import kmeans_plusplus
 
         small = (min(THUMBNAIL_PX, images_NCHW.shape[2]), min(THUMBNAIL_PX, images_NCHW.shape[3]))
         thumbnails = [adaptive_avg_pool2d(to_float(part), small).flatten(1) for part in images_NCHW.split(1024)]
-        chosen = torch.from_numpy(kmeans_plusplus(torch.cat(thumbnails).numpy(), k, random_state=seed)[1]).long()
-    return to_float(images_NCHW[chosen])
+        far = kmeans_plusplus(torch.cat(thumbnails).numpy(), k, random_state=seed)[1].tolist()
+        chosen = torch.tensor(list(dict.fromkeys([*far, *chosen.tolist()])))
+    return to_float(images_NCHW[chosen[:k]])

@@ -104,7 +104,8 @@ def sweep(
         from pipeline.clustering.trainer import train_trials
 
         images = sum(crawl.accepted for crawl in crawls)
-        say("cluster", f"{len(missing)} trials on {images} images with {config.workers} worker(s): {paths.run_id}")
+        of = f"{images} images of {len(crawls)} crawl{'s' if len(crawls) > 1 else ''}"
+        say("cluster", f"{len(missing)} trials on {of} with {config.workers} worker(s): {paths.run_id}")
         train_trials(storage, paths, config, missing, shard_keys(crawls))
     return [_result(storage, paths, trial) for trial in trials]
 

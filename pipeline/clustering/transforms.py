@@ -155,8 +155,9 @@ class Morphology:
 
     beta = [alpha, window row by row]. The paper's window weights lie in [0, 1]; here the centre weighs
     sigmoid(beta + 5), and every other position what sigmoid(beta - 5) exceeds its value at beta = 0 by, or nothing:
-    the plain sigmoid would begin as a blur, in which a picture keeps three quarters of its centre pixel. Beyond the
-    border a picture is 0.
+    the plain sigmoid would begin as a blur, in which a picture keeps three quarters of its centre pixel. The price: a
+    position is closed, and has no gradient, for an image whose parameter is below 0; it opens again through other
+    images, since a network predicts it for all. Beyond the border a picture is 0.
 
     Args:
         kernel: side of the window in px, odd.
@@ -176,7 +177,7 @@ class Morphology:
         centre = self.kernel * self.kernel // 2
         closed = torch.sigmoid(beta.new_tensor(-WINDOW_LOGIT))
         weights = (torch.sigmoid(beta - WINDOW_LOGIT) - closed).clamp_min(0)
-        middle = torch.sigmoid(beta[:, centre : centre + 1] + WINDOW_LOGIT)
+        middle = torch.sigmoid(beta[:, centre : centre + 1].clamp_min(-2 * WINDOW_LOGIT) + WINDOW_LOGIT)  # never all 0
         return torch.cat([weights[:, :centre], middle, weights[:, centre + 1 :]], dim=1)
 
 
@@ -194,7 +195,8 @@ def morphology(pictures_PCHW: Tensor, alpha_P: Tensor, window_Phw: Tensor) -> Te
     n, channels, height, width = pictures_PCHW.shape
     rows, columns = window_Phw.shape[1:]
     x = pad(pictures_PCHW, (columns // 2, columns // 2, rows // 2, rows // 2))
-    e = torch.exp(alpha_P[:, None, None, None] * (x - 0.5))
+    # Prototypes may leave [0, 1]; how far beyond makes no difference to what is lightest or darkest there.
+    e = torch.exp(alpha_P[:, None, None, None] * (x.clamp(-1, 2) - 0.5))
     both = torch.cat([x * e, e], dim=1)
     kernels = window_Phw[:, None].expand(-1, 2 * channels, -1, -1).reshape(-1, 1, rows, columns)
     summed = conv2d(both.flatten(0, 1)[None], kernels, groups=len(kernels)).view(n, 2 * channels, height, width)
@@ -281,7 +283,7 @@ class TransformSequence(nn.Module):
             # All warps of one canvas stand below each other in one tall picture, so that it is read in place.
             points = self.points(first, stride)
             tall = sample(canvas, points.flatten(1, 2), self.padding)
-            canvas = self._colored(tall.unflatten(2, (points.shape[1], -1)).transpose(1, 2), first)
+            canvas = self._colored(tall.unflatten(2, (points.shape[1], -1)).transpose(1, 2), first, made_here=True)
         else:
             later = [first, *later]
             canvas = canvas[:, None].expand(-1, next(iter(first.values())).shape[1], -1, -1, -1)
@@ -315,16 +317,16 @@ class TransformSequence(nn.Module):
             canvas = torch.cat([picture, canvas[:, self.channels :]], dim=1)
         if self.moves(run):
             canvas = sample(canvas, self.points(run), self.padding)
-        return self._colored(canvas, run)
+        return self._colored(canvas, run, made_here="morphological" in run or self.moves(run))
 
-    def _colored(self, canvas: Tensor, run: Mapping[str, Tensor]) -> Tensor:
+    def _colored(self, canvas: Tensor, run: Mapping[str, Tensor], made_here: bool) -> Tensor:
         color = self.color(run)
         if color is None:
             return canvas
         gain, bias = (part[..., None, None] for part in color)
         picture = canvas[..., : self.channels, :, :]
-        if not torch.is_grad_enabled():
-            # The canvas was made for this run alone, and copying it takes as long as sampling it.
+        if made_here and not torch.is_grad_enabled():
+            # Nobody else holds the canvas, and copying it takes as long as sampling it.
             picture.mul_(gain).add_(bias)
             return canvas
         return torch.cat([picture * gain + bias, canvas[..., self.channels :, :, :]], dim=-3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import lzma
 import math
 import struct
 import zipfile
@@ -91,7 +92,11 @@ def read_labels(path: Path) -> list[str | None] | None:
     with _opened(path, "labels") as (header, stream):
         if header.dtype.kind not in "iuUS" or len(header.shape) != 1:
             raise _wrong(path, f"labels are {_described(header)}, expected integers or texts of shape (N,)")
-        values = _assembled(header, _chunks(path, header, stream)).tolist()
+        array = _assembled(header, _chunks(path, header, stream))
+    try:
+        values = array.tolist()
+    except (ValueError, SystemError) as error:  # code points that are none
+        raise _wrong(path, "labels are no texts") from error
     return [_label(value) for value in values]
 
 
@@ -193,11 +198,13 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except gzip.BadGzipFile as error:
         raise _wrong(path, f"not a gzip file ({error})") from error
-    except (EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise _wrong(path, f"cut off or damaged ({error}); expected a whole file, fetch it again") from error
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed in a way this Python has not
         raise _wrong(path, f"cannot be read ({error}); expected a file as numpy.savez writes it") from error
     except OSError as error:
+        if error.errno is None:  # of a decompressor
+            raise _wrong(path, f"cut off or damaged ({error}); expected a whole file, fetch it again") from error
         if not isinstance(error, FileNotFoundError):
             raise_machine_fault(storable(str(path)), error)
         raise _wrong(path, error.strerror or str(error)) from error
@@ -217,8 +224,14 @@ def _npy_header(path: Path, name: str, member: Any) -> _Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, fortran_order, dtype = readers[np.lib.format.read_magic(member)](member)
-    except (ValueError, KeyError) as error:
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile):
+        raise
+    except Exception as error:  # the header is a Python literal, and a hostile one fails in every way
         raise _wrong(path, f"array {name} is not one that numpy.savez wrote") from error
+    if not all(type(size) is int and size >= 0 for size in shape) or not dtype.itemsize:
+        raise _wrong(
+            path, f"array {name} claims the shape {shape} of {dtype.itemsize} bytes each; expected sizes from 0"
+        )
     if dtype.hasobject:
         raise _wrong(path, f"array {name} holds Python objects, which can run code; expected numbers or texts")
     return _Header(dtype, shape, fortran_order)

@@ -83,7 +83,9 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     }
     write_json(storage, paths.marker, document)
     say("ingest", _summary(crawl))
-    if not crawl.accepted:
+    if crawl.rejected.get("duplicate") == crawl.records:
+        say("ingest", "every image is in the collection already, and stays as it is, with its label and caption")
+    elif not crawl.accepted:
         say("ingest", f"no image was accepted; column reason of {storage.uri(paths.rows(0))} says why")
     return crawl
 

@@ -70,7 +70,8 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
         ({}, ["clustering.schedule.max_iterations=[300, 600]"], "2 values for 3 stages"),
         ({}, ["clustering.schedule.max_iterations=[300, 100, 600]"], "min_iterations 240 is above"),
         ({}, ["clustering.morphology_kernel=4"], "expected an odd number"),
-        ({"clustering.method": "kmeans", "clustering.transforms": ["color"]}, [], "choose dti-kmeans"),
+        ({"clustering.method": "kmeans", "clustering.transforms": ["color"]}, [], "or --method dti-kmeans"),
+        ({"clustering.seeds": 3}, ["clustering.seed=4294967295"], "above 2\\^32 - 1"),
     ],
 )
 def test_the_impossible_is_refused_in_one_line(flags: dict[str, Any], overrides: list[str], message: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.clustering import dti
 from pipeline.clustering.build import build_method
 from pipeline.clustering.dti import DTI, DTIGaussianMixture
 from pipeline.config import ClusteringConfig
@@ -68,6 +69,25 @@ def test_a_step_equals_the_dense_algorithm(method: str, transforms: list[str]) -
 @pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
 def test_so_it_does_with_weighted_pixels_and_zeros_beyond_the_border(method: str, transforms: list[str]) -> None:
     check_step(build(method, transforms, padding="zeros", loss_weight_std=3.0), weight_std=3.0)
+
+
+@pytest.mark.parametrize("transforms", [["color", "morphological"], ["color", "affine"], ["affine", "color"]])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
+@pytest.mark.parametrize(("k", "n"), [(4, 5), (1, 5), (4, 1), (1, 1)])
+def test_one_pair_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, transforms: list[str], padding: str, method: str, k: int, n: int
+) -> None:
+    """However few pairs are looked at at once, also where they are a single one: the same scores, nothing changed."""
+    model, batch = build(method, transforms, k=k, padding=padding), images(n)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected_loss, _, scores = dense_loss(model, batch)
+    monkeypatch.setattr(dti, "CHUNK_BYTES", {"cpu": 1, "cuda": 1})
+    for _ in range(2):
+        assert torch.equal(model.assign(batch).cluster_B, scores.argmax(1))
+        torch.testing.assert_close(model.loss(batch).loss, expected_loss, rtol=1e-5, atol=1e-6)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def check_step(model: DTI, weight_std: float | None) -> None:

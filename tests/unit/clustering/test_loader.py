@@ -41,6 +41,15 @@ def test_initial_prototypes_are_different_images() -> None:
     assert sorted(chosen.round().int().tolist()) == list(range(10))
 
 
+def test_alike_images_are_no_reason_to_start_from_one_twice() -> None:
+    levels = torch.tensor([0, 0, 0, 0, 200], dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).clone()
+    levels[:, 0, 0, 0] = torch.arange(5)
+    levels[:, 0, 0, 1] = 4 - torch.arange(5)  # five images whose thumbnails are the same two
+    small = torch.nn.functional.interpolate(levels.float(), scale_factor=8).to(torch.uint8)
+    chosen = initial_images(small, 5, 0, "k-means++")
+    assert len({round(float(image[0, 0, 0]) * 255) for image in chosen}) == 5
+
+
 def test_far_initial_prototypes() -> None:
     """Three tight groups: k-means++ takes one image of each, as random images rarely do."""
     levels = torch.tensor([0, 120, 250], dtype=torch.uint8).repeat_interleave(40)

@@ -162,8 +162,7 @@ def test_strong_morphology_is_dilation_or_erosion(alpha: float, extreme: object)
 def test_huge_parameters_of_morphology_stay_finite() -> None:
     beta = torch.full((2, 50), 1e6)
     beta[1] = -1e6
-    beta[:, 1 + 24] = 0
-    assert Morphology(7).apply(beta, 3 * picture().float().expand(2, -1, -1, -1)).isfinite().all()
+    assert Morphology(7).apply(beta, 10 * picture().float().expand(2, -1, -1, -1) - 5).isfinite().all()
 
 
 @pytest.mark.parametrize("padding", ["border", "zeros"])

@@ -164,6 +164,38 @@ def test_memory_is_not_taken_for_what_a_header_claims(tmp_path: Path) -> None:
         assert message in refused(path)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-3, 12, 12), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (3, -12, -12), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (True, 12, 12), }",
+        "{'descr': '<U0', 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': '|u1', 'fortran_",
+        "{1: 2, 'a': 3}",
+        "{[]: 1}",
+        "  (",
+        "9" * 5000,
+    ],
+)
+def test_hostile_headers_are_refused(header: str, tmp_path: Path) -> None:
+    text = header.encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("images.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + bytes(500))
+    assert "array images" in refused(tmp_path / "x.npz")
+
+
+def test_damage_that_only_the_decompressor_sees_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w", method) as file:
+            file.writestr("images.npy", claiming((1, 10, 10)))
+        whole = bytearray(path.read_bytes())
+        whole[60:75] = bytes(15)
+        path.write_bytes(whole)
+        assert "damaged" in refused(path) or "not one that" in refused(path)
+
+
 def test_an_array_for_which_no_machine_has_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 100)
     assert "240 bytes, at most 100 are read" in refused(saved(tmp_path / "x.npz", images=GREY))
