@@ -161,9 +161,9 @@ class ClusteringConfig(_Section):
     """Gradient steps on each image's transformations, per iteration (ti-gmm and ti-kmeans)."""
     alignment_learning_rate: float = Field(0.02, gt=0)
     """Of Adam, in these steps."""
-    initialization: Literal["random", "k-means++"] = "k-means++"
-    """Images that prototypes start from: any, as in the paper, or such as are far from each other: on photographs
-    they cover more views and begin with a lower loss (tests/benchmarks/README.md)."""
+    initialization: Literal["random", "k-means++"] = "random"
+    """Images that prototypes start from: any, as in the paper, or such as are far from each other, which begins with
+    more views and a lower loss and has ended no better (tests/benchmarks/README.md)."""
     batch_size: int = Field(64, ge=2)
     """Images per iteration over all workers together; batch normalisation needs two."""
     learning_rate: float = Field(1e-3, gt=0)
