@@ -202,7 +202,8 @@ def test_two_workers_compute_what_one_computes(tmp_path: Path) -> None:
 def test_extreme_sizes(tmp_path: Path, method: str, k: int, batch: int) -> None:
     """One prototype, one for each image, and a batch larger than the collection."""
     transforms = {} if method in {"gmm", "kmeans"} else {"transforms": ["color", "affine"]}
-    values = {"method": method, "batch_size": batch, "alignment_steps": 2, "schedule": SCHEDULE, **transforms}
+    schedule = {"window": 2, "min_iterations": 2, "max_iterations": 2, "final_iterations": 0}
+    values = {"method": method, "batch_size": batch, "alignment_steps": 2, "schedule": schedule, **transforms}
     config = ClusteringConfig.model_validate(values)
     storage = LocalStorage(str(tmp_path))
     trained = TrialTraining(config, Trial(k, 0), collection(), storage, "c", torch.device("cpu"))
