@@ -139,8 +139,8 @@ def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
     images, what = sum(crawl.accepted for crawl in crawls_to_use(storage, config)), "accepted images"
     if "ingest" in config.stages and config.source is not None:
         check_apart(config.source, storage)
-        at_most = min(max(config.clustering.k), config.ingest.sample or max(config.clustering.k))
-        images += count_candidates(config.source, at_most, config.ingest.source_type)
+        most = max(config.clustering.k)
+        images += count_candidates(config.source, min(most, config.ingest.sample or most), config.ingest.source_type)
         what = f"records of {config.source}"
     elif not images:
         raise SourceError(

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 AFFINE_SIDE = 40
 MAX_ROTATION_DEGREES, MAX_SHEAR, MIN_SCALE, MAX_SCALE = 20.0, 0.2, 0.8, 1.2
 MIN_CONTRAST = 127.5
-MAX_COPIES = 100
 """Distance of foreground and background in the RGB cube, whose side is 255."""
+MAX_COPIES = 100
 
 
 def main() -> None:

@@ -18,7 +18,10 @@ from pipeline.errors import ConfigError
 
 Stage = Literal["ingest", "cluster", "report"]
 Method = Literal["dti-gmm", "dti-kmeans", "ti-gmm", "ti-kmeans", "gmm", "kmeans"]
+PIXEL_METHODS: tuple[Method, ...] = ("gmm", "kmeans")
+"""Methods without transformations."""
 TransformName = Literal["color", "affine", "projective", "tps", "morphological"]
+Padding = Literal["border", "zeros"]
 Iterations = Annotated[int, Field(ge=1)]
 STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
 SourceType = Literal["auto", "folder", "idx", "npz", "class-folders"]
@@ -150,7 +153,7 @@ class ClusteringConfig(_Section):
     """Control points along each side of the thin plate spline's grid."""
     morphology_kernel: Annotated[int, Field(ge=3, le=15), AfterValidator(_odd)] = 7
     """Side in px of the window of the morphological module; odd."""
-    padding: Literal["border", "zeros"] = "border"
+    padding: Padding = "border"
     """What a spatial module finds beyond a prototype: its border, continued, or zeros (black)."""
     loss_weight_std: float | None = Field(None, gt=0)
     """Standard deviation in px of a Gaussian that weighs the pixels' losses, 1 at the middle of the image: for
@@ -202,13 +205,13 @@ class ClusteringConfig(_Section):
     @classmethod
     def _without_transforms(cls, values: Any) -> Any:
         """gmm and kmeans mean no transformations where none are asked for."""
-        if isinstance(values, dict) and values.get("method") in {"gmm", "kmeans"}:
+        if isinstance(values, dict) and values.get("method") in PIXEL_METHODS:
             return {"transforms": [], **values}
         return values
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.method in {"gmm", "kmeans"} and self.transforms:
+        if self.method in PIXEL_METHODS and self.transforms:
             raise ValueError(
                 f"transforms {self.transforms}: {self.method} has none; give --transforms '', or "
                 f"--method dti-{self.method}"

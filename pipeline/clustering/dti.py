@@ -234,7 +234,7 @@ class DTI(nn.Module):
                 weighted = (gamma_P[part] * scores).sum()
                 first, *others = torch.autograd.grad(weighted, [own, *beta.values()])
                 total += weighted.detach()
-                canvas_gradient.index_add_(0, k_P[part], first)
+                canvas_gradient.index_add_(0, k_P[part], first)  # on a CPU, in a fixed order
                 for gradient, other in zip(gradients.values(), others, strict=True):
                     gradient[part] = other
         expected: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
@@ -279,10 +279,8 @@ class DTI(nn.Module):
         if stride > 1:
             images_BCHW = every(images_BCHW, stride)
             weights = None if weights is None else every(weights, stride)
-        step = max(1, self._pairs_at_once(images_BCHW) // max(1, len(images_BCHW)))
         columns = []
-        for start in range(0, self.k, step):
-            part = slice(start, start + step)
+        for part in self._prototypes_at_once(images_BCHW):
             beta = {name: value[:, part].transpose(0, 1) for name, value in parameters.items()}
             transformed = self.sequence.transform_each(canvas[part], beta, stride)
             columns.append(self.pair_scores(transformed, images_BCHW, weights).T)
@@ -293,9 +291,13 @@ class DTI(nn.Module):
         canvas_bytes = 2 * images_BCHW[:1].numel() * images_BCHW.element_size()
         return max(1, CHUNK_BYTES.get(images_BCHW.device.type, CHUNK_BYTES["cuda"]) // max(1, canvas_bytes))
 
+    def _prototypes_at_once(self, images_BCHW: Tensor) -> list[slice]:
+        """All prototypes in parts, each of which a pass transforms onto all images at once."""
+        step = max(1, self._pairs_at_once(images_BCHW) // max(1, len(images_BCHW)))
+        return [slice(start, start + step) for start in range(0, self.k, step)]
+
     def _transformed(self, canvas: Tensor, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
-        # On a CPU, the gradient of index_select adds up in a fixed order, unlike that of [k_P].
         return self.sequence.transform(canvas.index_select(0, k_P), parameters)
 
 

@@ -13,9 +13,6 @@ from torch import Tensor
 from pipeline.clustering.dti import DTI, DTIGaussianMixture, DTIKMeans
 from pipeline.config import ClusteringConfig
 
-PAIRS_AT_ONCE = 2**23
-"""Pixels of transformed prototypes whose gradients are held at once."""
-
 
 class _DirectAlignment(DTI):
     """Takes the place of the predictors."""
@@ -29,8 +26,7 @@ class _DirectAlignment(DTI):
         if not self.active_modules:
             return {}
         canvas = self.canvas().detach()
-        step = max(1, PAIRS_AT_ONCE // (len(images_BCHW) * canvas[0].numel()))
-        parts = [self._align(canvas[start : start + step], images_BCHW) for start in range(0, self.k, step)]
+        parts = [self._align(canvas[part], images_BCHW) for part in self._prototypes_at_once(images_BCHW)]
         return {name: torch.cat([part[name] for part in parts]).transpose(0, 1) for name in self.active_names}
 
     @torch.enable_grad()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clustering.trial import Trial, TrialResult, is_done
+from pipeline.clustering.trial import Trial, TrialResult, best_of_each_k, is_done
 from pipeline.config import ClusteringConfig, JobConfig, digest, dump_config
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths
@@ -119,13 +119,9 @@ def check_k(config: ClusteringConfig, images: int, what: str) -> None:
 def select(results: Sequence[TrialResult], select_k: int | None) -> tuple[TrialResult, str]:
     """The trial to keep, and why.
 
-    Of each K the seed with the lowest loss counts (minLoss, DTI paper, section 5.1); among the values of K it is the
-    user's, or the elbow of the loss.
+    Of each K the seed with the lowest loss counts; among the values of K it is the user's, or the elbow of the loss.
     """
-    by_k: dict[int, list[TrialResult]] = {}
-    for result in results:
-        by_k.setdefault(result.k, []).append(result)
-    best = [min(by_k[k], key=lambda result: result.loss) for k in sorted(by_k)]
+    best = best_of_each_k(results)
     if select_k is not None:
         kept, why = next(result for result in best if result.k == select_k), "chosen by the user"
     elif len(best) == 1:
@@ -134,7 +130,7 @@ def select(results: Sequence[TrialResult], select_k: int | None) -> tuple[TrialR
         losses = [result.loss for result in best]
         kept = best[elbow([result.k for result in best], losses)]
         why = "lowest loss" if kept.loss == min(losses) else "elbow of the loss"
-    seeds = len(by_k[kept.k])
+    seeds = sum(result.k == kept.k for result in results)
     return kept, f"{why}; seed {kept.seed} has the lowest loss of {seeds}" if seeds > 1 else why
 
 

@@ -206,14 +206,15 @@ def _shown(news: Any) -> Iterator[None]:
     def follow() -> None:
         bar: Progress | None = None
         position = 0
-        finished = heard = False
+        finished, silent = False, True
         started = time.monotonic()
         while not finished:
             finished = stop.wait(POLL_S)
             lines, window = ray.get(news.ask.remote())
-            if not heard and time.monotonic() - started > SILENCE_S:
+            if silent and time.monotonic() - started > SILENCE_S:
                 say("cluster", "still waiting for workers: other jobs may hold the cluster's CPUs or GPUs")
-            heard = heard or bool(lines or window) or time.monotonic() - started > SILENCE_S
+                silent = False
+            silent = silent and not (lines or window)
             if bar and (lines or finished):
                 bar.close()
                 bar = None

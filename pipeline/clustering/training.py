@@ -193,7 +193,7 @@ class TrialTraining:
 
     def _not_a_number(self, iteration: int) -> ClusteringError:
         modules = "+".join(self.method.active_names) or "identity"
-        where = self.method.broken_part() or "what the modules made of them"
+        where = self.method.broken_part() or "what the modules make of the prototypes"
         return ClusteringError(
             f"trial {self.trial.name}: a number is not finite at iteration {iteration} of stage {modules}, in {where}; "
             "the last checkpoint is kept; try a lower clustering.learning_rate"

@@ -13,11 +13,13 @@ continues. Morphology commutes with neither: it ends a run of modules that are a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, grid_sample, pad
+
+from pipeline.config import Padding
 
 SMALLEST_DIVISOR = 0.1
 """Lower bound of the homogeneous divisor of a projective transformation; beyond it lies the horizon."""
@@ -28,8 +30,6 @@ WINDOW_LOGIT = 5.0
 """Logit of a morphological window's centre; that of all other positions is its negative."""
 LARGEST_SOFTNESS = 30.0
 """Bound on alpha, either way: there a soft maximum is one, and its exponentials are still far from overflow."""
-
-Padding = Literal["border", "zeros"]
 
 
 class SpatialTransform(Protocol):

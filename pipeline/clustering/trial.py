@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,3 +86,12 @@ class TrialResult:
         stages = [StageRecord(**stage) for stage in document["stages"]]
         history = [HistoryPoint(**point) for point in document["history"]]
         return cls(**{**document, "stages": stages, "history": history})
+
+
+def best_of_each_k(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """Of each K the trial with the lowest loss (minLoss, DTI paper, section 5.1), ordered by K."""
+    best: dict[int, TrialResult] = {}
+    for result in results:
+        if result.k not in best or result.loss < best[result.k].loss:
+            best[result.k] = result
+    return [best[k] for k in sorted(best)]

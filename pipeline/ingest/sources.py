@@ -107,7 +107,8 @@ def _walk(root: Path, class_folders: bool) -> Iterator[CrawlRecord]:
             continue
         inside = Path(folder).relative_to(root).parts
         label = storable(inside[0]) if class_folders and inside else None
-        yield from (replace(record, label=label) for record in _records_in(root, folder, entries))
+        records = _records_in(root, folder, entries)
+        yield from records if label is None else (replace(record, label=label) for record in records)
         folders.extend(e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False))
 
 

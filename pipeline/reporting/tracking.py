@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline.clustering.trial import TrialResult
+from pipeline.clustering.trial import TrialResult, best_of_each_k
 from pipeline.config import JobConfig
 from pipeline.layout import RunPaths
 from pipeline.progress import say
@@ -143,8 +143,7 @@ def _track_job(
     }
     run: str = client.create_run(experiment, tags=tags, run_name=common[RUN_TAG]).info.run_id
     points = [("images", float(sum(crawl.accepted for crawl in crawls)), 0), ("final_loss", selected.loss, 0)]
-    lowest = {k: min(result.loss for result in results if result.k == k) for k in {result.k for result in results}}
-    points += [("final_loss_by_k", loss, k) for k, loss in sorted(lowest.items())]
+    points += [("final_loss_by_k", result.loss, result.k) for result in best_of_each_k(results)]
     points += [(name, value, 0) for name, value in scores.items()]
     _log(client, run, _flat(config.model_dump(mode="json", exclude={"tracking_uri"})), points)
     return run

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
 from pipeline.clustering.metrics import nmi
+from pipeline.clustering.trial import Trial
 from pipeline.shards import read_shard
 from pipeline.storage import LocalStorage
 
@@ -179,7 +180,7 @@ def trial_rows(collection: str, run: Path) -> list[dict[str, Any]]:
     document = json.loads((run / "run.json").read_text())
     rows = []
     for trial in document["trials"]:
-        result = json.loads((run / f"trials/k={trial['k']}-seed={trial['seed']}/trial.json").read_text())
+        result = json.loads((run / "trials" / Trial(trial["k"], trial["seed"]).name / "trial.json").read_text())
         stages = ", ".join(f"{'+'.join(s['modules'][-1:]) or 'identity'} {s['iterations']}" for s in result["stages"])
         kept = (trial["k"], trial["seed"]) == (document["selected"]["k"], document["selected"]["seed"])
         row = {

@@ -20,7 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python look
 from pipeline.clustering import dti
 from pipeline.clustering.checkpoint import load_method
 from pipeline.clustering.loader import load_images, to_float
+from pipeline.clustering.trial import Trial
+from pipeline.layout import RunPaths
+from pipeline.shards import complete_crawls, shard_keys
 from pipeline.storage import LocalStorage
+from tests.benchmarks.bench_accuracy import last_run
 
 
 def main() -> None:
@@ -31,14 +35,13 @@ def main() -> None:
     parser.add_argument("--strides", default="2,4,8", help="[2,4,8]")
     arguments = parser.parse_args()
     storage = LocalStorage(str(Path(arguments.workspace).absolute()))
-    keys = list(storage.list(arguments.collection))
-    runs = [key for key in keys if key.endswith("/run.json")]
-    if not runs:
+    run = last_run(Path(storage.uri(arguments.collection)))
+    if run is None:
         sys.exit(f"{storage.uri(arguments.collection)}: no finished run; bench_accuracy.py crawls-64 makes some")
-    kept = json.loads(storage.read_bytes(runs[-1]))["selected"]
-    folder = runs[-1].removesuffix("run.json")
-    method = load_method(storage, f"{folder}trials/k={kept['k']}-seed={kept['seed']}/checkpoint.pt")
-    images = load_images(storage, [key for key in keys if key.endswith(".tar")])
+    kept = json.loads((run / "run.json").read_text())["selected"]
+    paths = RunPaths(arguments.collection, run.name)
+    method = load_method(storage, paths.checkpoint(Trial(kept["k"], kept["seed"]).name))
+    images = load_images(storage, shard_keys(complete_crawls(storage, arguments.collection)))
     dti.SMALLEST_SCREEN_PX = 1  # also where training would not screen
     print("| every n-th pixel | other prototype | responsibility lost | loss off by at most, nats |\n|---|---|---|---|")
     for stride in map(int, arguments.strides.split(",")):
