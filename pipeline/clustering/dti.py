@@ -27,6 +27,8 @@ from pipeline.config import ClusteringConfig
 
 NEGLIGIBLE = 1e-6
 """Responsibility below which a pair contributes nothing to the M-step."""
+PAIRS_MULTIPLE = 32
+"""The M-step works on a number of pairs divisible by this."""
 SURVIVORS = 3
 """Prototypes per image that are scored on all pixels after the others were ruled out on some of them."""
 SMALLEST_SCREEN_PX = 16
@@ -112,9 +114,9 @@ class DTI(nn.Module):
         with torch.no_grad():
             scores_BK = self._training_scores(canvas, images_BCHW, parameters, log_prior)
             gamma_BK = self.responsibilities(scores_BK)
-            b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
+            b_P, k_P, gamma_P = _pairs(gamma_BK)
         pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
-        expected = self._expected_score(canvas, images_BCHW, pairs, b_P, k_P, gamma_BK[b_P, k_P])
+        expected = self._expected_score(canvas, images_BCHW, pairs, b_P, k_P, gamma_P)
         expected = expected + (gamma_BK * log_prior).sum()
         return StepOutput(
             loss=-expected / len(images_BCHW),
@@ -208,8 +210,9 @@ class DTI(nn.Module):
         """Per active module: (B, K, p)."""
         if self.encoder is None or not self.active_modules:
             return {}
+        dtype = torch.bfloat16 if self.encode_in_bfloat16 else images_BCHW.dtype
         with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
-            features_BF = self.encoder(images_BCHW.contiguous(memory_format=torch.channels_last))
+            features_BF = self.encoder(images_BCHW.to(dtype, memory_format=torch.channels_last))
         features_BF = features_BF.to(images_BCHW.dtype)
         return {name: self.heads[name](features_BF) for name in self.active_names}
 
@@ -299,6 +302,23 @@ class DTI(nn.Module):
     def _transformed(self, canvas: Tensor, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
         return self.sequence.transform(canvas.index_select(0, k_P), parameters)
+
+
+def _pairs(gamma_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, prototype and responsibility of all pairs that have one, filled up to a multiple of `PAIRS_MULTIPLE`.
+
+    What fills up is the first pair again, with responsibility 0. Otherwise nearly every step would have another
+    number of pairs, and convolution libraries prepare each new shape for as long as they then compute.
+    """
+    b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
+    gamma_P = gamma_BK[b_P, k_P]
+    missing = -len(b_P) % PAIRS_MULTIPLE
+    first = slice(0, 1)
+    return (
+        torch.cat([b_P, b_P[first].expand(missing)]),
+        torch.cat([k_P, k_P[first].expand(missing)]),
+        torch.cat([gamma_P, gamma_P.new_zeros(missing)]),
+    )
 
 
 class _KnownGradients(torch.autograd.Function):

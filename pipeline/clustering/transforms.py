@@ -12,11 +12,12 @@ continues. Morphology commutes with neither: it ends a run of modules that are a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, grid_sample, pad
 
 from pipeline.config import Padding
@@ -44,10 +45,36 @@ class SpatialTransform(Protocol):
         """Output positions whose `warp` is `points`."""
 
 
-class Affine:
-    """x -> (I + A) x + t with beta = [A | t], row by row."""
+class LinearTransform(nn.Module):
+    """A spatial transformation that moves points by amounts linear in its parameters.
 
-    n_parameters = 6
+    Args:
+        moves_pN2: how far each of the output positions that are warped most often moves, per unit of each parameter.
+    """
+
+    moves_pN2: Tensor
+
+    def __init__(self, moves_pN2: Tensor) -> None:
+        super().__init__()
+        self.n_parameters = len(moves_pN2)
+        self.register_buffer("moves_pN2", moves_pN2, persistent=False)
+
+    def warp_base(self, beta: Tensor, base_N2: Tensor, kept: slice | Tensor) -> Tensor:
+        """`warp` of `base_N2`, which are those of the constructor at the indices `kept`: one matrix product."""
+        moves = self.moves_pN2[:, kept].flatten(1).to(beta.dtype)
+        warped = torch.addmm(base_N2.to(beta.dtype).flatten(), beta.flatten(0, -2), moves)
+        return warped.view(*beta.shape[:-1], *base_N2.shape)
+
+
+class Affine(LinearTransform):
+    """x -> (I + A) x + t with beta = [A | t], row by row.
+
+    Args:
+        base_N2: output positions that are warped most often.
+    """
+
+    def __init__(self, base_N2: Tensor) -> None:
+        super().__init__(_moves_along_axes(torch.cat([base_N2, torch.ones_like(base_N2[:, :1])], dim=1), by_axis=True))
 
     def warp(self, beta: Tensor, points: Tensor) -> Tensor:
         return _linear(self._matrix(beta), points).mT
@@ -81,7 +108,7 @@ class Projective:
         return torch.eye(3, dtype=beta.dtype, device=beta.device) + full
 
 
-class ThinPlateSpline(nn.Module):
+class ThinPlateSpline(LinearTransform):
     """Smoothest displacement that moves the control points of a regular grid by beta (grid x grid x 2, x fastest).
 
     The interpolation system with kernel r^2 log r is solved once, in float64: the displacement of a point is linear
@@ -89,16 +116,13 @@ class ThinPlateSpline(nn.Module):
 
     Args:
         grid: control points along each side.
-        base_N2: output positions that are warped most often; their linear map is kept.
+        base_N2: output positions that are warped most often.
     """
 
     solution: Tensor
     control_G2: Tensor
-    base_map_NG: Tensor
 
     def __init__(self, grid: int, base_N2: Tensor) -> None:
-        super().__init__()
-        self.n_parameters = 2 * grid * grid
         axis = torch.linspace(-1, 1, grid, dtype=torch.float64)
         control = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
         n = len(control)
@@ -107,19 +131,14 @@ class ThinPlateSpline(nn.Module):
         system[:n] = rows
         system[n:, :n] = rows[:, n:].T
         solution = torch.linalg.inv(system)[:, :n]
-        base_map = self._basis(base_N2.double(), control) @ solution
+        moves = _moves_along_axes(self._basis(base_N2.double(), control) @ solution, by_axis=False)
+        super().__init__(moves.to(base_N2))
         self.register_buffer("solution", solution.to(base_N2), persistent=False)
         self.register_buffer("control_G2", control.to(base_N2), persistent=False)
-        self.register_buffer("base_map_NG", base_map.to(base_N2), persistent=False)
 
     def warp(self, beta: Tensor, points: Tensor) -> Tensor:
         moves = self.solution.to(beta.dtype) @ beta.unflatten(-1, (-1, 2))
         return points + self._basis(points, self.control_G2.to(beta.dtype)) @ moves
-
-    def warp_base(self, beta: Tensor, base_N2: Tensor, kept: slice | Tensor) -> Tensor:
-        """`warp` of the output positions `base_N2`, which are those of the constructor at the indices `kept`."""
-        # One large product instead of a batch of tiny ones.
-        return base_N2 + (beta.unflatten(-1, (-1, 2)).mT @ self.base_map_NG[kept].to(beta.dtype).mT).mT
 
     def unwarp(self, beta: Tensor, points: Tensor) -> Tensor:
         """Newton's method on warp(x) = points; where the spline folds, the nearest solution found."""
@@ -192,16 +211,39 @@ def morphology(pictures_PCHW: Tensor, alpha_P: Tensor, window_Phw: Tensor) -> Te
         alpha_P: softness; its exponentials are taken around middle grey, which cancels and keeps them small.
         window_Phw: weights >= 0, not all 0, of an odd number of rows and columns.
     """
-    n, channels, height, width = pictures_PCHW.shape
+    channels = pictures_PCHW.shape[1]
     rows, columns = window_Phw.shape[1:]
-    x = pad(pictures_PCHW, (columns // 2, columns // 2, rows // 2, rows // 2))
+    x = pad(pictures_PCHW, (columns // 2, columns // 2, rows // 2, rows // 2)).flatten(0, 1)
     # Prototypes may leave [0, 1]; how far beyond makes no difference to what is lightest or darkest there.
-    e = torch.exp(alpha_P[:, None, None, None] * (x.clamp(-1, 2) - 0.5))
-    both = torch.cat([x * e, e], dim=1)
-    kernels = window_Phw[:, None].expand(-1, 2 * channels, -1, -1).reshape(-1, 1, rows, columns)
-    summed = conv2d(both.flatten(0, 1)[None], kernels, groups=len(kernels)).view(n, 2 * channels, height, width)
-    above, below = summed.chunk(2, dim=1)
-    return above / below
+    e = (x.clamp(-1, 2).sub_(0.5) * alpha_P.repeat_interleave(channels)[:, None, None]).exp_()
+    kernels = window_Phw.repeat_interleave(channels, dim=0)
+    correlate: Callable[[Tensor, Tensor], Tensor] = _CPUCorrelation.apply if x.is_cpu else _correlated
+    return (correlate(x * e, kernels) / correlate(e, kernels)).view_as(pictures_PCHW)
+
+
+def _correlated(planes_NHW: Tensor, kernels_Nhw: Tensor) -> Tensor:
+    """Each plane under its own kernel, where all of it overlaps the plane."""
+    return conv2d(planes_NHW[None], kernels_Nhw[:, None], groups=len(planes_NHW))[0]
+
+
+class _CPUCorrelation(torch.autograd.Function):
+    """`_correlated`, whose gradients are such correlations again.
+
+    torch's own gradient of a depth-wise kernel takes fifteen times as long on a CPU. On a GPU it does not.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, planes: Tensor, kernels: Tensor) -> Tensor:
+        ctx.save_for_backward(planes, kernels)
+        return _correlated(planes, kernels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        planes, kernels = ctx.saved_tensors
+        rows, columns = kernels.shape[1:]
+        around = pad(gradient, (columns - 1, columns - 1, rows - 1, rows - 1))
+        return _correlated(around, kernels.flip(-1, -2)), _correlated(planes, gradient)
 
 
 class TransformSequence(nn.Module):
@@ -242,7 +284,7 @@ class TransformSequence(nn.Module):
         self._spatial: dict[str, SpatialTransform] = {}
         for name in names:
             if name == "affine":
-                self._spatial[name] = Affine()
+                self._spatial[name] = Affine(base)
             elif name == "projective":
                 self._spatial[name] = Projective()
             elif name == "tps":
@@ -347,7 +389,7 @@ class TransformSequence(nn.Module):
         # T_M(... T_1(c)): the last module is the first to see an output position.
         for name in reversed([name for name in self.names if name in parameters and name in self._spatial]):
             transform = self._spatial[name]
-            if isinstance(transform, ThinPlateSpline) and points is base:
+            if isinstance(transform, LinearTransform) and points is base:
                 points = transform.warp_base(parameters[name], base, kept)
             else:
                 points = transform.warp(parameters[name], points)
@@ -382,6 +424,17 @@ class TransformSequence(nn.Module):
 def every(pixels: Tensor, stride: int) -> Tensor:
     """Every `stride`-th pixel of (..., H, W) in both directions, from the middle of the first block."""
     return pixels[..., stride // 2 :: stride, stride // 2 :: stride]
+
+
+def _moves_along_axes(moves_NG: Tensor, by_axis: bool) -> Tensor:
+    """(2 G, N, 2): the same moves along x, for one half of the parameters, and along y, for the other.
+
+    Args:
+        moves_NG: how far each of N points moves per unit of each of G parameters.
+        by_axis: whether all parameters of x come first, then those of y; otherwise they alternate.
+    """
+    moves_GcNc = torch.einsum("ng,ij->ginj", moves_NG, torch.eye(2, dtype=moves_NG.dtype, device=moves_NG.device))
+    return (moves_GcNc.transpose(0, 1) if by_axis else moves_GcNc).flatten(0, 1)
 
 
 def _linear(matrix: Tensor, points: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """The denominator of bench_step: one training step as the DTI paper's algorithm reads, without any shortcut.
 
 Every prototype has its own predictor network and is transformed onto every image of the batch, one module after the
-other, the identity first; means and scales separately; the morphological window as a sum over its positions; autograd
-records all of it (Algorithm 1 for the mixture, equation 4 for K-means). Float32 throughout. README.md compares what it
-costs with the code that the paper's authors released.
+other; means and scales separately; every warp by positions worked out point by point (homogeneous coordinates for a
+homography, the spline's kernel times its solved coefficients for TPS); the morphological window as a sum over its
+positions; autograd records all of it (Algorithm 1 for the mixture, equation 4 for K-means). Float32 throughout. It
+shares the encoder's layers with the product, nothing else. README.md compares what it costs with the code that the
+paper's authors released.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, unfold
 
 from pipeline.clustering.predictor import build_encoder
-from pipeline.clustering.transforms import TransformSequence
 
 MIN_STD = 0.25
 
@@ -33,10 +34,19 @@ class DensePrototypes(nn.Module):
         self.scales = nn.Parameter(torch.full_like(initial_KCHW, 0.5))
         self.eta = nn.Parameter(torch.ones(k))
         self.encoder = build_encoder("auto", self.channels, self.height, self.width)
-        self.sequence = TransformSequence(names, self.channels, self.height, self.width)
+        sizes = {"color": 2 * self.channels, "affine": 6, "projective": 8, "tps": 32, "morphological": 50}
         self.predictors = nn.ModuleList(
-            nn.ModuleDict({name: self._mlp(self.sequence.sizes[name]) for name in names}) for _ in range(k)
+            nn.ModuleDict({name: self._mlp(sizes[name]) for name in names}) for _ in range(k)
         )
+        identity = torch.eye(2, 3)[None]
+        self.positions = affine_grid(identity, [1, 1, self.height, self.width], align_corners=False).view(-1, 2)
+        axis = torch.linspace(-1, 1, 4)
+        self.control = torch.cartesian_prod(axis, axis).flip(1)
+        system = torch.zeros(19, 19)
+        system[:16] = self._spline_basis(self.control)
+        system[16:, :16] = system[:16, 16:].T
+        self.solution = torch.linalg.inv(system)[:, :16]
+        self.basis = self._spline_basis(self.positions)
 
     def _mlp(self, outputs: int) -> nn.Module:
         last = nn.Linear(128, outputs)
@@ -80,16 +90,32 @@ class DensePrototypes(nn.Module):
             return self._morphology(beta, pictures)
         if name == "affine":
             grid = affine_grid(torch.eye(2, 3) + beta.view(-1, 2, 3), list(pictures.shape), align_corners=False)
+        elif name == "projective":
+            grid = self._projected(beta).view(-1, self.height, self.width, 2)
         else:
-            grid = self.sequence.points({name: beta})
+            coefficients = self.solution @ (self.control + beta.view(-1, 16, 2))
+            grid = (self.basis @ coefficients).view(-1, self.height, self.width, 2)
         return grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    def _projected(self, beta: Tensor) -> Tensor:
+        """(n, H W, 2): the positions under homographies, by homogeneous coordinates."""
+        homography = torch.eye(3) + torch.cat([beta, torch.zeros(len(beta), 1)], dim=1).view(-1, 3, 3)
+        homogeneous = torch.cat([self.positions, torch.ones(len(self.positions), 1)], dim=1)
+        x, y, divisor = (homography @ homogeneous.T.expand(len(beta), -1, -1)).unbind(1)
+        divisor = divisor.clamp_min(0.1)
+        return torch.stack([x / divisor, y / divisor], dim=-1)
+
+    def _spline_basis(self, points: Tensor) -> Tensor:
+        """(n, 19): r^2 log r for every control point, and 1, x, y."""
+        squared = (points[:, None] - self.control).square().sum(-1)
+        return torch.cat([torch.xlogy(squared, squared) / 2, torch.ones(len(points), 1), points], dim=1)
 
     @staticmethod
     def _morphology(beta: Tensor, pictures: Tensor) -> Tensor:
-        """Equation 6 as it reads: a sum over the 49 positions of the window."""
+        """Equation 6 as it reads: at each pixel, a sum over the 49 positions of the window."""
         offset = torch.full((49,), -5.0)
         offset[24] = 5.0
-        window = (beta[:, 1:] + offset).sigmoid()[:, :, None]
-        x = unfold(pictures, 7, padding=3)
+        window = (beta[:, 1:] + offset).sigmoid()[:, None, :]
+        x = unfold(pictures, 7, padding=3).mT
         weights = window * (beta[:, :1, None] * x).exp()
-        return ((x * weights).sum(1) / weights.sum(1)).view_as(pictures)
+        return ((x * weights).sum(2) / weights.sum(2)).view_as(pictures)
