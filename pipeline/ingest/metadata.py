@@ -27,6 +27,8 @@ MAX_EXTRA_CHARS = 16_384
 MAX_NESTING = 16
 """Of lists and objects in further columns; deeper ones are left out."""
 
+MAX_NUMBER_CHARS = 24
+
 MAX_HASHTAGS = MAX_ITEMS = 1_000
 """Of a list or an object; further ones are left out."""
 
@@ -167,7 +169,7 @@ def bounded(values: Mapping[str, Any]) -> dict[str, Any]:
         value = None if raw == "" else _plain(raw, MAX_NESTING)
         if value is None:
             continue
-        size = len(name) + (len(value) if isinstance(value, str) else len(json.dumps(value)))
+        size = len(name) + _length(value)
         if size <= room:
             kept[storable(name)] = value
             room -= size
@@ -192,6 +194,13 @@ def _plain(value: Any, nesting: int) -> Any:
     elif not isinstance(value, bytes):  # texts; dates, decimals and what else a table may hold as they are written
         plain = storable(str(value)[:MAX_TEXT_CHARS])
     return plain
+
+
+def _length(value: Any) -> int:
+    """Of `value` as JSON, in characters, as nearly as a bound needs it."""
+    if isinstance(value, str):
+        return len(value)
+    return len(json.dumps(value)) if isinstance(value, dict | list) else MAX_NUMBER_CHARS
 
 
 def _whole_number(digits: str) -> int | float:

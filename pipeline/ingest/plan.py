@@ -26,6 +26,10 @@ SHARD_KEY = b"records_per_shard"
 NOT_IDENTITY = frozenset({"source_uri", "problem_detail"})
 """Where a record lies, and what is only words, do not tell one state of it from another."""
 
+# Made once: json.dumps makes an encoder for each call with options.
+_IDENTITY = json.JSONEncoder(sort_keys=True, default=str)
+_EXTRA = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+
 
 class Plan:
     """A plan in a local Parquet file, whose row groups hold whole shards in order."""
@@ -84,10 +88,10 @@ def _shards_per_group(records_per_shard: int) -> int:
 
 
 def _row(position: int, record: CrawlRecord) -> dict[str, Any]:
-    extra = json.dumps(record.extra, ensure_ascii=False, sort_keys=True) if record.extra else None
+    extra = _EXTRA.encode(record.extra) if record.extra else None
     return {**vars(record), "record": position, "extra": extra}
 
 
 def _identity(record: CrawlRecord) -> bytes:
     known = {name: value for name, value in vars(record).items() if name not in NOT_IDENTITY}
-    return json.dumps(known, sort_keys=True, default=str).encode()
+    return _IDENTITY.encode(known).encode()
