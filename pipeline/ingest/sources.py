@@ -80,10 +80,10 @@ def _detect(tree: Tree) -> SourceType:
         return _detect_file(file)
     if not tree.exists():
         return "folder"  # which says that there is none
-    if is_scene(tree):
-        return "megadepth"
-    refuse_tree(tree, scenes_below(tree))
     here = tree.list()
+    if is_scene(tree, here):
+        return "megadepth"
+    refuse_tree(tree, scenes_below(tree, here))
     readers = [reader_of(file.name) for file in here.files if not file.name.startswith("_")]  # such as _SUCCESS
     # A text in a folder may be anything; as a table it has to be the source itself, or named.
     if readers and not here.folders and not {None, list_rows} & set(readers):

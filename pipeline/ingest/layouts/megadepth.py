@@ -24,25 +24,25 @@ _DENSE = re.compile(r"dense\d+")
 SHOWN_SCENES = 5
 
 
-def is_scene(tree: Tree) -> bool:
-    """Whether the folder `tree` holds the images of one scene."""
+def is_scene(tree: Tree, here: Folder) -> bool:
+    """Whether the folder `tree`, which holds what is `here`, has the images of one scene."""
     name = tree.root.rstrip("/").rpartition("/")[2]
-    return _SCENE.fullmatch(name) is not None and bool(_image_folders(tree, tree.list(), certain=True))
+    return _SCENE.fullmatch(name) is not None and bool(_image_folders(tree, here, certain=True))
 
 
-def scenes_below(tree: Tree) -> list[str]:
-    """Paths in `tree` of its scenes, where it is the data set or a part of it; a plain folder has none.
+def scenes_below(tree: Tree, here: Folder) -> list[str]:
+    """Paths of the scenes of `tree`, which holds what is `here`; only the data set or a part of it has some.
 
     Only the first numbered folder of each part is looked into: listing a whole data set takes long.
     """
     scenes: list[str] = []
-    folders = [""]
+    folders = [here]
     while folders:
-        folder = tree.list(folders.pop())
+        folder = folders.pop()
         numbered = [path for path in folder.folders if _SCENE.fullmatch(_name(path))]
         if numbered and _image_folders(tree, tree.list(numbered[0]), certain=True):
             scenes += numbered
-        folders += [path for path in folder.folders if _name(path) in ABOVE_SCENES]
+        folders += [tree.list(path) for path in folder.folders if _name(path) in ABOVE_SCENES]
     return sorted(scenes)
 
 
@@ -54,7 +54,7 @@ def scene_of(source: str) -> Tree | None:
     above, _, name = source.rstrip("/").rpartition("/")
     if not above or not _SCENE.fullmatch(name) or not (tree := open_tree(above)).exists() or tree.file() is not None:
         return None
-    found = [path.rstrip("/") for path in scenes_below(tree) if _name(path) == name]
+    found = [path.rstrip("/") for path in scenes_below(tree, tree.list()) if _name(path) == name]
     if len(found) > 1:
         raise SourceError(f"source {source}: scene {name} is there {len(found)} times; give one of {', '.join(found)}")
     return open_tree(f"{above}/{found[0]}") if found else None
@@ -65,9 +65,10 @@ def scene_records(tree: Tree) -> Iterator[CrawlRecord]:
 
     Raises SourceError where `tree` is no scene, is a tree of scenes, or holds no image.
     """
-    image_folders = _image_folders(tree, tree.list(), certain=False)
+    here = tree.list()
+    image_folders = _image_folders(tree, here, certain=False)
     if not image_folders:
-        refuse_tree(tree, scenes_below(tree))
+        refuse_tree(tree, scenes_below(tree, here))
         raise SourceError(f"source {tree.root}: no scene of MegaDepth; expected folders dense0/imgs or images in it")
     scene = tree.root.rstrip("/").rpartition("/")[2]
     walk = Walk(tree)
