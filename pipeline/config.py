@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -27,7 +27,6 @@ SourceType = Literal[
 ]  # fmt: skip
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
-SourceName = Annotated[str, Field(min_length=1)]
 ImageForm = tuple[int, ColorMode, ImageFormat]
 
 
@@ -35,6 +34,13 @@ def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise ValueError("each value may stand there once")
     return values
+
+
+def _sources(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    if value is not None and not (names and all(isinstance(name, str) and name for name in names)):
+        raise ValueError(f"expected a folder, a file or s3://bucket/prefix, or a list of them, found {value!r}")
+    return _distinct(value) if isinstance(value, list) else value
 
 
 def _odd(value: int) -> int:
@@ -244,7 +250,7 @@ class JobConfig(_Section):
 
     collection: Annotated[str, Field(pattern=r"^[\w#][\w.#=+-]*$"), AfterValidator(_folder_name)]
     """Name of the collection, a hashtag or a landmark; a folder of that name is made in the workspace."""
-    source: SourceName | Annotated[list[SourceName], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    source: Annotated[str | list[str] | None, BeforeValidator(_sources)] = None
     """What to ingest, as `ingest.source_type` says: a folder or file, local or s3://bucket/prefix, or a list of them,
     which become one crawl in that order; not needed without that stage."""
     workspace: str = Field("workspace", min_length=1)

@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SourceError, StorageError
@@ -71,6 +72,13 @@ def read_object(uri: str, max_bytes: int) -> bytes:
             if size > max_bytes:
                 raise Rejected("too_many_bytes", f"{size} bytes, at most {max_bytes} are read")
             return bytes(body.read())
+
+
+def download(uri: str, path: Path) -> None:
+    """Write the object at `uri` to the local file `path`. Raises StorageError where S3 or the disk refuses."""
+    bucket, key = split_address(uri)
+    with _explained(uri):
+        _client().download_file(bucket, key, str(path))
 
 
 class S3Stream(io.RawIOBase):

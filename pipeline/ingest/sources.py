@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 from pipeline.config import SourceType
 from pipeline.errors import SourceError
-from pipeline.ingest.labelled import idx_records, looks_like_idx, npz_records
+from pipeline.ingest.labelled import IDX_IMAGES, idx_records, looks_like_idx, npz_records
 from pipeline.ingest.layouts.archives import Archive, is_tar
 from pipeline.ingest.layouts.archives import records as tar_records
+from pipeline.ingest.layouts.arrays_on_s3 import array_records, holds_idx
 from pipeline.ingest.layouts.folder import EXPECTED, folder_records
 from pipeline.ingest.layouts.megadepth import is_scene, refuse_tree, scene_of, scene_records, scenes_below
 from pipeline.ingest.layouts.tables import READERS, looks_like_table, reader_of, table_records
 from pipeline.ingest.table_rows import list_rows
 from pipeline.ingest.tars import BrokenTar
-from pipeline.ingest.tree import File, LocalTree, Tree, open_tree
+from pipeline.ingest.tree import File, Folder, LocalTree, Tree, open_tree
 from pipeline.records import CrawlRecord
 
 
@@ -60,8 +60,9 @@ def _read_one(source: str, source_type: SourceType, url_column: str | None) -> I
         tree = scene_of(source) or tree
     found = _detect(tree) if source_type == "auto" else source_type
     if found in {"idx", "npz"}:
-        path = _local_path(tree, found)
-        return idx_records(path) if found == "idx" else npz_records(path)
+        if not isinstance(tree, LocalTree):
+            return array_records(tree, "idx" if found == "idx" else "npz")
+        return idx_records(tree.path) if found == "idx" else npz_records(tree.path)
     if found == "table":
         return table_records(tree, url_column)
     if found == "megadepth":
@@ -80,7 +81,12 @@ def _detect(tree: Tree) -> SourceType:
         return _detect_file(file)
     if not tree.exists():
         return "folder"  # which says that there is none
-    here = tree.list()
+    return _detect_folder(tree, tree.list())
+
+
+def _detect_folder(tree: Tree, here: Folder) -> SourceType:
+    if not isinstance(tree, LocalTree) and holds_idx(here):
+        return "idx"
     if is_scene(tree, here):
         return "megadepth"
     refuse_tree(tree, scenes_below(tree, here))
@@ -94,6 +100,8 @@ def _detect(tree: Tree) -> SourceType:
 def _detect_file(file: File) -> SourceType:
     if file.name.lower().endswith(".npz"):
         return "npz"
+    if IDX_IMAGES.search(file.name):
+        return "idx"
     if is_tar(file.name):
         return "tar"
     if looks_like_table(file):
@@ -109,9 +117,3 @@ def _one_tar(tree: Tree, file: File) -> Iterator[CrawlRecord]:
         yield from tar_records(Archive(file), must_be_tar=True)
     except BrokenTar as error:
         raise SourceError(f"source {tree.root}: not a tar of files ({error}); fetch it again") from error
-
-
-def _local_path(tree: Tree, source_type: str) -> Path:
-    if isinstance(tree, LocalTree):
-        return tree.path
-    raise SourceError(f"source {tree.root}: arrays ({source_type}) are read from folders; copy it to one first")

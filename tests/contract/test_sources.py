@@ -7,16 +7,19 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.ingest import s3
 from pipeline.ingest.fetch import fetch
+from pipeline.ingest.labelled import read_record
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import read_records
 from pipeline.ingest.stage import check_apart
 from pipeline.storage import open_storage
+from tests.array_files import idx
 from tests.crawl_files import encoded, photograph
 from tests.dump_files import (
     Files,
@@ -74,6 +77,21 @@ def test_a_bucket_tells_what_a_folder_tells(name: str, prefix: str, s3_bucket: s
             assert fetch(there.source_uri, 10**6) == fetch(here.source_uri, 10**6)
 
 
+@pytest.mark.parametrize("below", ["", "/train-images-idx3-ubyte", "/x.npz"])
+def test_labelled_arrays_in_a_bucket(below: str, s3_bucket: str, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8)).astype(np.uint8)
+    labels = np.array([5, 0, 4, 5], np.uint8)
+    put(tmp_path, {"train-images-idx3-ubyte": idx(images), "train-labels-idx1-ubyte": idx(labels)})
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    source = upload(s3_bucket, {path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    found = list(read_records(source + below))
+    assert [r.label for r in found] == ["5", "0", "4", "5"]
+    for place, record in enumerate(found):
+        assert record.source_uri.startswith(f"{source}/")
+        assert record.array_sha256 is not None
+        assert np.array_equal(read_record(record.source_uri, place, record.array_sha256)[..., 0], images[place])
+
+
 def test_only_the_bytes_of_a_member_are_asked_for(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     large = [(f"{i}.jpg", bytes([i]) * 100_000) for i in range(20)]
     source = upload(s3_bucket, {"x.tar": tar(large)})
@@ -111,7 +129,7 @@ def test_what_is_missing_or_too_large(s3_bucket: str) -> None:
         list(read_records("s3://"))
     with pytest.raises(SourceError, match="expected a folder, found a file"):
         list(read_records(f"{source}/1.jpg", "folder"))
-    with pytest.raises(SourceError, match="arrays"):
+    with pytest.raises(SourceError, match=rf"source {source}/1\.jpg: expected a file \.npz"):
         list(read_records(f"{source}/1.jpg", "npz"))
 
 
