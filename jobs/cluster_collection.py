@@ -38,8 +38,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what = parser.add_argument_group("what")
     what.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
-    what.add_argument("--source", metavar="SRC", help="folder of images, instagram-scraper dump, IDX files, or .npz")
-    what.add_argument("--source-type", metavar="NAME", help="folder, idx, npz or class-folders [by the source's name]")
+    what.add_argument(
+        "--source",
+        action="append",
+        metavar="SRC",
+        help="folder, dump, tar, table of addresses or arrays, local or s3://bucket/prefix; may be repeated",
+    )
+    what.add_argument("--source-type", metavar="NAME", help="what the sources are, such as table [found by looking]")
+    what.add_argument("--url-column", metavar="NAME", help="column of addresses in a table [found by its name]")
     what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
     what.add_argument(
         "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
@@ -77,6 +83,7 @@ CONFIG_KEY = {
     "method": "clustering.method",
     "transforms": "clustering.transforms",
     "source_type": "ingest.source_type",
+    "url_column": "ingest.url_column",
     "image_size": "ingest.image_size",
     "workers": "clustering.workers",
 }
@@ -97,6 +104,8 @@ def main() -> None:
 
     file, overrides = arguments.pop("config"), arguments.pop("overrides")
     flags: dict[str, Any] = {CONFIG_KEY.get(n, n): v for n, v in arguments.items() if v is not None}
+    if len(flags.get("source", ())) == 1:
+        (flags["source"],) = flags["source"]
     config = load_config(file, flags, overrides)
     storage = open_storage(config.workspace)
     refuse_the_impossible(storage, config)
@@ -137,11 +146,12 @@ def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
     check_place(config)
     check_run_id(storage, config)
     images, what = sum(crawl.accepted for crawl in crawls_to_use(storage, config)), "accepted images"
-    if "ingest" in config.stages and config.source is not None:
-        check_apart(config.source, storage)
+    if "ingest" in config.stages:
+        check_apart(config.sources, storage)
         most = max(config.clustering.k)
-        images += count_candidates(config.source, min(most, config.ingest.sample or most), config.ingest.source_type)
-        what = f"records of {config.source}"
+        at_most = min(most, config.ingest.sample or most)
+        images += count_candidates(config.sources, at_most, config.ingest.source_type, config.ingest.url_column)
+        what = f"records of {', '.join(config.sources)}"
     elif not images:
         raise SourceError(
             f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px "

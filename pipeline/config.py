@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -24,7 +24,10 @@ TransformName = Literal["color", "affine", "projective", "tps", "morphological"]
 Padding = Literal["border", "zeros"]
 Iterations = Annotated[int, Field(ge=1)]
 STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
-SourceType = Literal["auto", "folder", "idx", "npz", "class-folders"]
+SourceType = Literal[
+    "auto", "folder", "instagram-scraper", "instaloader", "gallery-dl", "megadepth", "table", "img2dataset", "tar",
+    "idx", "npz", "class-folders",
+]  # fmt: skip
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
 ImageForm = tuple[int, ColorMode, ImageFormat]
@@ -34,6 +37,13 @@ def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise ValueError("each value may stand there once")
     return values
+
+
+def _sources(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    if value is not None and not (names and all(isinstance(name, str) and name for name in names)):
+        raise ValueError(f"expected a folder, a file or s3://bucket/prefix, or a list of them, found {value!r}")
+    return _distinct(value) if isinstance(value, list) else value
 
 
 def _odd(value: int) -> int:
@@ -67,9 +77,13 @@ class IngestConfig(_Section):
     """How crawled files become images."""
 
     source_type: SourceType = "auto"
-    """What the source is. folder: images, or an instagram-scraper dump. idx: labelled IDX files, as MNIST's. npz: a
-    NumPy file with the arrays `images` and, optionally, `labels`. class-folders: a folder of images per class, whose
-    name is the label. auto: idx or npz by name, otherwise folder."""
+    """What the sources are. folder: images, tars and dumps, each folder as it looks. instagram-scraper, instaloader,
+    gallery-dl, img2dataset, tar: the same, but there must be something of that. megadepth: one scene. table: addresses
+    of images as CSV, TSV, JSON lines, Parquet or a plain list, gzipped or not. idx: labelled IDX files, as MNIST's.
+    npz: a NumPy file with the arrays `images` and, optionally, `labels`. class-folders: a folder of images per class,
+    whose name is the label. auto: found out by looking at each source; class-folders only when named."""
+    url_column: str | None = Field(None, min_length=1)
+    """Column with the addresses of a table. Default: found by its name, such as url or image_url."""
     sample: int | None = Field(None, ge=1)
     """Ingest this many records of the source, drawn at random. Default: all. Another sample of the same source adds to
     the collection, as any crawl does: give it a collection of its own where it shall stand alone."""
@@ -245,8 +259,9 @@ class JobConfig(_Section):
 
     collection: Annotated[str, Field(pattern=r"^[\w#][\w.#=+-]*$"), AfterValidator(_folder_name)]
     """Name of the collection, a hashtag or a landmark; a folder of that name is made in the workspace."""
-    source: str | None = Field(None, min_length=1)
-    """What to ingest, as `ingest.source_type` says: a folder, or a file of arrays; not needed without that stage."""
+    source: Annotated[str | list[str] | None, BeforeValidator(_sources)] = None
+    """What to ingest, as `ingest.source_type` says: a folder or file, local or s3://bucket/prefix, or a list of them,
+    which become one crawl in that order; not needed without that stage."""
     workspace: str = Field("workspace", min_length=1)
     """Folder or s3://bucket/prefix that keeps everything."""
     stages: Annotated[list[Stage], Field(min_length=1), AfterValidator(_distinct)] = list(STAGES)
@@ -260,10 +275,15 @@ class JobConfig(_Section):
     clustering: ClusteringConfig = ClusteringConfig()
     reporting: ReportingConfig = ReportingConfig()
 
+    @property
+    def sources(self) -> list[str]:
+        """All of `source`."""
+        return [self.source] if isinstance(self.source, str) else self.source or []
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if "ingest" in self.stages and self.source is None:
-            raise ValueError("source: the ingest stage needs a folder to read; give --source")
+            raise ValueError("source: the ingest stage needs something to read; give --source")
         if "://" in self.workspace and not self.workspace.startswith("s3://"):
             raise ValueError(f"workspace {self.workspace!r}: expected a folder or s3://bucket/prefix")
         if self.tracking_uri is None and "://" in self.workspace and "report" in self.stages:

@@ -17,7 +17,10 @@ RECORD_FIELDS = [
     pa.field(
         "source_uri",
         pa.string(),
-        metadata={"doc": "absolute path, file:// where UTF-8 cannot hold it; #index in arrays"},
+        metadata={
+            "doc": "absolute path, file:// where UTF-8 cannot hold it, s3:// or http(s)://; #index in arrays, "
+            "#member=name&offset=bytes&size=bytes in tars, #row=number for a row of a table without an address"
+        },
     ),
     pa.field("file_name", pa.string(), metadata={"doc": "in the crawl; empty for a post that names no file"}),
     pa.field("shortcode", pa.string(), metadata={"doc": "the post's short code, where the crawl has one"}),
@@ -33,6 +36,7 @@ PLAN_SCHEMA = pa.schema(
     [
         *RECORD_FIELDS,
         pa.field("problem", pa.string(), metadata={"doc": "a reason to reject that was known at planning time"}),
+        pa.field("problem_detail", pa.string(), metadata={"doc": "that reason in words"}),
         pa.field("array_format", pa.string(), metadata={"doc": "IDX | NPZ where the record is an image of an array"}),
         pa.field("array_sha256", pa.string(), metadata={"doc": "of the array's file, hexadecimal"}),
         pa.field("array_index", pa.int64(), metadata={"doc": "place of the image in its array, from 0"}),
@@ -74,6 +78,8 @@ class CrawlRecord:
     extra: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
     """A reason to reject it that its source already knows, such as ``missing_file``."""
+    problem_detail: str | None = None
+    """That reason in words."""
     label: str | None = None
     """The true class of the image: for evaluation alone."""
     array_format: str | None = None

@@ -74,8 +74,8 @@ def connect_ray() -> None:
 def check_place(config: JobConfig) -> None:
     """Raise ConfigError where the job cannot run on this machine, or cannot find its files on a cluster."""
     if on_cluster():
-        for name, place in (("source", config.source), ("workspace", config.workspace)):
-            if place and "://" not in place and not Path(place).is_absolute():
+        for name, place in (*(("source", source) for source in config.sources), ("workspace", config.workspace)):
+            if "://" not in place and not Path(place).is_absolute():
                 raise ConfigError(
                     f"{name} {place!r}: a submitted job runs in a temporary folder; give an absolute path"
                 )

@@ -16,6 +16,8 @@ from pipeline.errors import SourceError
 from pipeline.ingest.arrays import inspect_images, read_image, read_labels
 from pipeline.ingest.fetch import file_uri, local_path
 from pipeline.ingest.images import Pixels
+from pipeline.ingest.remote_arrays import local_copy
+from pipeline.ingest.s3 import S3_SCHEME
 from pipeline.ingest.text import storable
 from pipeline.records import CrawlRecord
 
@@ -70,7 +72,8 @@ def npz_records(source: Path) -> Iterator[CrawlRecord]:
 
 def read_record(source_uri: str, index: int, array_sha256: str) -> Pixels:
     """The image of a record that this module made. Raises what `read_image` does."""
-    path = Path(local_path(source_uri.removesuffix(f"#{index}")))
+    address = source_uri.removesuffix(f"#{index}")
+    path = local_copy(address, array_sha256) if address.startswith(S3_SCHEME) else Path(local_path(address))
     return read_image(path, index, array_sha256)
 
 

@@ -6,12 +6,15 @@ from typing import Literal
 
 RejectReason = Literal[
     "missing_file",  # the crawl names a file that is not there
-    "outside_source",  # a link that leaves the source folder: a crawl may not pick files of the machine
+    "outside_source",  # a link or an address that leaves the source: a crawl may not pick files of the machine
     "unreadable",  # the file or folder is there and cannot be read
     "empty",  # zero bytes
     "too_many_bytes",  # more than `max_bytes`
     "not_an_image",  # nothing that Pillow reads: a login page, a text, a drawing
     "video",
+    "profile_picture",  # of an account that a crawl names, not one of its posts
+    "no_address",  # a row of a table without an http:// or https:// address
+    "broken_metadata",  # a row of a table, or a file of metadata, that cannot be parsed
     "too_many_pixels",  # the header claims more than `max_pixels`, as decompression bombs do
     "too_small",  # the short side is below `min_side`
     "truncated",  # an image that ends too early

@@ -74,7 +74,7 @@ def _ingest(row: dict[str, Any], known: Known, kept: set[str], config: IngestCon
     Raises Rejected.
     """
     if row["problem"]:
-        raise Rejected(row["problem"], "known from the crawl's listing")
+        raise Rejected(row["problem"], row["problem_detail"] or "known from the crawl's listing")
     if row["array_sha256"] is None:
         content = fetch(row["source_uri"], config.max_bytes)
         sha256, n_bytes = hashlib.sha256(content).hexdigest(), len(content)

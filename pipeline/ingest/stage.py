@@ -23,8 +23,8 @@ from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_files
 from pipeline.ingest.plan import Plan, write_plan
 from pipeline.ingest.sampling import draw_sample
 from pipeline.ingest.shard import build_shard
-from pipeline.ingest.sources import is_inside, read_records, source_root
-from pipeline.ingest.text import storable
+from pipeline.ingest.sources import read_records, source_root
+from pipeline.ingest.tree import is_inside
 from pipeline.layout import CrawlPaths
 from pipeline.progress import Progress, say
 from pipeline.records import Crawl, CrawlRecord
@@ -35,26 +35,27 @@ from pipeline.storage import Storage, read_table, write_json
 SCHEMA_VERSION = 2
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
 
-IN_THE_LISTING = {"source_type", "sample", "sample_seed"}
+IN_THE_LISTING = {"source_type", "url_column", "sample", "sample_seed"}
 """What decides which records there are, and so is in the listing's digest already."""
 
 RETRY_PAUSE_S = 1.0
 
 
 def ingest(storage: Storage, config: JobConfig) -> Crawl:
-    """Ingest the crawl `config.source` into its collection; needs a Ray session unless the crawl is complete.
+    """Ingest the crawl `config.sources` into its collection; needs a Ray session unless the crawl is complete.
 
     Raises:
         ConfigError: the workspace lies inside the source.
         SourceError: the source is missing or holds nothing.
         StorageError: a read or a write failed, again and again.
     """
-    assert config.source is not None  # checked by JobConfig
-    source = source_root(config.source)
-    check_apart(config.source, storage)
+    roots = [source_root(source) for source in config.sources]
+    check_apart(config.sources, storage)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        records: Iterable[CrawlRecord] = read_records(config.source, config.ingest.source_type)
+        records: Iterable[CrawlRecord] = read_records(
+            config.sources, config.ingest.source_type, config.ingest.url_column
+        )
         if config.ingest.sample is not None:
             records = draw_sample(records, config.ingest.sample, config.ingest.sample_seed)
         plan = write_plan(records, Path(folder) / "plan.parquet", config.ingest.records_per_shard)
@@ -64,7 +65,7 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         if (complete := crawls.get(crawl_id)) is not None:
             say("ingest", f"crawl {crawl_id} is complete already, nothing to do: {_summary(complete)}")
             return complete
-        say("ingest", f"crawl {crawl_id}: {plan.records} records of {storable(str(source))} in {plan.n_shards} shards")
+        say("ingest", f"crawl {crawl_id}: {plan.records} records of {', '.join(roots)} in {plan.n_shards} shards")
         storage.publish(plan.path, paths.plan)
         known = known_files(storage, crawls.values(), config.ingest.image_form)
         built = _build_shards(storage, paths, plan, known, config.ingest)
@@ -75,7 +76,7 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         **asdict(crawl),
         "schema_version": SCHEMA_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": storable(str(source)),
+        "source": roots[0] if len(roots) == 1 else roots,
         "bytes": total_bytes,
         "seconds": round(seconds, 3),
         "records_per_second": round(built / seconds, 3),
@@ -90,10 +91,16 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     return crawl
 
 
-def check_apart(source: str, storage: Storage) -> None:
-    """Raise ConfigError where the workspace lies inside its own source: the next job would crawl it."""
-    if "://" not in storage.root and is_inside(storage.root, source_root(source)):
-        raise ConfigError(f"workspace {storage.root} lies inside the source {source}; choose a folder outside")
+def check_apart(sources: Iterable[str], storage: Storage) -> None:
+    """Raise ConfigError where the workspace lies inside one of its own `sources`: the next job would crawl it."""
+    for source in sources:
+        root = source_root(source)
+        if "://" in storage.root:
+            inside = f"{storage.root}/".startswith(f"{root}/")
+        else:
+            inside = "://" not in root and is_inside(storage.root, Path(source).expanduser().absolute())
+        if inside:
+            raise ConfigError(f"workspace {storage.root} lies inside the source {source}; choose a place outside")
 
 
 def _ray_task(work: Callable[..., Any]) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,30 +12,9 @@ import pytest
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage, read_json, read_table, write_json
 from pipeline.storage import write_table as publish_table
+from tests.s3_server import s3_bucket, s3_endpoint
 
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    import boto3
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = f"workspaces-{uuid.uuid4().hex}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    return bucket
+__all__ = ["s3_bucket", "s3_endpoint"]
 
 
 @pytest.fixture(params=["folder", "s3", "s3 without a prefix"])
@@ -180,7 +158,7 @@ def test_a_server_that_cannot_be_reached_is_a_storage_error(monkeypatch: pytest.
     import boto3
 
     storage._client = boto3.client("s3", config=Config(retries={"total_max_attempts": 1}))
-    with pytest.raises(StorageError, match=r"cannot read s3://workspaces-.*/x: Could not connect"):
+    with pytest.raises(StorageError, match=r"cannot read s3://bucket-.*/x: Could not connect"):
         storage.read_bytes("x")
 
 

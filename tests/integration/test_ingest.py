@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -24,18 +25,20 @@ from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl, CrawlRecord
 from pipeline.shards import complete_crawls, read_shard
 from pipeline.storage import LocalStorage, read_json, read_table, write_table
 from tests.crawl_files import encoded, node, photograph, png_bomb, write_metadata
+from tests.dump_files import gallery_dl_dump, img2dataset_dump, instaloader_dump, put, tar
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MAKE_CRAWL = Path(__file__).parents[3] / "shared" / "tools" / "make_crawl.py"
 
 
-def job(source: Path, workspace: Path, **ingest_options: Any) -> JobConfig:
+def job(source: Path | list[str], workspace: Path, **ingest_options: Any) -> JobConfig:
     options = {"image_size": 16, "records_per_shard": 5, **ingest_options}
     flags = {f"ingest.{name}": value for name, value in options.items()}
-    return load_config(None, {"collection": "c", "source": str(source), "workspace": str(workspace), **flags}, [])
+    sources = source if isinstance(source, list) else str(source)
+    return load_config(None, {"collection": "c", "source": sources, "workspace": str(workspace), **flags}, [])
 
 
-def run(source: Path, workspace: Path, **ingest_options: Any) -> Crawl:
+def run(source: Path | list[str], workspace: Path, **ingest_options: Any) -> Crawl:
     return ingest(LocalStorage(str(workspace)), job(source, workspace, **ingest_options))
 
 
@@ -241,6 +244,27 @@ def test_names_of_any_bytes_go_all_the_way(tmp_path: Path) -> None:
     (tmp_path / "crawl").mkdir()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/crawl/\xff\xfe.jpg")).write_bytes(encoded(photograph(1)))
     assert run(tmp_path / "crawl", tmp_path / "ws").accepted == 1
+
+
+def test_sources_of_every_layout_are_one_crawl_with_their_metadata(crawl_folder: Path, tmp_path: Path) -> None:
+    put(tmp_path / "gallery", gallery_dl_dump())
+    put(tmp_path / "loader", instaloader_dump())
+    put(tmp_path / "tars", img2dataset_dump())
+    put(tmp_path, {"packed.tgz": tar([(f"{i}.png", encoded(photograph(50 + i), "PNG")) for i in range(7)], "w:gz")})
+    sources = [str(tmp_path / name) for name in ("loader", "tars", "packed.tgz", "gallery")] + [str(crawl_folder)]
+    crawl = run(sources, tmp_path / "ws")
+    assert crawl.records == 7 + 3 + 7 + 5 + 21
+    found = {row["file_name"]: row for row in rows(tmp_path / "ws", crawl)}
+    assert found["2020-09-13_12-26-40_UTC.jpg"]["shortcode"] == "single"
+    assert json.loads(found["000000001.jpg"]["extra"])["original_width"] == 96
+    assert found["6.png"]["status"] == "accepted"
+    assert found["20_21.webp"]["shortcode"] == "post21"
+    assert found["20_21.webp"]["status"] == "accepted"
+    assert found["00.jpg"]["caption"] == "caption of 00.jpg #Trevi"
+    assert read_json(LocalStorage(str(tmp_path / "ws")), CrawlPaths("c", crawl.crawl_id).marker)["source"] == sources
+    failed = found[""]
+    assert (failed["reason"], failed["detail"]) == ("missing_file", "img2dataset: HTTP Error 404: Not Found")
+    assert run(sources, tmp_path / "ws") == crawl
 
 
 def test_a_made_crawl_is_sorted_out_as_its_labels_say(tmp_path: Path) -> None:

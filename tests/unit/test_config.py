@@ -32,6 +32,15 @@ def test_a_section_given_as_a_whole_keeps_what_it_does_not_name(tmp_path: Path) 
     assert (clustering.schedule.window, clustering.schedule.patience) == (7, 9)
 
 
+def test_sources_are_one_or_many_in_order(tmp_path: Path) -> None:
+    assert load_config(None, BASE, []).sources == ["crawl"]
+    several = load_config(None, {**BASE, "source": ["b", "s3://x/a"]}, [])
+    assert several.sources == ["b", "s3://x/a"]
+    (tmp_path / "dump.yaml").write_text(dump_config(several))
+    assert load_config(tmp_path / "dump.yaml", {}, []) == several
+    assert load_config(None, {"collection": "x", "stages": ["report"]}, []).sources == []
+
+
 def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
     config = load_config(None, {**BASE, "clustering.k": [4, 8]}, ["clustering.schedule.window=7"])
     file = tmp_path / "config.yaml"
@@ -63,6 +72,10 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
         ({}, ["clustering.k=[true]"], "k: expected a value"),
         ({}, [".=3"], "expected section.key=value"),
         ({"source": ""}, [], "source"),
+        ({"source": []}, [], "source"),
+        ({"source": ["a", "a"]}, [], "each value may stand there once"),
+        ({"source": ["a", ""]}, [], "source"),
+        ({"ingest.source_type": "no"}, [], "source_type"),
         ({"workspace": "ftp://host/x"}, [], "workspace 'ftp://host/x'"),
         ({"collection": "mlflow.db"}, [], "collection"),
         ({"collection": "ü" * 101}, [], "200 bytes"),

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.ingest import instagram
 from pipeline.ingest.fetch import fetch
+from pipeline.ingest.layouts import instagram
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import count_candidates, read_records
 from pipeline.ingest.stage import check_apart
@@ -243,8 +243,8 @@ def test_an_absent_source_a_file_and_an_empty_folder_are_refused(tmp_path: Path)
 
 
 def test_addresses_are_refused() -> None:
-    for source in ("s3://bucket/crawl", "https://example.org/crawl"):
-        with pytest.raises(SourceError, match="only folders are read"):
+    for source in ("gs://bucket/crawl", "https://example.org/crawl"):
+        with pytest.raises(SourceError, match="no other addresses; put addresses of images into a file"):
             list(read_records(source))
 
 
@@ -254,11 +254,11 @@ def test_a_workspace_inside_its_source_is_refused_by_any_name(tmp_path: Path) ->
     source = str(tmp_path / "crawl")
     for inside in ("crawl", "crawl/ws", "crawl/../crawl/ws", "alias/new/ws"):
         with pytest.raises(ConfigError, match="lies inside the source"):
-            check_apart(source, LocalStorage(str(tmp_path / inside)))
+            check_apart([source], LocalStorage(str(tmp_path / inside)))
     with pytest.raises(ConfigError, match="lies inside the source"):
-        check_apart(str(tmp_path / "alias"), LocalStorage(str(tmp_path / "crawl/ws")))
+        check_apart([str(tmp_path / "alias")], LocalStorage(str(tmp_path / "crawl/ws")))
     for apart in ("ws", "crawl/../ws", "crawls"):
-        check_apart(source, LocalStorage(str(tmp_path / apart)))
+        check_apart([source], LocalStorage(str(tmp_path / apart)))
 
 
 def fail_with(code: int) -> Callable[..., Any]:
@@ -291,7 +291,7 @@ def test_a_fault_of_the_file_is_a_rejection(code: int, tmp_path: Path, monkeypat
 def test_a_fault_of_the_machine_ends_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "1.jpg")
     write_metadata(tmp_path, [node("1.jpg")])
-    monkeypatch.setattr(Path, "read_bytes", fail_with(errno.EIO))
+    monkeypatch.setattr("pipeline.ingest.fetch.os.open", fail_with(errno.EIO))
     with pytest.raises(StorageError, match=r"tag\.json: Input/output error"):
         list(read_records(str(tmp_path)))
 
