@@ -40,6 +40,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
     what.add_argument("--source", metavar="SRC", help="folder of images, instagram-scraper dump, IDX files, or .npz")
     what.add_argument("--source-type", metavar="NAME", help="folder, idx, npz or class-folders [by the source's name]")
+    what.add_argument(
+        "--allow-private-hosts",
+        action="store_true",
+        default=None,
+        help="download from addresses outside the public internet, too; only for crawls that you wrote",
+    )
+    what.add_argument(
+        "--retry-unreachable",
+        action="store_true",
+        default=None,
+        help="try the records of a complete crawl again that could not be reached, and only them",
+    )
     what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
     what.add_argument(
         "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
@@ -73,6 +85,8 @@ CONFIG_KEY = {
     "method": "clustering.method",
     "transforms": "clustering.transforms",
     "source_type": "ingest.source_type",
+    "allow_private_hosts": "ingest.http.allow_private_hosts",
+    "retry_unreachable": "ingest.http.retry_unreachable",
     "image_size": "ingest.image_size",
     "workers": "clustering.workers",
 }
