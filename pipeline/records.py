@@ -17,7 +17,7 @@ RECORD_FIELDS = [
     pa.field(
         "source_uri",
         pa.string(),
-        metadata={"doc": "absolute path, file:// where UTF-8 cannot hold it; #index in arrays"},
+        metadata={"doc": "absolute path, file:// where UTF-8 cannot hold it; #index in arrays; http(s):// URL"},
     ),
     pa.field("file_name", pa.string(), metadata={"doc": "in the crawl; empty for a post that names no file"}),
     pa.field("shortcode", pa.string(), metadata={"doc": "the post's short code, where the crawl has one"}),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
+from pipeline.ingest.downloads import download, is_url
+from pipeline.ingest.host_limits import Exchange, local_limits
 from pipeline.ingest.rejection import Rejected
 
 FILE_SCHEME = "file://"
@@ -38,8 +42,33 @@ def file_uri(path: str) -> str:
     return path
 
 
+def fetch_all(
+    addresses: Mapping[int, str], config: IngestConfig, limits: Exchange | None = None
+) -> Iterator[tuple[int, bytes | Rejected]]:
+    """The contents of `addresses`, each with its key, or why there is none: files in order, then downloads as they end.
+
+    Args:
+        addresses: as `fetch` takes them, or http:// and https:// URLs.
+        config: bounds on bytes and time.
+        limits: of the hosts of URLs; by default they hold within this call alone.
+
+    Raises StorageError where the machine is at fault.
+    """
+    for key, address in addresses.items():
+        if not is_url(address):
+            content: bytes | Rejected
+            try:
+                content = fetch(address, config.max_bytes)
+            except Rejected as rejected:
+                content = rejected
+            yield key, content
+    urls = {key: address for key, address in addresses.items() if is_url(address)}
+    if urls:
+        yield from download(urls, config.max_bytes, config.http, limits or local_limits(config.http))
+
+
 def fetch(source_uri: str, max_bytes: int) -> bytes:
-    """The content of `source_uri`: an absolute path, or a ``file://`` URL where the path is not valid UTF-8.
+    """The content of the file `source_uri`: an absolute path, or a ``file://`` URL where the path is not valid UTF-8.
 
     Only regular files are read: a pipe or a device that lies in a crawl is left alone.
 
