@@ -46,6 +46,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what.add_argument("--source-type", metavar="NAME", help="what the sources are, such as table [found by looking]")
     what.add_argument("--url-column", metavar="NAME", help="column of addresses in a table [found by its name]")
+    what.add_argument(
+        "--allow-private-hosts",
+        action="store_true",
+        default=None,
+        help="download from addresses outside the public internet, too; only for crawls that you wrote",
+    )
+    what.add_argument(
+        "--retry-unreachable",
+        action="store_true",
+        default=None,
+        help="try the records of a complete crawl again that could not be reached, and only them",
+    )
     what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
     what.add_argument(
         "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
@@ -84,6 +96,8 @@ CONFIG_KEY = {
     "transforms": "clustering.transforms",
     "source_type": "ingest.source_type",
     "url_column": "ingest.url_column",
+    "allow_private_hosts": "ingest.http.allow_private_hosts",
+    "retry_unreachable": "ingest.http.retry_unreachable",
     "image_size": "ingest.image_size",
     "workers": "clustering.workers",
 }

@@ -66,11 +66,61 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_booleans(cls, values: Any) -> Any:
-        """Nothing here is yes or no, but Python takes true for 1."""
+        """Few things here are yes or no, but Python takes true for 1."""
         for name, value in values.items() if isinstance(values, dict) else ():
+            if name in cls.model_fields and cls.model_fields[name].annotation is bool:
+                continue
             if isinstance(value, bool) or (isinstance(value, list) and any(isinstance(v, bool) for v in value)):
                 raise ValueError(f"{name}: expected a value, found true or false")
         return values
+
+
+class HttpConfig(_Section):
+    """How images are downloaded where a crawl names them by http:// and https:// addresses.
+
+    Connections are direct: a proxy of the environment is not used, since it would look up names itself, and which
+    addresses it connects to could not be checked.
+    """
+
+    threads: int = Field(16, ge=1, le=256)
+    """Downloads of one task at once; a task needs one CPU."""
+    connect_timeout_s: float = Field(10.0, gt=0, le=600)
+    """Longest wait for a name, a connection, and the TLS handshake, each."""
+    read_timeout_s: float = Field(10.0, gt=0, le=600)
+    """Longest silence of a server that is connected."""
+    deadline_s: float = Field(60.0, gt=0, le=3600)
+    """Longest time for one image, redirects included, however busily the server sends."""
+    max_redirects: int = Field(5, ge=0, le=50)
+    """Reject addresses that lead on more often."""
+    attempts: int = Field(3, ge=1, le=20)
+    """Times that an address is tried in one round where the fault may pass (no connection, timeouts, HTTP 408, 425,
+    429, 5xx), with growing random pauses or as long as Retry-After asks."""
+    rounds: int = Field(2, ge=1, le=20)
+    """Rounds of attempts: those after the first come when all other records are done, for what is unreachable."""
+    round_pause_s: float = Field(10.0, ge=0, le=86_400)
+    """Pause before each round but the first."""
+    max_wait_s: float = Field(30.0, gt=0, le=3600)
+    """Longest pause between two attempts; where Retry-After asks for more, the address waits for the next round."""
+    requests_per_host: int = Field(32, ge=1, le=10_000)
+    """Requests that one host gets at once, from all tasks of the job together."""
+    requests_per_second_per_host: float | None = Field(None, gt=0)
+    """Requests that one host gets per second, from all tasks of the job together. Default: no such limit."""
+    user_agent: str = Field("visual-trends/0.1", pattern=r"^[!-~][ -~]{0,499}$")
+    """Header User-Agent of each request; its name up to the first / is the one that X-Robots-Tag can address."""
+    honour_robots: bool = True
+    """Reject images whose answer opts out by X-Robots-Tag: noai, noimageai, noindex, noimageindex or none."""
+    allow_private_hosts: bool = False
+    """Connect to addresses outside the public internet, too: this machine, its network, its cloud's metadata. A crawl
+    decides which addresses are opened, so say yes only to crawls that you wrote."""
+    retry_unreachable: bool = False
+    """Open a complete crawl again for the records that could not be reached, if there are any, and only for them."""
+    PACE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "threads", "connect_timeout_s", "read_timeout_s", "deadline_s", "attempts", "rounds", "round_pause_s",
+            "max_wait_s", "requests_per_host", "requests_per_second_per_host", "retry_unreachable",
+        }
+    )  # fmt: skip
+    """Fields that say how patiently and fast a crawl is downloaded, not which: changing them goes on with the crawl."""
 
 
 class IngestConfig(_Section):
@@ -105,6 +155,8 @@ class IngestConfig(_Section):
     """Quality of the JPEG images in the shards, 1 to 100, without chroma subsampling."""
     records_per_shard: int = Field(256, ge=1)
     """Records of the crawl that one task turns into one shard."""
+    http: HttpConfig = HttpConfig()
+    """Downloads, where the crawl names images by their URLs."""
 
     @property
     def image_form(self) -> ImageForm:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote_to_bytes
 
+from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.address import parse_member
+from pipeline.ingest.downloads import download, is_url
+from pipeline.ingest.host_limits import Exchange, local_limits
 from pipeline.ingest.members import read_member
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.s3 import S3_SCHEME, S3Stream, read_object
 
 FILE_SCHEME = "file://"
-WEB_SCHEMES = ("http://", "https://")
 
 FAULTS_OF_THE_FILE = frozenset(
     {
@@ -48,6 +50,31 @@ def file_uri(path: str) -> str:
     return path if parse_member(path) is None else Path(path).as_uri()
 
 
+def fetch_all(
+    addresses: Mapping[int, str], config: IngestConfig, limits: Exchange | None = None
+) -> Iterator[tuple[int, bytes | Rejected]]:
+    """The contents of `addresses`, each with its key, or why there is none: files in order, then downloads as they end.
+
+    Args:
+        addresses: as `fetch` takes them, or http:// and https:// URLs.
+        config: bounds on bytes and time.
+        limits: of the hosts of URLs; by default they hold within this call alone.
+
+    Raises StorageError where the machine is at fault.
+    """
+    for key, address in addresses.items():
+        if not is_url(address):
+            content: bytes | Rejected
+            try:
+                content = fetch(address, config.max_bytes)
+            except Rejected as rejected:
+                content = rejected
+            yield key, content
+    urls = {key: address for key, address in addresses.items() if is_url(address)}
+    if urls:
+        yield from download(urls, config.max_bytes, config.http, limits or local_limits(config.http))
+
+
 def fetch(source_uri: str, max_bytes: int) -> bytes:
     """The content of `source_uri`.
 
@@ -65,8 +92,6 @@ def fetch(source_uri: str, max_bytes: int) -> bytes:
         return read_member(member, max_bytes, open_stream)
     if source_uri.startswith(S3_SCHEME):
         return read_object(source_uri, max_bytes)
-    if source_uri.lower().startswith(WEB_SCHEMES):
-        raise Rejected("unreadable", "addresses of the web are listed, not downloaded")
     return _read_file(source_uri, max_bytes)
 
 

@@ -20,6 +20,14 @@ RejectReason = Literal[
     "truncated",  # an image that ends too early
     "corrupt",  # an image with broken content
     "duplicate",  # the same bytes are kept elsewhere in the collection
+    "bad_url",  # no address that can be asked for, or a redirect to one
+    "unknown_host",  # the name service knows no such name
+    "private_address",  # outside the public internet: a crawl may not reach into the cluster's network
+    "tls_error",  # a certificate that does not hold, or no common cipher
+    "too_many_redirects",
+    "http_error",  # the server says no for good; the detail has the status
+    "robots_opt_out",  # X-Robots-Tag
+    "unreachable",  # a fault that may pass, in all attempts of all rounds
 ]
 """Values of the column ``reason`` of rejected rows, and of the column ``problem`` of the plan."""
 
@@ -32,3 +40,16 @@ class Rejected(Exception):  # noqa: N818 (an expected outcome of a record, not a
         self.reason: RejectReason = reason
         self.detail = detail
         """The reason in words, with the values that decided."""
+
+
+class TemporaryFailure(Exception):  # noqa: N818 (as above)
+    """One attempt to reach a record failed for a reason that may pass."""
+
+    def __init__(self, detail: str, retry_after_s: float | None = None, host_is_busy: bool = False) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        """The reason in words."""
+        self.retry_after_s = retry_after_s
+        """Seconds that the server wants to be left alone, if it said so."""
+        self.host_is_busy = host_is_busy
+        """Whether this holds for the whole host rather than for one address."""

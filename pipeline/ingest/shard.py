@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import pyarrow as pa
 from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.dedup import DUPLICATE_DETAIL, Known, is_known
-from pipeline.ingest.fetch import fetch
-from pipeline.ingest.images import decode_square, encode, square_of
+from pipeline.ingest.fetch import fetch_all
+from pipeline.ingest.host_limits import Exchange
+from pipeline.ingest.http import credentials, without_credentials
+from pipeline.ingest.images import DecodedImage, decode_square, encode, square_of
 from pipeline.ingest.labelled import read_record, record_digest
 from pipeline.ingest.rejection import Rejected
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA
-from pipeline.shards import Sample, write_shard
-from pipeline.storage import Storage, write_table
+from pipeline.shards import Sample, read_shard, write_shard
+from pipeline.storage import Storage, read_table, write_table
 
 METADATA_COLUMNS = (
     "image_id", "source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url", "label", "width", "height",
@@ -33,66 +36,197 @@ IMAGE_ID_DIGITS = 20
 """Hexadecimal digits of the SHA-256 of a file's bytes that name its image, in every crawl alike."""
 
 
+UNREACHABLE = "unreachable"
+"""The one reason to reject that another attempt may remove."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a file or a record of an array became."""
+
+    data: bytes
+    """The image file for the shard."""
+    format: str
+    width: int
+    height: int
+
+
 def build_shard(
-    storage: Storage, paths: CrawlPaths, index: int, records: pa.Table, known: Known, config: IngestConfig
+    storage: Storage,
+    paths: CrawlPaths,
+    index: int,
+    records: pa.Table,
+    known: Known,
+    config: IngestConfig,
+    limits: Exchange | None = None,
 ) -> int:
     """Fetch, decode and publish the `records` (PLAN_SCHEMA) of shard `index`; the number of accepted images.
 
     Files that are `known` from earlier crawls are not decoded. The tar is published first and the rows last: where
-    the rows are, the shard is done. The same records over the same files give the same bytes, however often this runs.
+    the rows are, the shard is done. The same records over the same files give the same bytes, however often this
+    runs and in whichever order downloads end. `limits` are those of the hosts that are downloaded from; by default
+    they hold within this task alone.
 
     Raises StorageError where the machine is at fault, and another attempt may succeed.
     """
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        tar = Path(folder) / "shard.tar"
-        write_shard(tar, _samples(records.to_pylist(), known, config, rows))
-        storage.publish(tar, paths.shard(index))
-    write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
+    plan = records.to_pylist()
+    rows = [dict.fromkeys(SHARD_SCHEMA.names) | record for record in plan]
+    samples = _ingest(plan, rows, dict(enumerate(rows)), {}, known, config, limits)
+    _publish(storage, paths, index, rows, samples)
     return sum(row["status"] == "accepted" for row in rows)
 
 
-def _samples(
-    records: list[dict[str, Any]], known: Known, config: IngestConfig, rows: list[dict[str, Any]]
-) -> Iterator[Sample]:
-    """The accepted images in order; a row for every record, accepted or not, is appended to `rows`."""
-    kept: set[str] = set()
-    for record in records:
-        row = dict(record)
-        rows.append(row)
-        try:
-            yield _ingest(row, known, kept, config)
-        except Rejected as rejected:
-            row.update(status="rejected", reason=rejected.reason, detail=rejected.detail)
-        except MemoryError as error:
-            raise StorageError(f"cannot decode {record['source_uri']}: this machine is out of memory") from error
+def rebuild_shard(
+    storage: Storage,
+    paths: CrawlPaths,
+    index: int,
+    records: pa.Table,
+    known: Known,
+    config: IngestConfig,
+    limits: Exchange | None = None,
+) -> int:
+    """Try the unreachable records of the built shard `index` again, and only them; the number of new images.
 
-
-def _ingest(row: dict[str, Any], known: Known, kept: set[str], config: IngestConfig) -> Sample:
-    """The record in `row` as a sample; what is learned on the way is added to `row`, and its digest to `kept`.
-
-    Raises Rejected.
+    What the shard has stays in it, before a repeat of it that is reached now. Nothing is written where no record was
+    reached. The arguments, and what is raised, are those of `build_shard`.
     """
-    if row["problem"]:
-        raise Rejected(row["problem"], row["problem_detail"] or "known from the crawl's listing")
-    if row["array_sha256"] is None:
-        content = fetch(row["source_uri"], config.max_bytes)
-        sha256, n_bytes = hashlib.sha256(content).hexdigest(), len(content)
-        decode = partial(decode_square, content)
-    else:
-        pixels = read_record(row["source_uri"], row["array_index"], row["array_sha256"])
-        sha256, n_bytes = record_digest(row["array_sha256"], row["array_index"]), pixels.nbytes
-        decode = partial(square_of, pixels, row["array_format"])
-    image_id = sha256[:IMAGE_ID_DIGITS]
-    row.update(bytes=n_bytes, sha256=sha256)
-    if sha256 in kept or is_known(known, sha256):
+    rows = read_table(storage, paths.rows(index)).to_pylist()
+    again = {place: row for place, row in enumerate(rows) if row["reason"] == UNREACHABLE}
+    for row in again.values():
+        row.update(status=None, reason=None, detail=None)
+    kept = {sample.image_id: sample for sample in read_shard(storage, paths.shard(index))}
+    samples = _ingest(records.to_pylist(), rows, again, kept, known, config, limits)
+    if any(row["reason"] != UNREACHABLE for row in again.values()):
+        _publish(storage, paths, index, rows, samples)
+    return sum(row["status"] == "accepted" for row in again.values())
+
+
+def _publish(
+    storage: Storage, paths: CrawlPaths, index: int, rows: list[dict[str, Any]], samples: list[Sample]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder) / "shard.tar"
+        write_shard(tar, samples)
+        storage.publish(tar, paths.shard(index))
+    write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
+
+
+def _ingest(
+    plan: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    todo: dict[int, dict[str, Any]],
+    kept: dict[str, Sample],
+    known: Known,
+    config: IngestConfig,
+    limits: Exchange | None,
+) -> list[Sample]:
+    """Complete those of `rows` that are in `todo`, by their places; all accepted images of `rows` in order.
+
+    `plan` has the rows' records, with complete addresses; `kept` the images of rows that are accepted already.
+    """
+    made: dict[str, _Made | Rejected] = {}
+    for place, content in _contents(plan, todo, config, limits):
+        row = rows[place]
+        if isinstance(content, Rejected):
+            _reject(row, content)
+            continue
+        row.update(bytes=content.n_bytes, sha256=content.sha256)
+        if is_known(known, content.sha256):
+            row.update(duplicate_of=content.sha256[:IMAGE_ID_DIGITS])
+            _reject(row, Rejected("duplicate", DUPLICATE_DETAIL))
+        elif content.sha256 not in made:
+            made[content.sha256] = _make(content, plan[place]["source_uri"], config)
+    # Which of two repeats is kept is decided by the plan, not by which was there first.
+    image_ids = {row["image_id"] for row in rows if row["status"] == "accepted"}
+    samples = []
+    for place, row in enumerate(rows):
+        if place in todo and row["status"] is None:
+            _complete(row, made[row["sha256"]], image_ids)
+        if row["status"] == "accepted":
+            image_id = row["image_id"]
+            samples.append(kept.get(image_id) or _sample(row, made[row["sha256"]], config))
+    return samples
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A record that was read, and not decoded yet."""
+
+    sha256: str
+    n_bytes: int
+    decode: Callable[[IngestConfig], DecodedImage]
+
+
+def _contents(
+    plan: list[dict[str, Any]], todo: dict[int, dict[str, Any]], config: IngestConfig, limits: Exchange | None
+) -> Iterator[tuple[int, _Content | Rejected]]:
+    """The contents of the records at the places `todo`, in any order, or why there are none."""
+    addresses = {}
+    for place, row in todo.items():
+        record = plan[place]
+        if record["problem"]:
+            yield place, Rejected(record["problem"], record["problem_detail"] or "known from the crawl's listing")
+        elif record["array_sha256"] is not None:
+            yield place, _array_content(record)
+        else:
+            addresses[place] = record["source_uri"]
+            _conceal_credentials(row, record["source_uri"])
+    for place, data in fetch_all(addresses, config, limits):
+        if isinstance(data, Rejected):
+            yield place, data
+        else:
+            yield place, _Content(hashlib.sha256(data).hexdigest(), len(data), partial(decode_square, data))
+
+
+def _conceal_credentials(row: dict[str, Any], address: str) -> None:
+    """Take the user name and password of `address`, if it has them, out of whichever column repeats them."""
+    if secret := credentials(address):
+        row.update({name: value.replace(secret, "") for name, value in row.items() if isinstance(value, str)})
+    if row["source_url"]:
+        row.update(source_url=without_credentials(row["source_url"]))
+
+
+def _array_content(record: dict[str, Any]) -> _Content | Rejected:
+    try:
+        pixels = read_record(record["source_uri"], record["array_index"], record["array_sha256"])
+    except Rejected as rejected:
+        return rejected
+    sha256 = record_digest(record["array_sha256"], record["array_index"])
+    return _Content(sha256, pixels.nbytes, partial(square_of, pixels, record["array_format"]))
+
+
+def _make(content: _Content, source_uri: str, config: IngestConfig) -> _Made | Rejected:
+    try:
+        image = content.decode(config)
+        data = encode(image.pixels, config.image_format, config.jpeg_quality)
+    except Rejected as rejected:
+        return rejected
+    except MemoryError as error:
+        address = without_credentials(source_uri)
+        raise StorageError(f"cannot decode {address}: this machine is out of memory") from error
+    return _Made(data, image.format, image.width, image.height)
+
+
+def _complete(row: dict[str, Any], made: _Made | Rejected, image_ids: set[str]) -> None:
+    """Accept or reject `row`, whose file became `made`, and add it to `image_ids` of the shard."""
+    image_id = row["sha256"][:IMAGE_ID_DIGITS]
+    if isinstance(made, Rejected):
+        _reject(row, made)
+    elif image_id in image_ids:
         row.update(duplicate_of=image_id)
-        raise Rejected("duplicate", DUPLICATE_DETAIL)
-    image = decode(config)
-    kept.add(sha256)
-    row.update(status="accepted", image_id=image_id, format=image.format, width=image.width, height=image.height)
-    data = encode(image.pixels, config.image_format, config.jpeg_quality)
-    return Sample(image_id, data, _metadata(row), image_format=config.image_format)
+        _reject(row, Rejected("duplicate", DUPLICATE_DETAIL))
+    else:
+        image_ids.add(image_id)
+        row.update(status="accepted", image_id=image_id, format=made.format, width=made.width, height=made.height)
+
+
+def _reject(row: dict[str, Any], rejected: Rejected) -> None:
+    row.update(status="rejected", reason=rejected.reason, detail=rejected.detail)
+
+
+def _sample(row: dict[str, Any], made: _Made | Rejected, config: IngestConfig) -> Sample:
+    assert isinstance(made, _Made)
+    return Sample(row["image_id"], made.data, _metadata(row), image_format=config.image_format)
 
 
 def _metadata(row: dict[str, Any]) -> dict[str, Any]:

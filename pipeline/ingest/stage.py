@@ -11,19 +11,24 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import IngestConfig, JobConfig, digest
+import pyarrow.parquet as pq
+
+from pipeline.config import HttpConfig, IngestConfig, JobConfig, digest
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_files
+from pipeline.ingest.downloads import is_url
+from pipeline.ingest.host_limits import limits_of, start_limiter
 from pipeline.ingest.plan import Plan, write_plan
 from pipeline.ingest.sampling import draw_sample
-from pipeline.ingest.shard import build_shard
+from pipeline.ingest.shard import UNREACHABLE, build_shard, rebuild_shard
 from pipeline.ingest.sources import read_records, source_root
+from pipeline.ingest.text import storable
 from pipeline.ingest.tree import is_inside
 from pipeline.layout import CrawlPaths
 from pipeline.progress import Progress, say
@@ -35,8 +40,9 @@ from pipeline.storage import Storage, read_table, write_json
 SCHEMA_VERSION = 2
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
 
-IN_THE_LISTING = {"source_type", "url_column", "sample", "sample_seed"}
-"""What decides which records there are, and so is in the listing's digest already."""
+IN_THE_LISTING = ("source_type", "url_column", "sample", "sample_seed")
+NOT_IN_THE_ID = dict.fromkeys(IN_THE_LISTING, True) | {"http": set(HttpConfig.PACE)}
+"""What decides which records there are, and so is in the listing's digest already; and how patiently they are read."""
 
 RETRY_PAUSE_S = 1.0
 
@@ -59,16 +65,24 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         if config.ingest.sample is not None:
             records = draw_sample(records, config.ingest.sample, config.ingest.sample_seed)
         plan = write_plan(records, Path(folder) / "plan.parquet", config.ingest.records_per_shard)
-        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump(exclude=IN_THE_LISTING))
+        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump(exclude=NOT_IN_THE_ID))
         paths = CrawlPaths(config.collection, crawl_id)
         crawls = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, config.collection)}
         if (complete := crawls.get(crawl_id)) is not None:
-            say("ingest", f"crawl {crawl_id} is complete already, nothing to do: {_summary(complete)}")
-            return complete
-        say("ingest", f"crawl {crawl_id}: {plan.records} records of {', '.join(roots)} in {plan.n_shards} shards")
+            unreachable = complete.rejected.get(UNREACHABLE, 0)
+            if not (unreachable and config.ingest.http.retry_unreachable):
+                say("ingest", f"crawl {crawl_id} is complete already, nothing to do: {_summary(complete)}")
+                return complete
+            # Shards change from here on: whoever is interrupted finds a crawl that is not complete, and goes on.
+            say("ingest", f"crawl {crawl_id} is opened again for {unreachable} unreachable records")
+            storage.delete(paths.marker)
+            del crawls[crawl_id]
+        shown = ", ".join(map(storable, roots))
+        say("ingest", f"crawl {crawl_id}: {plan.records} records of {shown} in {plan.n_shards} shards")
         storage.publish(plan.path, paths.plan)
         known = known_files(storage, crawls.values(), config.ingest.image_form)
-        built = _build_shards(storage, paths, plan, known, config.ingest)
+        tasks = _Tasks(storage, paths, plan, known, config.ingest)
+        built = _build_shards(tasks) + _retry_unreachable(tasks)
     _keep_repeats_once(storage, paths, plan.n_shards, known)
     crawl, total_bytes = _account(storage, paths, plan, config.ingest)
     seconds = time.monotonic() - started
@@ -84,6 +98,8 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     }
     write_json(storage, paths.marker, document)
     say("ingest", _summary(crawl))
+    if UNREACHABLE in crawl.rejected:
+        say("ingest", "--retry-unreachable with the same command tries the unreachable records again, and only them")
     if crawl.rejected.get("duplicate") == crawl.records:
         say("ingest", "every image is in the collection already, and stays as it is, with its label and caption")
     elif not crawl.accepted:
@@ -118,27 +134,103 @@ def _ray_task(work: Callable[..., Any]) -> Any:
     return ray.remote(num_cpus=1, max_retries=3, retry_exceptions=[StorageError])(with_pause)
 
 
-def _build_shards(storage: Storage, paths: CrawlPaths, plan: Plan, known: Known, config: IngestConfig) -> int:
+def _with_limits(work: Callable[..., int]) -> Callable[..., int]:
+    """`work` with what the job's limiter, its last argument, decides; without one, nothing is downloaded."""
+
+    @functools.wraps(work)
+    def with_limits(
+        storage: Storage, paths: CrawlPaths, index: int, records: Any, known: Known, config: IngestConfig, limiter: Any
+    ) -> int:
+        limits = None if limiter is None else limits_of(limiter)
+        return work(storage, paths, index, records, known, config, limits)
+
+    return with_limits
+
+
+class _Tasks:
+    """Runs the tasks over shards of one crawl; what they share is sent to Ray once, when there is a first task."""
+
+    def __init__(self, storage: Storage, paths: CrawlPaths, plan: Plan, known: Known, config: IngestConfig) -> None:
+        self.storage = storage
+        self.paths = paths
+        self.plan = plan
+        self.config = config
+        self._known = known
+
+    def run(self, work: Callable[..., int], shards: list[int]) -> Iterator[tuple[int, int]]:
+        """Each of `shards` and what `work` over it returned, as they end."""
+        known, limiter = self._shared
+        task = _ray_task(_with_limits(work))
+        return run_bounded(
+            lambda i: task.remote(self.storage, self.paths, i, self.plan.records_of(i), known, self.config, limiter),
+            shards,
+        )
+
+    @functools.cached_property
+    def _shared(self) -> tuple[Any, Any]:
+        """The known files in Ray's object store, and the limiter where the crawl has anything to download."""
+        import ray
+
+        connect_ray()
+        return ray.put(self._known), start_limiter(self.config.http) if self.has_urls else None
+
+    @functools.cached_property
+    def has_urls(self) -> bool:
+        """Whether any record of the plan is to be downloaded."""
+        file = pq.ParquetFile(self.plan.path)
+        columns = (file.read_row_group(i, ["source_uri"]).column(0) for i in range(file.num_row_groups))
+        return any(is_url(address.as_py()) for column in columns for address in column)
+
+
+def _build_shards(tasks: _Tasks) -> int:
     """Build the shards that are not there yet, one Ray task each; the number of records that went into them."""
-    todo = [i for i in range(plan.n_shards) if not storage.exists(paths.rows(i))]
+    plan = tasks.plan
+    todo = [i for i in range(plan.n_shards) if not tasks.storage.exists(tasks.paths.rows(i))]
     done = plan.records - sum(map(plan.size_of, todo))
     if done:
         say("ingest", f"{plan.n_shards - len(todo)} of {plan.n_shards} shards are done already, {len(todo)} to build")
     if not todo:
         return 0
-    import ray
-
-    connect_ray()
-    build = _ray_task(build_shard)
-    known_once = ray.put(known)
     accepted = 0
     with Progress("ingest", plan.records, "img", done) as progress:
-        for index, newly_accepted in run_bounded(
-            lambda i: build.remote(storage, paths, i, plan.records_of(i), known_once, config), todo
-        ):
+        for index, newly_accepted in tasks.run(build_shard, todo):
             accepted += newly_accepted
             progress.advance(plan.size_of(index), f"{accepted} accepted")
     return plan.records - done
+
+
+def _retry_unreachable(tasks: _Tasks) -> int:
+    """Try what could not be reached again, in the rounds that are left; the number of records that were tried."""
+    config = tasks.config.http
+    tried = 0
+    # A crawl that is opened again has had its first round long ago.
+    for _ in range(config.rounds - (not config.retry_unreachable)):
+        unreachable = _count_unreachable(tasks)
+        if not unreachable:
+            break
+        say(
+            "ingest",
+            f"{unreachable.total()} records of {len(unreachable)} shards are unreachable, tried again in "
+            f"{config.round_pause_s:g} s",
+        )
+        time.sleep(config.round_pause_s)
+        accepted = 0
+        with Progress("retry", unreachable.total(), "img") as progress:
+            for index, newly_accepted in tasks.run(rebuild_shard, sorted(unreachable)):
+                accepted += newly_accepted
+                progress.advance(unreachable[index], f"{accepted} accepted")
+        tried += unreachable.total()
+    return tried
+
+
+def _count_unreachable(tasks: _Tasks) -> Counter[int]:
+    """Number of unreachable records by shard, of all shards that have some."""
+    found: Counter[int] = Counter()
+    for index in range(tasks.plan.n_shards) if tasks.has_urls else ():
+        reasons = read_table(tasks.storage, tasks.paths.rows(index), ["reason"])["reason"].to_pylist()
+        if unreachable := reasons.count(UNREACHABLE):
+            found[index] = unreachable
+    return found
 
 
 def _keep_repeats_once(storage: Storage, paths: CrawlPaths, n_shards: int, known: Known) -> None:

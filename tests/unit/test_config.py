@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from jobs.cluster_collection import parse_arguments
 from pipeline.clustering.build import METHODS
 from pipeline.clustering.transforms import TransformSequence
 from pipeline.config import ClusteringConfig, Method, TransformName, dump_config, load_config
@@ -121,3 +122,18 @@ def test_pixel_methods_need_not_be_told_that_nothing_moves(method: str) -> None:
 def test_every_field_is_documented() -> None:
     for field in ClusteringConfig.model_fields.values():
         assert field.description
+
+
+def test_only_what_is_yes_or_no_takes_true(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("ingest: {http: {allow_private_hosts: true}}\n")
+    assert load_config(file, BASE, []).ingest.http.allow_private_hosts
+    assert not load_config(file, {**BASE, "ingest.http.allow_private_hosts": False}, []).ingest.http.allow_private_hosts
+    with pytest.raises(ConfigError, match="threads: expected a value, found true or false"):
+        load_config(file, BASE, ["ingest.http.threads=true"])
+
+
+def test_flags_for_downloads_are_unset_unless_given() -> None:
+    given = parse_arguments(["--allow-private-hosts"])
+    assert given.allow_private_hosts is True
+    assert given.retry_unreachable is None
