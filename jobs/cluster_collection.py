@@ -47,6 +47,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--source-type", metavar="NAME", help="what the sources are, such as table [found by looking]")
     what.add_argument("--url-column", metavar="NAME", help="column of addresses in a table [found by its name]")
     what.add_argument(
+        "--keep-duplicates", action="store_true", default=None, help="keep reposts, too [the first of each image]"
+    )
+    what.add_argument(
         "--allow-private-hosts",
         action="store_true",
         default=None,
@@ -96,6 +99,7 @@ CONFIG_KEY = {
     "transforms": "clustering.transforms",
     "source_type": "ingest.source_type",
     "url_column": "ingest.url_column",
+    "keep_duplicates": "ingest.keep_duplicates",
     "allow_private_hosts": "ingest.http.allow_private_hosts",
     "retry_unreachable": "ingest.http.retry_unreachable",
     "image_size": "ingest.image_size",

@@ -139,6 +139,9 @@ class IngestConfig(_Section):
     the collection, as any crawl does: give it a collection of its own where it shall stand alone."""
     sample_seed: int = Field(0, ge=0)
     """Of that draw."""
+    keep_duplicates: bool = False
+    """Keep images that repeat others. Default: of files with the same bytes, and of images that look the same (resized
+    or recompressed reposts), the first is kept, so that what is posted often does not dominate clusters."""
     image_size: int = Field(128, ge=8, le=1024)
     """Side in px of the square images in the shards: the short side is resized to it, the rest is cropped off."""
     color_mode: ColorMode = "rgb"

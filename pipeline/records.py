@@ -52,6 +52,9 @@ SHARD_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), metadata={"doc": "the reason in words"}),
         pa.field("image_id", pa.string(), metadata={"doc": "key in the shard; from the content, so stable"}),
         pa.field(
+            "look", pa.string(), metadata={"doc": "of an image that was decoded: pHash and mean colour, see look_of"}
+        ),
+        pa.field(
             "sha256", pa.string(), metadata={"doc": "of the file's bytes; of an array's file and index; hexadecimal"}
         ),
         pa.field("duplicate_of", pa.string(), metadata={"doc": "image_id of the image that was kept instead"}),

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 
-def photograph(seed: int = 0, width: int = 48, height: int = 48) -> Image.Image:
-    """An RGB image like no other seed's."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+def photograph(seed: int = 0, width: int = 48, height: int = 48, details: int = 4) -> Image.Image:
+    """An RGB image like no other seed's, with so many `details` along each side."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (details, details, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 

@@ -20,6 +20,7 @@ RejectReason = Literal[
     "truncated",  # an image that ends too early
     "corrupt",  # an image with broken content
     "duplicate",  # the same bytes are kept elsewhere in the collection
+    "near_duplicate",  # looks like an image that is kept: a repost, resized or recompressed
     "bad_url",  # no address that can be asked for, or a redirect to one
     "unknown_host",  # the name service knows no such name
     "private_address",  # outside the public internet: a crawl may not reach into the cluster's network

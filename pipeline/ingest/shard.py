@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
-from pipeline.ingest.dedup import DUPLICATE_DETAIL, Known, is_known
+from pipeline.ingest.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Known, identity, is_known
 from pipeline.ingest.fetch import fetch_all
 from pipeline.ingest.host_limits import Exchange
 from pipeline.ingest.http import credentials, without_credentials
 from pipeline.ingest.images import DecodedImage, decode_square, encode, square_of
 from pipeline.ingest.labelled import read_record, record_digest
+from pipeline.ingest.near_duplicates import look_of
 from pipeline.ingest.rejection import Rejected
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA
@@ -31,10 +32,6 @@ METADATA_COLUMNS = (
     "image_id", "source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url", "label", "width", "height",
 )  # fmt: skip
 """Columns that go as they are into an image's JSON; ``taken_at`` (ISO 8601) and ``extra`` join them."""
-
-IMAGE_ID_DIGITS = 20
-"""Hexadecimal digits of the SHA-256 of a file's bytes that name its image, in every crawl alike."""
-
 
 UNREACHABLE = "unreachable"
 """The one reason to reject that another attempt may remove."""
@@ -49,6 +46,8 @@ class _Made:
     format: str
     width: int
     height: int
+    look: str | None
+    """As `look_of` says; None for a record of an array, which is nobody's repost."""
 
 
 def build_shard(
@@ -131,8 +130,8 @@ def _ingest(
             _reject(row, content)
             continue
         row.update(bytes=content.n_bytes, sha256=content.sha256)
-        if is_known(known, content.sha256):
-            row.update(duplicate_of=content.sha256[:IMAGE_ID_DIGITS])
+        if is_known(known, image := identity(content.sha256, row["file_name"], config.keep_duplicates)):
+            row.update(duplicate_of=image[:IMAGE_ID_DIGITS])
             _reject(row, Rejected("duplicate", DUPLICATE_DETAIL))
         elif content.sha256 not in made:
             made[content.sha256] = _make(content, plan[place]["source_uri"], config)
@@ -141,7 +140,7 @@ def _ingest(
     samples = []
     for place, row in enumerate(rows):
         if place in todo and row["status"] is None:
-            _complete(row, made[row["sha256"]], image_ids)
+            _complete(row, made[row["sha256"]], image_ids, config)
         if row["status"] == "accepted":
             image_id = row["image_id"]
             samples.append(kept.get(image_id) or _sample(row, made[row["sha256"]], config))
@@ -155,6 +154,7 @@ class _Content:
     sha256: str
     n_bytes: int
     decode: Callable[[IngestConfig], DecodedImage]
+    in_array: bool = False
 
 
 def _contents(
@@ -192,7 +192,7 @@ def _array_content(record: dict[str, Any]) -> _Content | Rejected:
     except Rejected as rejected:
         return rejected
     sha256 = record_digest(record["array_sha256"], record["array_index"])
-    return _Content(sha256, pixels.nbytes, partial(square_of, pixels, record["array_format"]))
+    return _Content(sha256, pixels.nbytes, partial(square_of, pixels, record["array_format"]), in_array=True)
 
 
 def _make(content: _Content, source_uri: str, config: IngestConfig) -> _Made | Rejected:
@@ -204,12 +204,13 @@ def _make(content: _Content, source_uri: str, config: IngestConfig) -> _Made | R
     except MemoryError as error:
         address = without_credentials(source_uri)
         raise StorageError(f"cannot decode {address}: this machine is out of memory") from error
-    return _Made(data, image.format, image.width, image.height)
+    look = None if content.in_array else look_of(image.pixels)
+    return _Made(data, image.format, image.width, image.height, look)
 
 
-def _complete(row: dict[str, Any], made: _Made | Rejected, image_ids: set[str]) -> None:
+def _complete(row: dict[str, Any], made: _Made | Rejected, image_ids: set[str], config: IngestConfig) -> None:
     """Accept or reject `row`, whose file became `made`, and add it to `image_ids` of the shard."""
-    image_id = row["sha256"][:IMAGE_ID_DIGITS]
+    image_id = identity(row["sha256"], row["file_name"], config.keep_duplicates)[:IMAGE_ID_DIGITS]
     if isinstance(made, Rejected):
         _reject(row, made)
     elif image_id in image_ids:
@@ -217,7 +218,8 @@ def _complete(row: dict[str, Any], made: _Made | Rejected, image_ids: set[str]) 
         _reject(row, Rejected("duplicate", DUPLICATE_DETAIL))
     else:
         image_ids.add(image_id)
-        row.update(status="accepted", image_id=image_id, format=made.format, width=made.width, height=made.height)
+        row.update(status="accepted", image_id=image_id, look=made.look)
+        row.update(format=made.format, width=made.width, height=made.height)
 
 
 def _reject(row: dict[str, Any], rejected: Rejected) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import HttpConfig, IngestConfig, JobConfig, digest
 from pipeline.errors import ConfigError, PipelineError, StorageError
-from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_files
+from pipeline.ingest.dedup import Known, Repeat, drop_repeats, find_repeats, known_images
 from pipeline.ingest.downloads import is_url
 from pipeline.ingest.host_limits import limits_of, start_limiter
 from pipeline.ingest.plan import Plan, write_plan
@@ -37,7 +37,7 @@ from pipeline.session import connect_ray, run_bounded
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage, read_table, write_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
 
 IN_THE_LISTING = ("source_type", "url_column", "sample", "sample_seed")
@@ -80,10 +80,11 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         shown = ", ".join(map(storable, roots))
         say("ingest", f"crawl {crawl_id}: {plan.records} records of {shown} in {plan.n_shards} shards")
         storage.publish(plan.path, paths.plan)
-        known = known_files(storage, crawls.values(), config.ingest.image_form)
+        known = known_images(storage, crawls.values(), config.ingest)
         tasks = _Tasks(storage, paths, plan, known, config.ingest)
         built = _build_shards(tasks) + _retry_unreachable(tasks)
-    _keep_repeats_once(storage, paths, plan.n_shards, known)
+        repeats = find_repeats(storage, paths, plan.n_shards, known, crawls.values(), config.ingest)
+        _drop(tasks, repeats)
     crawl, total_bytes = _account(storage, paths, plan, config.ingest)
     seconds = time.monotonic() - started
     document = {
@@ -233,13 +234,13 @@ def _count_unreachable(tasks: _Tasks) -> Counter[int]:
     return found
 
 
-def _keep_repeats_once(storage: Storage, paths: CrawlPaths, n_shards: int, known: Known) -> None:
-    repeats = find_repeats(storage, paths, n_shards, known)
+def _drop(tasks: _Tasks, repeats: dict[int, dict[str, Repeat]]) -> None:
     if not repeats:
         return
+    connect_ray()
     drop = _ray_task(drop_repeats)
     with Progress("repeats", len(repeats), "shard") as progress:
-        for _ in run_bounded(lambda i: drop.remote(storage, paths, i, repeats[i]), sorted(repeats)):
+        for _ in run_bounded(lambda i: drop.remote(tasks.storage, tasks.paths, i, repeats[i]), sorted(repeats)):
             progress.advance(1)
 
 

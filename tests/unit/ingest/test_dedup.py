@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
-from pipeline.ingest.dedup import drop_repeats, find_repeats, known_files
+from pipeline.ingest.dedup import Repeat, drop_repeats, find_repeats, known_images
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.shard import build_shard
 from pipeline.layout import CrawlPaths
@@ -18,7 +19,7 @@ from pipeline.shards import read_shard
 from pipeline.storage import LocalStorage, read_table
 from tests.crawl_files import encoded, photograph
 
-CONFIG = IngestConfig(image_size=16)
+CONFIG = IngestConfig(image_size=64)
 
 
 @pytest.fixture
@@ -26,31 +27,41 @@ def storage(tmp_path: Path) -> LocalStorage:
     return LocalStorage(str(tmp_path / "workspace"))
 
 
+def content(seed: float) -> bytes:
+    """A photograph; with a fraction, the same one posted again in another quality; below 0, nothing."""
+    if seed < 0:
+        return b""
+    return encoded(photograph(int(seed), 96, 96, details=24), quality=round(90 - 40 * (seed % 1)))
+
+
 def build(
     storage: LocalStorage,
     folder: Path,
     crawl_id: str,
-    shards: Sequence[Sequence[int]],
+    shards: Sequence[Sequence[float]],
     earlier: Sequence[Crawl] = (),
+    config: IngestConfig = CONFIG,
 ) -> Crawl:
     """A crawl whose shards hold the photographs of these seeds; -1 is an empty file."""
-    known = known_files(storage, earlier, CONFIG.image_form)
+    known = known_images(storage, earlier, config)
     paths = CrawlPaths("c", crawl_id)
     for index, seeds in enumerate(shards):
         records = []
         for i, seed in enumerate(seeds):
             path = folder / f"{crawl_id}-{index}-{i}.jpg"
-            path.write_bytes(encoded(photograph(seed)) if seed >= 0 else b"")
+            path.write_bytes(content(seed))
             records.append(CrawlRecord(str(path), path.name))
         plan = write_plan(records, folder / "plan.parquet", len(records))
-        build_shard(storage, paths, index, plan.records_of(0), known, CONFIG)
-    return Crawl("c", crawl_id, len(shards), sum(map(len, shards)), 0, {}, 16, "")
+        build_shard(storage, paths, index, plan.records_of(0), known, config)
+    return Crawl("c", crawl_id, len(shards), sum(map(len, shards)), 0, {}, 64, "")
 
 
-def resolve(storage: LocalStorage, crawl: Crawl, earlier: Sequence[Crawl] = ()) -> dict[int, set[str]]:
+def resolve(
+    storage: LocalStorage, crawl: Crawl, earlier: Sequence[Crawl] = (), config: IngestConfig = CONFIG
+) -> dict[int, dict[str, Repeat]]:
     paths = CrawlPaths("c", crawl.crawl_id)
-    known = known_files(storage, earlier, crawl.image_form)
-    repeats = find_repeats(storage, paths, crawl.n_shards, known)
+    known = known_images(storage, earlier, config)
+    repeats = find_repeats(storage, paths, crawl.n_shards, known, earlier, config)
     for index, ids in repeats.items():
         drop_repeats(storage, paths, index, ids)
     return repeats
@@ -67,7 +78,9 @@ def outcomes(storage: LocalStorage, crawl: Crawl) -> list[list[str]]:
         assert len(set(accepted)) == len(accepted)
         for row in rows:
             assert (row["reason"] is None) == (row["status"] == "accepted") == (row["image_id"] is not None)
-            assert row["duplicate_of"] == (row["sha256"][:20] if row["reason"] == "duplicate" else None)
+            if row["reason"] == "duplicate":
+                assert row["duplicate_of"] == row["sha256"][:20]
+            assert (row["duplicate_of"] is not None) == (row["reason"] in {"duplicate", "near_duplicate"})
             assert (row["format"] is None) == (row["width"] is None) == (row["image_id"] is None)
         found.append([row["reason"] or row["status"] for row in rows])
     return found
@@ -151,3 +164,62 @@ def test_an_interruption_after_the_tar_is_mended_by_the_next_run(
     for key in uninterrupted.list("c"):
         assert storage.read_bytes(key) == uninterrupted.read_bytes(key)
     assert resolve(storage, crawl) == {}
+
+
+def originals(storage: LocalStorage, crawl: Crawl) -> list[str]:
+    """What the near-duplicates of a crawl name, in order."""
+    tables = [read_table(storage, CrawlPaths("c", crawl.crawl_id).rows(i)) for i in range(crawl.n_shards)]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return [row["duplicate_of"] for row in rows if row["reason"] == "near_duplicate"]
+
+
+def image_id(seed: float) -> str:
+    return hashlib.sha256(content(seed)).hexdigest()[:20]
+
+
+def test_of_images_that_look_the_same_the_first_is_kept_and_named(storage: LocalStorage, tmp_path: Path) -> None:
+    crawl = build(storage, tmp_path, "x", [[1, 2.3], [1.5, 3], [2, 1]])
+    resolve(storage, crawl)
+    kept, near = "accepted", "near_duplicate"
+    assert outcomes(storage, crawl) == [[kept, kept], [near, kept], [near, "duplicate"]]
+    assert originals(storage, crawl) == [image_id(1), image_id(2.3)]
+    assert resolve(storage, crawl) == {}
+
+
+def test_an_image_that_looks_like_one_of_an_earlier_crawl_names_it(storage: LocalStorage, tmp_path: Path) -> None:
+    earlier = build(storage, tmp_path, "a", [[1]])
+    crawl = build(storage, tmp_path, "b", [[1.5, 2]], [earlier])
+    resolve(storage, crawl, [earlier])
+    assert outcomes(storage, crawl) == [["near_duplicate", "accepted"]]
+    assert originals(storage, crawl) == [image_id(1)]
+
+
+def test_reposts_are_kept_on_request_but_no_file_of_an_earlier_crawl_twice(
+    storage: LocalStorage, tmp_path: Path
+) -> None:
+    keep = IngestConfig(image_size=64, keep_duplicates=True)
+    shards: list[list[float]] = [[1, 1, 1.5], [1]]
+    crawl = build(storage, tmp_path, "x", shards, config=keep)
+    assert resolve(storage, crawl, config=keep) == {}
+    assert outcomes(storage, crawl) == [["accepted"] * 3, ["accepted"]]
+
+    for path in tmp_path.glob("x-*.jpg"):
+        path.rename(tmp_path / path.name.replace("x", "y"))
+    paths = [path.name for path in sorted(tmp_path.glob("y-*.jpg"))]
+    again = write_plan(
+        [CrawlRecord(str(tmp_path / name), name.replace("y", "x")) for name in paths], tmp_path / "plan.parquet", 4
+    )
+    known = known_images(storage, [crawl], keep)
+    assert build_shard(storage, CrawlPaths("c", "y"), 0, again.records_of(0), known, keep) == 0
+
+
+def test_an_image_that_rows_name_stays_when_an_earlier_record_is_reached_later(
+    storage: LocalStorage, tmp_path: Path
+) -> None:
+    crawl = build(storage, tmp_path, "x", [[3], [1, 1.5]])
+    resolve(storage, crawl)
+    build_again = build(storage, tmp_path, "x", [[1.2]])  # the first shard now has an image of that look
+    assert build_again.n_shards == 1
+    resolve(storage, crawl)
+    assert outcomes(storage, crawl) == [["near_duplicate"], ["accepted", "near_duplicate"]]
+    assert originals(storage, crawl) == [image_id(1), image_id(1)]
