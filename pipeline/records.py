@@ -58,7 +58,8 @@ SHARD_SCHEMA = pa.schema(
             "sha256", pa.string(), metadata={"doc": "of the file's bytes; of an array's file and index; hexadecimal"}
         ),
         pa.field("duplicate_of", pa.string(), metadata={"doc": "image_id of the image that was kept instead"}),
-        pa.field("bytes", pa.int64()),
+        pa.field("bytes", pa.int64(), metadata={"doc": "of the file that was read"}),
+        pa.field("stored_bytes", pa.int64(), metadata={"doc": "of the image in the shard"}),
         pa.field("format", pa.string()),
         pa.field("width", pa.int32(), metadata={"doc": "px, upright, before cropping"}),
         pa.field("height", pa.int32(), metadata={"doc": "px, upright, before cropping"}),
@@ -109,6 +110,8 @@ class Crawl:
     """SHA-256 over the form of the images and their ids in order: two crawls with one digest hold the same images."""
     color_mode: ColorMode = "rgb"
     image_format: ImageFormat = "jpeg"
+    statistics: dict[str, float] = field(default_factory=dict, compare=False)
+    """Bytes, formats, sizes and rates, by name. The same crawl has other rates another day."""
 
     @property
     def image_form(self) -> ImageForm:

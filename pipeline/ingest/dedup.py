@@ -117,6 +117,7 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: dict[
                 detail=repeat.detail,
                 image_id=None,
                 duplicate_of=repeat.duplicate_of,
+                stored_bytes=None,
                 format=None,
                 width=None,
                 height=None,

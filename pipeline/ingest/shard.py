@@ -219,7 +219,7 @@ def _complete(row: dict[str, Any], made: _Made | Rejected, image_ids: set[str], 
     else:
         image_ids.add(image_id)
         row.update(status="accepted", image_id=image_id, look=made.look)
-        row.update(format=made.format, width=made.width, height=made.height)
+        row.update(stored_bytes=len(made.data), format=made.format, width=made.width, height=made.height)
 
 
 def _reject(row: dict[str, Any], rejected: Rejected) -> None:

@@ -7,12 +7,11 @@ is left as it is, a shard whose rows are there is not built again.
 from __future__ import annotations
 
 import functools
-import hashlib
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.config import HttpConfig, IngestConfig, JobConfig, digest
-from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.errors import ConfigError, StorageError
+from pipeline.ingest.accounting import account, in_words, rates, sizes_in_words
 from pipeline.ingest.dedup import Known, Repeat, drop_repeats, find_repeats, known_images
 from pipeline.ingest.downloads import is_url
 from pipeline.ingest.host_limits import limits_of, start_limiter
@@ -71,7 +71,7 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         if (complete := crawls.get(crawl_id)) is not None:
             unreachable = complete.rejected.get(UNREACHABLE, 0)
             if not (unreachable and config.ingest.http.retry_unreachable):
-                say("ingest", f"crawl {crawl_id} is complete already, nothing to do: {_summary(complete)}")
+                say("ingest", f"crawl {crawl_id} is complete already, nothing to do: {in_words(complete)}")
                 return complete
             # Shards change from here on: whoever is interrupted finds a crawl that is not complete, and goes on.
             say("ingest", f"crawl {crawl_id} is opened again for {unreachable} unreachable records")
@@ -85,20 +85,18 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         built = _build_shards(tasks) + _retry_unreachable(tasks)
         repeats = find_repeats(storage, paths, plan.n_shards, known, crawls.values(), config.ingest)
         _drop(tasks, repeats)
-    crawl, total_bytes = _account(storage, paths, plan, config.ingest)
-    seconds = time.monotonic() - started
+    crawl = account(storage, paths, plan.records, plan.n_shards, config.ingest)
+    crawl = replace(crawl, statistics={**crawl.statistics, **rates(crawl, built, time.monotonic() - started)})
     document = {
         **asdict(crawl),
         "schema_version": SCHEMA_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "source": roots[0] if len(roots) == 1 else roots,
-        "bytes": total_bytes,
-        "seconds": round(seconds, 3),
-        "records_per_second": round(built / seconds, 3),
         "config": config.ingest.model_dump(),
     }
     write_json(storage, paths.marker, document)
-    say("ingest", _summary(crawl))
+    say("ingest", in_words(crawl))
+    say("ingest", sizes_in_words(crawl.statistics))
     if UNREACHABLE in crawl.rejected:
         say("ingest", "--retry-unreachable with the same command tries the unreachable records again, and only them")
     if crawl.rejected.get("duplicate") == crawl.records:
@@ -242,43 +240,3 @@ def _drop(tasks: _Tasks, repeats: dict[int, dict[str, Repeat]]) -> None:
     with Progress("repeats", len(repeats), "shard") as progress:
         for _ in run_bounded(lambda i: drop.remote(tasks.storage, tasks.paths, i, repeats[i]), sorted(repeats)):
             progress.advance(1)
-
-
-def _account(storage: Storage, paths: CrawlPaths, plan: Plan, config: IngestConfig) -> tuple[Crawl, int]:
-    """The totals of a crawl whose rows are final, and the bytes that were read of it."""
-    content = hashlib.sha256(" ".join(map(str, config.image_form)).encode())
-    reasons: Counter[str] = Counter()
-    accepted = total_bytes = 0
-    for index in range(plan.n_shards):
-        table = read_table(storage, paths.rows(index), ["status", "reason", "image_id", "bytes"])
-        for row in table.to_pylist():
-            total_bytes += row["bytes"] or 0
-            if row["status"] == "accepted":
-                accepted += 1
-                content.update(row["image_id"].encode())
-            else:
-                reasons[row["reason"]] += 1
-    if accepted + reasons.total() != plan.records:
-        raise PipelineError(
-            f"crawl {paths.crawl_id}: {accepted} accepted and {reasons.total()} rejected of {plan.records} records; "
-            f"delete {storage.uri(paths.folder)} and ingest again"
-        )
-    crawl = Crawl(
-        collection=paths.collection,
-        crawl_id=paths.crawl_id,
-        n_shards=plan.n_shards,
-        records=plan.records,
-        accepted=accepted,
-        rejected=dict(reasons.most_common()),
-        image_size=config.image_size,
-        digest=content.hexdigest(),
-        color_mode=config.color_mode,
-        image_format=config.image_format,
-    )
-    return crawl, total_bytes
-
-
-def _summary(crawl: Crawl) -> str:
-    reasons = ", ".join(f"{n} {reason}" for reason, n in crawl.rejected.items())
-    rejected = f"{crawl.records - crawl.accepted} rejected" + (f" ({reasons})" if reasons else "")
-    return f"{crawl.records} records: {crawl.accepted} accepted, {rejected}"

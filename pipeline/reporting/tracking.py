@@ -145,6 +145,10 @@ def _track_job(
     points = [("images", float(sum(crawl.accepted for crawl in crawls)), 0), ("final_loss", selected.loss, 0)]
     points += [("final_loss_by_k", result.loss, result.k) for result in best_of_each_k(results)]
     points += [(name, value, 0) for name, value in scores.items()]
+    for step, crawl in enumerate(crawls):
+        ingested = {"records": crawl.records, "accepted": crawl.accepted, **crawl.statistics}
+        ingested |= {f"rejected.{reason}": n for reason, n in crawl.rejected.items()}
+        points += [(f"ingest.{name}", float(value), step) for name, value in ingested.items()]
     _log(client, run, _flat(config.model_dump(mode="json", exclude={"tracking_uri"})), points)
     return run
 

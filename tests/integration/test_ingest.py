@@ -82,7 +82,9 @@ def test_every_record_is_accounted_for(crawl_folder: Path, tmp_path: Path, capsy
         "duplicate": 2, "empty": 1, "missing_file": 1, "not_an_image": 1, "too_many_pixels": 1, "too_small": 1,
         "truncated": 1, "video": 1,
     }  # fmt: skip
-    assert "ingest    21 records: 12 accepted, 9 rejected (2 duplicate, " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ingest    21 records: 12 accepted, 9 rejected (2 duplicate, " in out
+    assert " stored, short side 48 to 48 px, median 48, 12 JPEG\n" in out
 
     table = rows(workspace, crawl)
     assert [row["record"] for row in table] == list(range(21))
@@ -112,7 +114,15 @@ def test_every_record_is_accounted_for(crawl_folder: Path, tmp_path: Path, capsy
     assert read_table(storage, paths.plan).schema.equals(PLAN_SCHEMA)
     assert complete_crawls(storage, "c") == [crawl]
     marker = read_json(storage, paths.marker)
-    assert marker["bytes"] == sum(p.stat().st_size for p in crawl_folder.iterdir() if p.suffix not in {".json", ".mp4"})
+    assert marker["statistics"]["bytes"] == sum(
+        p.stat().st_size for p in crawl_folder.iterdir() if p.suffix not in {".json", ".mp4"}
+    )
+    statistics = marker["statistics"]
+    assert statistics["stored_bytes"] == sum(len(sample.data) for sample in samples)
+    assert sum(n for name, n in statistics.items() if name.startswith("format_")) == crawl.accepted
+    assert statistics["short_side_px_median"] == statistics["long_side_px_max"] == 48
+    assert statistics["with_caption"] == sum(row["caption"] is not None for row in table if row["status"] == "accepted")
+    assert statistics["records_per_second"] > 0
     assert marker["config"]["image_size"] == 16
 
 

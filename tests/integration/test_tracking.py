@@ -24,7 +24,7 @@ from pipeline.storage import LocalStorage
 from tests.made_collection import trial_result
 
 RESULTS = [trial_result(2), trial_result(4, windows=300)]
-CRAWL = Crawl("#paris", "2024-05", 1, 7, 6, {"truncated": 1}, 16, "d")
+CRAWL = Crawl("#paris", "2024-05", 1, 7, 6, {"truncated": 1}, 16, "d", statistics={"bytes": 5e6, "seconds": 2.5})
 
 
 def config(workspace: Path, uri: str | None = None) -> JobConfig:
@@ -99,6 +99,14 @@ def test_a_labelled_collection_has_its_metrics_in_every_run(recorded: tuple[str,
     uri, _ = recorded
     found = {name: (run.data.metrics["accuracy"], run.data.metrics["nmi"]) for name, run in runs(uri).items()}
     assert found == {"run-1": (0.25, 0.5), "k=2-seed=0": (0.5, 0.5), "k=4-seed=0": (0.25, 0.5)}
+
+
+def test_the_parent_knows_what_became_of_the_crawl(recorded: tuple[str, Tracking]) -> None:
+    uri, _ = recorded
+    metrics = runs(uri)["run-1"].data.metrics
+    found = {name: value for name, value in metrics.items() if name.startswith("ingest.")}
+    expected = {"records": 7, "accepted": 6, "rejected.truncated": 1, "bytes": 5e6, "seconds": 2.5}
+    assert found == {f"ingest.{name}": value for name, value in expected.items()}
 
 
 def test_a_trial_s_parameters_are_its_own(recorded: tuple[str, Tracking]) -> None:
