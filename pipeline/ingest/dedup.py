@@ -8,9 +8,7 @@ row of them any more.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from pipeline.config import ImageForm
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Crawl
 from pipeline.shards import read_shard, write_shard
-from pipeline.storage import Storage, read_table, write_table
+from pipeline.storage import Storage, read_table, scratch_folder, write_table
 
 DUPLICATE_DETAIL = "the same bytes as the image in duplicate_of"
 
@@ -85,8 +83,8 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: set[s
                 width=None,
                 height=None,
             )
-    with tempfile.TemporaryDirectory() as folder:
-        tar = Path(folder) / "shard.tar"
+    with scratch_folder() as folder:
+        tar = folder / "shard.tar"
         samples = read_shard(storage, paths.shard(index))
         write_shard(tar, (sample for sample in samples if sample.image_id not in dropped))
         storage.publish(tar, paths.shard(index))
