@@ -204,7 +204,9 @@ def test_a_large_file_that_is_refused_on_the_way_leaves_nothing(
 
 def test_a_busy_server_is_asked_again(s3_bucket: str, s3_server: S3Server) -> None:
     busy = ["first"]
-    s3_server.refuse = lambda method, _: ("503 Slow Down", "SlowDown") if method == "PUT" and busy and busy.pop() else None
+    s3_server.refuse = lambda method, _: (
+        ("503 Slow Down", "SlowDown") if method == "PUT" and busy and busy.pop() else None
+    )
     storage = S3Storage(f"s3://{s3_bucket}")
     storage.write_bytes("x", b"x")
     assert not busy
