@@ -230,7 +230,9 @@ def local_writes(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StorageError(f"cannot write {path}: {reason}; the same command continues once it can be written") from error
+        raise StorageError(
+            f"cannot write {path}: {reason}; the same command continues once it can be written"
+        ) from error
 
 
 def write_table(storage: Storage, key: str, table: pa.Table) -> None:
