@@ -9,10 +9,8 @@ and repeated: a shard that lost its repeats has no accepted row of them any more
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from pipeline.ingest.rejection import RejectReason
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Crawl
 from pipeline.shards import read_shard, write_shard
-from pipeline.storage import Storage, read_table, write_table
+from pipeline.storage import Storage, read_table, scratch_folder, write_table
 
 DUPLICATE_DETAIL = "the same bytes as the image in duplicate_of"
 NEAR_DUPLICATE_DETAIL = "looks like the image in duplicate_of"
@@ -122,8 +120,8 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: dict[
                 width=None,
                 height=None,
             )
-    with tempfile.TemporaryDirectory() as folder:
-        tar = Path(folder) / "shard.tar"
+    with scratch_folder() as folder:
+        tar = folder / "shard.tar"
         samples = read_shard(storage, paths.shard(index))
         write_shard(tar, (sample for sample in samples if sample.image_id not in repeats))
         storage.publish(tar, paths.shard(index))

@@ -7,6 +7,7 @@ is as large as a file makes it; what follows takes a strip of it at a time.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,15 @@ ORIENTATIONS = {
 STRIP_PIXELS = 1 << 21
 """Pixels that are converted at once."""
 
+MAX_JPEG_SCANS = 200
+"""Each is a pass over the whole image, however few bytes it takes; encoders write about ten."""
+
 PREFIX_BYTES = 16
 """Pillow's plugins recognise their formats by this many first bytes."""
+
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+"""Of those with a length behind them, and the end of the image; inside a scan, no other bytes look like it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
         with _pixel_limit(config.max_pixels), Image.open(io.BytesIO(data), formats=_formats()) as image:
             width, height = image.size
             _check_sides(width, height, config)
+            if image.format in {"JPEG", "MPO"}:
+                _check_scans(data)
             # JPEG decodes at 1/2, 1/4 or 1/8 faster; twice the wanted size leaves the resampling nothing to miss.
             image.draft(None, (2 * config.image_size, 2 * config.image_size))
             image.load()
@@ -137,6 +147,18 @@ def _from_array(pixels: Pixels) -> Image.Image:
 def _check_sides(width: int, height: int, config: IngestConfig) -> None:
     if min(width, height) < config.smallest_side:
         raise Rejected("too_small", f"{width} x {height} px, the short side needs {config.smallest_side}")
+
+
+def _check_scans(jpeg: bytes) -> None:
+    """Reject a `jpeg` of so few bytes a scan that decoding it would take hours."""
+    if jpeg.count(b"\xff\xda") <= MAX_JPEG_SCANS:  # those in thumbnails and behind the image included
+        return
+    at = scans = 0
+    while (marker := _JPEG_MARKER.search(jpeg, at)) is not None and marker[0] != b"\xff\xd9":
+        scans += marker[0] == b"\xff\xda"
+        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+    if scans > MAX_JPEG_SCANS:
+        raise Rejected("corrupt", f"{scans} scans, at most {MAX_JPEG_SCANS} are read")
 
 
 @cache

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +24,7 @@ from pipeline.ingest.rejection import Rejected
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA
 from pipeline.shards import Sample, read_shard, write_shard
-from pipeline.storage import Storage, read_table, write_table
+from pipeline.storage import Storage, read_table, scratch_folder, write_table
 
 METADATA_COLUMNS = (
     "image_id", "source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url", "label", "width", "height",
@@ -95,7 +93,8 @@ def rebuild_shard(
         row.update(status=None, reason=None, detail=None)
     kept = {sample.image_id: sample for sample in read_shard(storage, paths.shard(index))}
     samples = _ingest(records.to_pylist(), rows, again, kept, known, config, limits)
-    if any(row["reason"] != UNREACHABLE for row in again.values()):
+    # Of an attempt that was interrupted, the tar may hold images that the rows do not know.
+    if any(row["reason"] != UNREACHABLE for row in again.values()) or len(samples) != len(kept):
         _publish(storage, paths, index, rows, samples)
     return sum(row["status"] == "accepted" for row in again.values())
 
@@ -103,8 +102,8 @@ def rebuild_shard(
 def _publish(
     storage: Storage, paths: CrawlPaths, index: int, rows: list[dict[str, Any]], samples: list[Sample]
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        tar = Path(folder) / "shard.tar"
+    with scratch_folder() as folder:
+        tar = folder / "shard.tar"
         write_shard(tar, samples)
         storage.publish(tar, paths.shard(index))
     write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
@@ -141,9 +140,11 @@ def _ingest(
     for place, row in enumerate(rows):
         if place in todo and row["status"] is None:
             _complete(row, made[row["sha256"]], image_ids, config)
-        if row["status"] == "accepted":
-            image_id = row["image_id"]
-            samples.append(kept.get(image_id) or _sample(row, made[row["sha256"]], config))
+        if row["status"] == "accepted" and place in todo:
+            samples.append(_sample(row, made[row["sha256"]], config))
+        # Without its image, it is a repeat whose dropping was interrupted; it is dropped again, from the rows.
+        elif row["status"] == "accepted" and row["image_id"] in kept:
+            samples.append(kept[row["image_id"]])
     return samples
 
 
