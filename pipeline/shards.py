@@ -61,7 +61,9 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             document = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True)
-            for extension, data in sorted([(EXTENSIONS[sample.image_format], sample.data), ("json", document.encode())]):
+            for extension, data in sorted(
+                [(EXTENSIONS[sample.image_format], sample.data), ("json", document.encode())]
+            ):
                 _add(tar, f"{sample.image_id}.{extension}", data)
 
 

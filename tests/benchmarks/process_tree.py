@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import numpy as np
 
 EVERY_S = 0.25
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -18,19 +21,23 @@ class Watch:
 
     Attributes:
         peak_bytes: largest sum of the processes' proportional set sizes: a page that several share counts once.
-        cpu_s: user and system time of all processes, as far as each was seen last.
+        cpu_s: user and system time of all processes, as far as each was seen last, at the times in it
+            (`time.monotonic`).
     """
 
     def __init__(self, root: int) -> None:
         self.peak_bytes = 0
+        self.cpu_s: list[tuple[float, float]] = [(time.monotonic(), 0.0)]
         self._root = root
         self._ticks: dict[int, int] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    @property
-    def cpu_s(self) -> float:
-        return sum(self._ticks.values()) / TICKS_PER_S
+    def cpu_between(self, start: float, end: float) -> float:
+        """Processor time in s that was used between two times."""
+        times, used = zip(*self.cpu_s, strict=True)
+        before, after = np.interp([start, end], times, used)
+        return float(after - before)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -44,6 +51,7 @@ class Watch:
         while not self._ended.wait(EVERY_S):
             tree = _tree(self._root)
             self._ticks |= tree
+            self.cpu_s.append((time.monotonic(), sum(self._ticks.values()) / TICKS_PER_S))
             self.peak_bytes = max(self.peak_bytes, sum(map(_pss, tree)))
 
 
