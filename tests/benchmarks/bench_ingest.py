@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -85,10 +85,9 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def ask(address: str) -> Any:
-    """The body at `address`: JSON, or text."""
+    """The JSON document at `address`."""
     with urllib.request.urlopen(address) as answer:
-        text = answer.read().decode()
-    return json.loads(text) if text[:1] in "[{" else text
+        return json.load(answer)
 
 
 def install_img2dataset(folder: Path) -> Path:
@@ -137,9 +136,9 @@ def run(command: list[str], longest_s: float, log: Path) -> tuple[dict[str, Any]
         )
         with Watch(process.pid) as watch:
             try:
-                process.wait(longest_s)
+                process.wait(None if longest_s == math.inf else longest_s)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                watch.kill()
                 process.wait()
                 finished = False
             else:
@@ -226,11 +225,12 @@ def measure(tool: str, command: list[str], site: str, output: Path, longest_s: f
     """Run `command` of `tool` on fresh faults; rates are in images/s, from the start of the process to its end."""
     ask(f"{site}/reset")
     found, watch = run(command, longest_s, output.with_suffix(".log"))
-    first, last = ask(f"{site}/span")
-    found["start_seconds"] = first - found.pop("started")
-    # From the first request that the server saw to its last answer.
-    found["download_seconds"] = last - first
-    found["download_cpu_seconds"] = watch.cpu_between(first, last)
+    # From the first request that the server saw to the end of the process.
+    started = found.pop("started")
+    first, end = ask(f"{site}/first") or math.inf, started + found["seconds"]
+    found["start_seconds"] = min(first, end) - started
+    found["download_seconds"] = found["seconds"] - found["start_seconds"]
+    found["download_cpu_seconds"] = watch.cpu_between(min(first, end), end)
     return found | {"tool": tool, "images": images}
 
 
@@ -238,9 +238,9 @@ def add_rates(found: dict[str, Any]) -> None:
     """Add what follows from the number of accepted images."""
     accepted = found["accepted"]
     found["images_per_second"] = accepted / found["seconds"]
-    found["images_per_second_downloading"] = accepted / found["download_seconds"]
+    found["images_per_second_downloading"] = accepted / max(1e-9, found["download_seconds"])
     # Other programs on the machine take cores away, but hardly change how much processor time an image needs.
-    found["images_per_second_per_core"] = accepted / found["download_cpu_seconds"]
+    found["images_per_second_per_core"] = accepted / max(1e-9, found["download_cpu_seconds"])
     found["core_hours_per_100_million"] = MILLIONS * 1e6 / max(1e-9, found["images_per_second_per_core"]) / 3600
 
 
@@ -261,7 +261,7 @@ def compare(
             if ours
             else img2dataset_command(program, table, output, arguments.images)
         )
-        found = measure(tool, command, site, output, arguments.longest, arguments.images)
+        found = measure(tool, command, site, output, math.inf if ours else arguments.longest, arguments.images)
         found |= examine(output, [reference(path, rounded=not ours) for path in photos])
         found["sound_missing"] = len(whole - found.pop("numbers"))
         if ours and found["finished"]:
@@ -298,7 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=3000, help="URLs in each scenario [3000]")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="[plain,latency,faults]")
-    parser.add_argument("--longest", type=float, default=150.0, help="seconds after which a tool is ended [150]")
+    parser.add_argument("--longest", type=float, default=150.0, help="seconds after which img2dataset is ended [150]")
     parser.add_argument(
         "--img2dataset-venv",
         type=Path,

@@ -8,8 +8,8 @@ It loads all JPEG files of FOLDER, prints its port and answers ``/SCENARIO/NUMBE
 - ``latency``: the same 50 ms later;
 - ``faults``: the same, but 5 % of the numbers are answered with status 503 once, and 1 % have a body without an end.
 
-``/reset`` forgets what was asked before; ``/span`` is a JSON list of two times (`time.monotonic`, s): when the first
-request since then came, and when the last answer was written.
+``/reset`` forgets what was asked before; ``/first`` is the time (`time.monotonic`, s) of the first request since then,
+and 0 before it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Site:
     def reset(self) -> None:
         """As if nothing had been asked."""
         self.failed: set[int] = set()
-        self.first = self.last = 0.0
+        self.first = 0.0
 
 
 class Connection(asyncio.Protocol):
@@ -82,9 +82,9 @@ class Connection(asyncio.Protocol):
     def _answer(self, path: str) -> None:
         if path == "/reset":
             self._site.reset()
-            self._reply([b"ok"])
-        elif path == "/span":
-            self._reply([json.dumps([self._site.first, self._site.last]).encode()])
+            self._reply([b"true"])
+        elif path == "/first":
+            self._reply([json.dumps(self._site.first).encode()])
         else:
             self._site.first = self._site.first or time.monotonic()
             scenario, name = path.strip("/").split("/")
@@ -103,7 +103,6 @@ class Connection(asyncio.Protocol):
 
     def _photo(self, number: int) -> None:
         self._reply(numbered(self._site.photos[number % len(self._site.photos)], number))
-        self._site.last = time.monotonic()
 
     def _reply(self, parts: list[bytes | memoryview], status: str = "200 OK") -> None:
         length = sum(map(len, parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -46,6 +47,12 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
+
+    def kill(self) -> None:
+        """End the tree: what Ray starts is not in the process group of who started it."""
+        for pid in _tree(self._root):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _sample(self) -> None:
         while not self._ended.wait(EVERY_S):
