@@ -116,7 +116,6 @@ def main() -> None:
     from pipeline.config import load_config
     from pipeline.ingest.stage import ingest
     from pipeline.progress import say
-    from pipeline.reporting.stage import closing_lines, report
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 
@@ -139,6 +138,9 @@ def main() -> None:
             selected, why = select(results, config.clustering.select_k)
             say("cluster", f"K = {selected.k} is kept: {why}")
         if "report" in config.stages:
+            # It imports torch, which ingest alone does not need.
+            from pipeline.reporting.stage import closing_lines, report
+
             for line in closing_lines(report(storage, config, run.run_id, crawls, results, selected, why)):
                 print(line)
         else:
