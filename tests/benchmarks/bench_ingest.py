@@ -119,7 +119,7 @@ def ingest_command(table: Path, output: Path, scenario: str) -> list[str]:
     """The job as a person starts it; in ``faults``, bodies without an end get seconds instead of minutes."""
     command = [sys.executable, str(ROOT / "jobs" / "cluster_collection.py"), "--stages", "ingest"]
     command += ["--collection", "photos", "--source", str(table), "--workspace", str(output)]
-    command += ["--allow-private-hosts", "--image-size", str(SIZE)]
+    command += ["--keep-duplicates", "--allow-private-hosts", "--image-size", str(SIZE)]
     if scenario == "faults":
         for name, value in FAULT_OPTIONS.items():
             command += ["--set", f"ingest.http.{name}={value}"]
