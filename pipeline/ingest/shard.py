@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
-from pipeline.ingest.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Known, identity, is_known
+from pipeline.ingest.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Known, identity, known_as
 from pipeline.ingest.fetch import fetch_all
 from pipeline.ingest.host_limits import Exchange
 from pipeline.ingest.http import credentials, without_credentials
@@ -44,7 +44,7 @@ class _Made:
     format: str
     width: int
     height: int
-    look: str | None
+    look: bytes | None
     """As `look_of` says; None for a record of an array, which is nobody's repost."""
 
 
@@ -129,8 +129,9 @@ def _ingest(
             _reject(row, content)
             continue
         row.update(bytes=content.n_bytes, sha256=content.sha256)
-        if is_known(known, image := identity(content.sha256, row["file_name"], config.keep_duplicates)):
-            row.update(duplicate_of=image[:IMAGE_ID_DIGITS])
+        image = identity(content.sha256, row["fingerprint"], config.keep_duplicates)
+        if (kept_as := known_as(known, image)) is not None:
+            row.update(duplicate_of=kept_as)
             _reject(row, Rejected("duplicate", DUPLICATE_DETAIL))
         elif content.sha256 not in made:
             made[content.sha256] = _make(content, plan[place]["source_uri"], config)
@@ -182,7 +183,8 @@ def _contents(
 def _conceal_credentials(row: dict[str, Any], address: str) -> None:
     """Take the user name and password of `address`, if it has them, out of whichever column repeats them."""
     if secret := credentials(address):
-        row.update({name: value.replace(secret, "") for name, value in row.items() if isinstance(value, str)})
+        shown = ((name, value) for name, value in row.items() if isinstance(value, str))
+        row.update({name: value.replace(f"//{secret}", "//") for name, value in shown})
     if row["source_url"]:
         row.update(source_url=without_credentials(row["source_url"]))
 
@@ -211,7 +213,7 @@ def _make(content: _Content, source_uri: str, config: IngestConfig) -> _Made | R
 
 def _complete(row: dict[str, Any], made: _Made | Rejected, image_ids: set[str], config: IngestConfig) -> None:
     """Accept or reject `row`, whose file became `made`, and add it to `image_ids` of the shard."""
-    image_id = identity(row["sha256"], row["file_name"], config.keep_duplicates)[:IMAGE_ID_DIGITS]
+    image_id = identity(row["sha256"], row["fingerprint"], config.keep_duplicates)[:IMAGE_ID_DIGITS]
     if isinstance(made, Rejected):
         _reject(row, made)
     elif image_id in image_ids:

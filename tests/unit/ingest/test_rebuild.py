@@ -90,12 +90,13 @@ def test_a_retry_goes_on_where_the_dropping_of_repeats_was_interrupted(
     for index, plan in enumerate(plans):
         build_shard(storage, PATHS, index, plan, known, CONFIG)
     repeats = find_repeats(storage, PATHS, 2, known, [], CONFIG)
+    assert repeats["shard"].to_pylist() == [1]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(dedup, "write_table", killed)
-        drop_repeats(storage, PATHS, 1, repeats[1])
+        drop_repeats(storage, PATHS, 1, repeats)
     web.silent = set()
     assert rebuild_shard(storage, PATHS, 1, plans[1], known, CONFIG) == 1
-    assert find_repeats(storage, PATHS, 2, known, [], CONFIG) == repeats
-    drop_repeats(storage, PATHS, 1, repeats[1])
+    assert find_repeats(storage, PATHS, 2, known, [], CONFIG).equals(repeats)
+    drop_repeats(storage, PATHS, 1, repeats)
     assert outcomes(storage, 0) == ["accepted"]
     assert outcomes(storage, 1) == ["duplicate", "accepted"]
