@@ -206,8 +206,11 @@ class _Downloads:
         too_long = failure.retry_after_s is not None and failure.retry_after_s > self._config.max_wait_s
         if failure.host_is_busy:
             slots.pause(host, max(pause, longest))
+        bursts, rest = divmod(self._failures_in_a_row[host], GIVEN_UP_AFTER)
+        if bursts and not rest:
+            slots.pause(host, min(self._config.max_wait_s, FIRST_PAUSE_S * 2.0**bursts))
         lasting = now - self._failing_since[host] >= GIVEN_UP_AFTER_S
-        if self._failures_in_a_row[host] >= GIVEN_UP_AFTER and lasting:
+        if bursts and lasting:
             self._given_up[host] = Rejected("unreachable", f"{failure.detail} (of another record of this host)")
         if failures >= self._config.attempts or too_long or host in self._given_up:
             tried = f"{failures} attempt{'s' if failures > 1 else ''}"

@@ -311,6 +311,10 @@ class HostSlots:
                     self._changed()
                 self._closing.wait(answer.pause_s)
                 self._stated.wait(SHORT_PAUSE_S if short else HEARTBEAT_S)
+            with self._lock:
+                pauses = {host: Use(pause_s=seconds) for host, seconds in self._pauses.items()}
+            if pauses:  # what this task was told last holds for the others, too
+                self._exchange(self._task, pauses)
             self._exchange(self._task, {})
         except BaseException as error:
             self._error = error

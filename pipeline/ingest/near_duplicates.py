@@ -21,7 +21,7 @@ from pipeline.ingest.images import Pixels
 HASH_SIDE = 16
 """The hash has this many bits squared."""
 HASH_BYTES = HASH_SIDE**2 // 8
-THUMBNAIL_PX = 8
+THUMBNAIL_PX = 16
 LOOK_BYTES = HASH_BYTES + 3 * THUMBNAIL_PX**2
 MOST_BITS = 12
 """That differ between the hashes of images that look the same, of 256."""
