@@ -45,7 +45,7 @@ class _Made:
     width: int
     height: int
     look: bytes | None
-    """As `look_of` says; None for a record of an array, which is nobody's repost."""
+    """As `look_of` says; None where repeats are kept, and for a record of an array, which is nobody's repost."""
 
 
 def build_shard(
@@ -207,7 +207,8 @@ def _make(content: _Content, source_uri: str, config: IngestConfig) -> _Made | R
     except MemoryError as error:
         address = without_credentials(source_uri)
         raise StorageError(f"cannot decode {address}: this machine is out of memory") from error
-    look = None if content.in_array else look_of(image.pixels)
+    # Where repeats are kept, nobody asks what an image looks like.
+    look = None if content.in_array or config.keep_duplicates else look_of(image.pixels)
     return _Made(data, image.format, image.width, image.height, look)
 
 
