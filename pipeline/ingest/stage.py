@@ -87,9 +87,9 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         storage.publish(plan.path, paths.plan)
         known = known_images(storage, crawls.values(), config.ingest)
         tasks = _Tasks(storage, paths, plan, known, config.ingest)
-        built = 0
+        built = _build_shards(tasks)
         if not storage.exists(paths.repeats):
-            built = _build_shards(tasks) + _retry_unreachable(tasks, complete is not None)
+            built += _retry_unreachable(tasks, complete is not None)
             repeats = find_repeats(storage, paths, plan.n_shards, known, crawls.values(), config.ingest)
             write_table(storage, paths.repeats, repeats)
         _drop(tasks, read_table(storage, paths.repeats))

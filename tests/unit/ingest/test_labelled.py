@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config import IngestConfig, SourceType
 from pipeline.errors import SourceError
+from pipeline.ingest.dedup import KNOWN
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.sampling import draw_sample
 from pipeline.ingest.shard import build_shard
@@ -131,7 +132,7 @@ def built(source: Path, folder: Path, config: IngestConfig) -> tuple[list[np.nda
     """Pixels, rows and tar of the one shard of `source`."""
     storage, paths = LocalStorage(str(folder / "workspace")), CrawlPaths("c", "x")
     plan = write_plan(read_records(str(source), config.source_type), folder / "plan.parquet", 100)
-    build_shard(storage, paths, 0, plan.records_of(0), np.array([], "S64"), config)
+    build_shard(storage, paths, 0, plan.records_of(0), np.empty(0, KNOWN), config)
     pixels = [sample.pixels() for sample in read_shard(storage, paths.shard(0))]
     return pixels, read_table(storage, paths.rows(0)).to_pylist(), storage.read_bytes(paths.shard(0))
 
@@ -173,7 +174,7 @@ def test_mnist_digits_come_through_exactly(tmp_path: Path) -> None:
     assert [r.label for r in records[:5]] == ["7", "2", "1", "0", "4"]
     storage, paths = LocalStorage(str(tmp_path)), CrawlPaths("c", "x")
     plan = write_plan(records[:100], tmp_path / "plan.parquet", 100)
-    build_shard(storage, paths, 0, plan.records_of(0), np.array([], "S64"), GREY)
+    build_shard(storage, paths, 0, plan.records_of(0), np.empty(0, KNOWN), GREY)
     assert np.array_equal(np.stack([s.pixels() for s in read_shard(storage, paths.shard(0))]), first)
 
 
