@@ -21,7 +21,7 @@ from pipeline.config import ImageFormat
 from pipeline.errors import StorageError
 from pipeline.layout import CrawlPaths, crawls_of
 from pipeline.records import Crawl
-from pipeline.storage import Storage, read_json
+from pipeline.storage import Storage, read_json, scratch_folder
 
 EXTENSIONS: dict[ImageFormat, str] = {"jpeg": "jpg", "png": "png"}
 """Of the image member, by the format of the image."""
@@ -71,6 +71,14 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+def publish_shard(storage: Storage, key: str, samples: Iterable[Sample]) -> None:
+    """Write `samples` as the tar `key` of `storage`, whole."""
+    with scratch_folder() as folder:
+        tar = folder / "shard.tar"
+        write_shard(tar, samples)
+        storage.publish(tar, key)
 
 
 def read_shard(storage: Storage, key: str) -> Iterator[Sample]:

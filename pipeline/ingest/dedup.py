@@ -21,8 +21,8 @@ from pipeline.errors import StorageError
 from pipeline.ingest.near_duplicates import as_looks, originals_of
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Crawl
-from pipeline.shards import read_shard, write_shard
-from pipeline.storage import Storage, read_table, scratch_folder, write_table
+from pipeline.shards import publish_shard, read_shard
+from pipeline.storage import Storage, read_table, write_table
 
 DUPLICATE_DETAIL = "the same bytes as the image in duplicate_of"
 NEAR_DUPLICATE_DETAIL = "looks like the image in duplicate_of"
@@ -150,16 +150,13 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: pa.Ta
             )
     if dropped:
         staying = {row["image_id"] for row in rows if row["status"] == "accepted"}
-        with scratch_folder() as folder:
-            tar = folder / "shard.tar"
-            samples = [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
-            if lost := staying - {sample.image_id for sample in samples}:
-                raise StorageError(
-                    f"{storage.uri(paths.shard(index))}: has no image {min(lost)}, which its rows have; delete "
-                    f"{storage.uri(paths.folder)} and ingest again"
-                )
-            write_shard(tar, samples)
-            storage.publish(tar, paths.shard(index))
+        samples = [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
+        if lost := staying - {sample.image_id for sample in samples}:
+            raise StorageError(
+                f"{storage.uri(paths.shard(index))}: has no image {min(lost)}, which its rows have; delete "
+                f"{storage.uri(paths.folder)} and ingest again"
+            )
+        publish_shard(storage, paths.shard(index), samples)
     write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
 
 

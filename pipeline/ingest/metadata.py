@@ -53,7 +53,7 @@ SHORTCODE_NAMES = ("post_shortcode", "shortcode", "short_code", "code")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a crawl says of one image."""
+    """What a crawl says of one image: fields of CrawlRecord, under the same names."""
 
     shortcode: str | None = None
     caption: str | None = None

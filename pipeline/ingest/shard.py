@@ -23,8 +23,8 @@ from pipeline.ingest.near_duplicates import look_of
 from pipeline.ingest.rejection import Rejected
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA
-from pipeline.shards import Sample, read_shard, write_shard
-from pipeline.storage import Storage, read_table, scratch_folder, write_table
+from pipeline.shards import Sample, publish_shard, read_shard
+from pipeline.storage import Storage, read_table, write_table
 
 METADATA_COLUMNS = (
     "image_id", "source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url", "label", "width", "height",
@@ -102,10 +102,7 @@ def rebuild_shard(
 def _publish(
     storage: Storage, paths: CrawlPaths, index: int, rows: list[dict[str, Any]], samples: list[Sample]
 ) -> None:
-    with scratch_folder() as folder:
-        tar = folder / "shard.tar"
-        write_shard(tar, samples)
-        storage.publish(tar, paths.shard(index))
+    publish_shard(storage, paths.shard(index), samples)
     write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
 
 

@@ -34,12 +34,7 @@ def file_record(
     return CrawlRecord(
         source_uri=file.uri,
         file_name=name,
-        shortcode=said.shortcode,
-        caption=said.caption,
-        taken_at=said.taken_at,
-        hashtags=said.hashtags,
-        source_url=said.source_url,
-        extra=said.extra,
+        **vars(said),
         problem=file.problem or problem,
         problem_detail=detail,
         fingerprint=f"{storable(file.path)}:{file.size}",

@@ -190,12 +190,7 @@ def _record(file: File, number: int, row: dict[str, Any], url_column: str | None
     return CrawlRecord(
         source_uri=url,
         file_name=_name_in(url),
-        shortcode=said.shortcode,
-        caption=said.caption,
-        taken_at=said.taken_at,
-        hashtags=said.hashtags,
-        source_url=said.source_url,
-        extra=said.extra,
+        **vars(said),
         fingerprint=url,
     )
 
