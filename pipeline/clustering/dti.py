@@ -33,7 +33,7 @@ SURVIVORS = 3
 """Prototypes per image that are scored on all pixels after the others were ruled out on some of them."""
 SMALLEST_SCREEN_PX = 16
 """Screening looks at no fewer pixels than this along a side; smaller images are scored in full."""
-CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
 """Transformed prototypes that a pass holds at once: on a CPU what its caches hold, on a GPU what keeps it busy."""
 
 

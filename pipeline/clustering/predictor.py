@@ -148,8 +148,8 @@ def build_encoder(name: str, channels: int, height: int, width: int) -> ResNet:
     stem = [
         nn.Conv2d(channels, 64, 7, 2, 3, bias=False),
         GlobalBatchNorm(64),
-        nn.ReLU(inplace=True),
         LeanMaxPool(),
+        nn.ReLU(inplace=True),  # after the pooling, which it commutes with: a quarter of the work
     ]
     return ResNet(stem, (64, 128, 256, 512), blocks=2)
 
