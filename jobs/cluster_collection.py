@@ -7,10 +7,12 @@ command again continues an interrupted job and does nothing that is done already
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.clustering.trial_queue import Work
     from pipeline.config import JobConfig
     from pipeline.records import Crawl
     from pipeline.storage import Storage
@@ -135,7 +137,8 @@ def main() -> None:
             crawls = crawls_to_use(storage, config)
             check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
             run = open_run(storage, config, crawls)
-            results = sweep(storage, run, config.clustering, crawls, train="cluster" in config.stages)
+            train = functools.partial(train_in_pool, config) if "cluster" in config.stages else None
+            results = sweep(storage, run, config.clustering, crawls, train)
             selected, why = select(results, config.clustering.select_k)
             say("cluster", f"K = {selected.k} is kept: {why}")
         if "report" in config.stages:
@@ -143,6 +146,14 @@ def main() -> None:
                 print(line)
         else:
             say("done", f"everything is in {storage.uri(config.collection)}")
+
+
+def train_in_pool(config: JobConfig, works: list[Work]) -> None:
+    """Train `works` in groups of workers that are there for them alone."""
+    from pipeline.clustering.trainer import TrainingPool
+
+    with TrainingPool(config.clustering, len(works)) as pool:
+        pool.train(works)
 
 
 def crawls_to_use(storage: Storage, config: JobConfig) -> list[Crawl]:
