@@ -32,6 +32,11 @@ class Work:
         """Of the trial, in a job that may train several collections."""
         return f"{self.paths.collection}/{self.paths.run_id}/{self.trial.name}"
 
+    @property
+    def title(self) -> str:
+        """For the console."""
+        return f"{self.paths.collection} {self.trial.name}"
+
 
 @dataclass(frozen=True)
 class View:
@@ -85,7 +90,7 @@ class TrialQueue:
         self._failures[work.name] += 1
         lost = self._failures[work.name]
         if lost <= work.config.max_failures:
-            self._lines.append(f"{work.trial.name}: its workers died, it goes on from its last checkpoint")
+            self._lines.append(f"{work.title}: its workers died, it goes on from its last checkpoint")
             self.waiting.insert(0, work)
         else:
             times = f"{lost} times" if lost > 1 else "once"
@@ -93,7 +98,7 @@ class TrialQueue:
 
     def begin(self, group: str, note: str) -> None:
         """The workers of `group` have what they need and train; `note` says from where on."""
-        self._lines.append(f"{self._held[group].trial.name}: {note}")
+        self._lines.append(f"{self._held[group].title}: {note}")
 
     def tell(self, group: str, window: Window) -> None:
         """How far the trial of `group` is."""
@@ -105,7 +110,7 @@ class TrialQueue:
         work = self._held.pop(group)
         self._windows.pop(group, None)
         self._done += 1
-        self._lines.append(f"{work.trial.name}: done, loss {loss:.6g}")
+        self._lines.append(f"{work.title}: done, loss {loss:.6g}")
         self._end(work, None)
 
     def give_up(self, group: str, error: PipelineError) -> None:
