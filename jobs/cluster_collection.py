@@ -124,7 +124,6 @@ def main() -> None:
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
     from pipeline.job.collection import run_collection
-    from pipeline.job.many import run_collections
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 
@@ -134,6 +133,8 @@ def main() -> None:
         (flags["source"],) = flags["source"]
     with ray_session():
         if table is not None:
+            from pipeline.job.many import run_collections
+
             run_collections(table, lambda row: load_config(file, flags | named(row), overrides))
             return
         config = load_config(file, flags, overrides)

@@ -30,7 +30,7 @@ SourceType = Literal[
 ]  # fmt: skip
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
-ImageForm = tuple[int, ColorMode, ImageFormat]
+ImageForm = tuple[int, ColorMode, ImageFormat, bool]
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -141,7 +141,8 @@ class IngestConfig(_Section):
     """Of that draw."""
     keep_duplicates: bool = False
     """Keep images that repeat others. Default: of files with the same bytes, and of images that look the same (resized
-    or recompressed reposts), the first is kept, so that what is posted often does not dominate clusters."""
+    or recompressed reposts), the first is kept, so that what is posted often does not dominate clusters. Crawls that
+    keep them and crawls that do not are two sets of images: they know nothing of each other."""
     image_size: int = Field(128, ge=8, le=1024)
     """Side in px of the square images in the shards: the short side is resized to it, the rest is cropped off."""
     color_mode: ColorMode = "rgb"
@@ -164,7 +165,7 @@ class IngestConfig(_Section):
     @property
     def image_form(self) -> ImageForm:
         """What the images of two crawls must share to be clustered together, or to be repeats of each other."""
-        return self.image_size, self.color_mode, self.image_format
+        return self.image_size, self.color_mode, self.image_format, self.keep_duplicates
 
     @property
     def smallest_side(self) -> int:

@@ -3,7 +3,7 @@
 ::
 
     <workspace>/<collection>/
-      crawls/<crawl_id>/            plan.parquet, shards/, crawl.json (last: its presence means complete)
+      crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json (last: complete)
       runs/<run_id>/                config.yaml, identity.json, trials/, parquet, pictures, run.json (last)
     <workspace>/mlflow.db, mlartifacts/   the embedded tracking default
 """
@@ -32,6 +32,11 @@ class CrawlPaths:
     def shard(self, index: int) -> str:
         """WebDataset tar of the accepted images of shard `index`."""
         return f"{self.folder}/shards/shard-{index:06d}.tar"
+
+    @property
+    def repeats(self) -> str:
+        """What was decided about repeats, once all shards are built."""
+        return f"{self.folder}/repeats.parquet"
 
     def rows(self, index: int) -> str:
         """One row per record of shard `index`; written after the tar, so its presence means the shard is done."""

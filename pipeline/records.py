@@ -29,6 +29,7 @@ RECORD_FIELDS = [
     pa.field("hashtags", pa.list_(pa.string()), metadata={"doc": "of the post, without #"}),
     pa.field("source_url", pa.string(), metadata={"doc": "where the crawler got it from"}),
     pa.field("extra", pa.string(), metadata={"doc": "further columns of the crawl, as a JSON object"}),
+    pa.field("fingerprint", pa.string(), metadata={"doc": "place in the source, wherever that lies, and size; or URL"}),
     pa.field("label", pa.string(), metadata={"doc": "true class, where the source has one; never seen by training"}),
 ]
 
@@ -52,7 +53,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), metadata={"doc": "the reason in words"}),
         pa.field("image_id", pa.string(), metadata={"doc": "key in the shard; from the content, so stable"}),
         pa.field(
-            "look", pa.string(), metadata={"doc": "of an image that was decoded: pHash and mean colour, see look_of"}
+            "look", pa.binary(), metadata={"doc": "of an image that was decoded: pHash and thumbnail, see look_of"}
         ),
         pa.field(
             "sha256", pa.string(), metadata={"doc": "of the file's bytes; of an array's file and index; hexadecimal"}
@@ -110,10 +111,11 @@ class Crawl:
     """SHA-256 over the form of the images and their ids in order: two crawls with one digest hold the same images."""
     color_mode: ColorMode = "rgb"
     image_format: ImageFormat = "jpeg"
+    keep_duplicates: bool = False
     statistics: dict[str, float] = field(default_factory=dict, compare=False)
     """Bytes, formats, sizes and rates, by name. The same crawl has other rates another day."""
 
     @property
     def image_form(self) -> ImageForm:
         """As `IngestConfig.image_form`."""
-        return self.image_size, self.color_mode, self.image_format
+        return self.image_size, self.color_mode, self.image_format, self.keep_duplicates

@@ -95,6 +95,8 @@ def run_bounded(
         submit: starts the task of an item and returns its object reference.
         items: consumed lazily, so that a long list is never all in flight.
         in_flight: bound on running tasks; twice the cluster's CPUs by default.
+
+    Raises ClusterError where a task's process or node dies as often as Ray tries it, and what the task itself raises.
     """
     import ray
 
@@ -109,4 +111,22 @@ def run_bounded(
             return
         done, _ = ray.wait(list(pending), num_returns=1)
         for reference in done:
-            yield pending.pop(reference), ray.get(reference)
+            item = pending.pop(reference)
+            try:
+                result = ray.get(reference)
+            except _deaths() as error:
+                why = str(error).strip().partition("\n")[0]
+                raise ClusterError(f"task {item} died in every attempt ({why}); run the same command again") from error
+            yield item, result
+
+
+def _deaths() -> tuple[type[Exception], ...]:
+    """What Ray raises for a task that ended without a word of its own."""
+    from ray import exceptions
+
+    return (
+        exceptions.WorkerCrashedError,
+        exceptions.OutOfMemoryError,
+        exceptions.NodeDiedError,
+        exceptions.ObjectLostError,
+    )

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset as wds
 from PIL import Image
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.config import ImageFormat
 from pipeline.errors import StorageError
@@ -55,12 +53,24 @@ class Sample:
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> None:
-    """Write `samples` to the local tar `path`, in order; the same samples give the same bytes."""
-    with wds.TarWriter(str(path), mtime=0, user="", group="", mode=0o644) as writer:
+    """Write `samples` to the local tar `path`, in order; the same samples give the same bytes.
+
+    The members of a sample are neighbours and share all of their name before the dot, as WebDataset asks. Its own
+    writer would bring torch into every process of ingest.
+    """
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             document = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True)
-            image = {EXTENSIONS[sample.image_format]: sample.data}
-            writer.write({"__key__": sample.image_id, **image, "json": document.encode()})
+            for extension, data in sorted(
+                [(EXTENSIONS[sample.image_format], sample.data), ("json", document.encode())]
+            ):
+                _add(tar, f"{sample.image_id}.{extension}", data)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
 
 
 def read_shard(storage: Storage, key: str) -> Iterator[Sample]:
@@ -68,6 +78,9 @@ def read_shard(storage: Storage, key: str) -> Iterator[Sample]:
 
     Raises StorageError where it is missing, cut off, or holds something else.
     """
+    # It imports torch, which takes seconds and a few hundred MB.
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     shard = storage.uri(key)
     if not storage.exists(key):
         raise StorageError(f"{shard}: missing, although its crawl is complete; {_remedy(shard)}")

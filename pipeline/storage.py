@@ -216,9 +216,28 @@ def read_table(storage: Storage, key: str, columns: list[str] | None = None) -> 
         raise StorageError(f"{storage.uri(key)}: not a Parquet table ({error})") from error
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A local folder for a file before it is published. A disk that is full while it is written is a StorageError."""
+    with local_writes(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def local_writes(path: Path) -> Iterator[None]:
+    """What goes wrong with local files at `path` or below it, as a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"cannot write {path}: {reason}; the same command continues once it can be written"
+        ) from error
+
+
 def write_table(storage: Storage, key: str, table: pa.Table) -> None:
     """Publish `table` as zstd-compressed Parquet."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.parquet"
+    with scratch_folder() as folder:
+        path = folder / "table.parquet"
         pq.write_table(table, path, compression="zstd")
         storage.publish(path, key)

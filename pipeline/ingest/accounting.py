@@ -17,6 +17,8 @@ from pipeline.layout import CrawlPaths
 from pipeline.records import Crawl
 from pipeline.storage import Storage, read_table
 
+RATES = ("seconds", "records_per_second", "bytes_per_second")
+"""Statistics that `rates` gives."""
 PERCENTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
 
 
@@ -71,6 +73,7 @@ def account(storage: Storage, paths: CrawlPaths, records: int, n_shards: int, co
         digest=content.hexdigest(),
         color_mode=config.color_mode,
         image_format=config.image_format,
+        keep_duplicates=config.keep_duplicates,
         statistics={**{name: float(n) for name, n in sorted(counts.items())}, **_sides(np.concatenate(sides))},
     )
 

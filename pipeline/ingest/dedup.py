@@ -1,18 +1,15 @@
 """Repeats are kept once: the first of a crawl, and none that an earlier crawl has already.
 
-A repeat has the bytes of another image, or looks like it. Files that earlier crawls have are known before shards are
-built, and never decoded. Shards are built without looking at each other; afterwards the repeats are found in their
-small tables of rows, and only the shards that hold some are written again without them. Every step may be interrupted
-and repeated: a shard that lost its repeats has no accepted row of them any more.
+A repeat has the bytes of another image, or looks like it. What earlier crawls have seen is known before shards are
+built, and never decoded. Shards are built without looking at each other; afterwards it is decided from their small
+tables of rows what to drop, and the decisions are published. Only then are shards written again, so that a job that
+is interrupted while it drops goes on with the same decisions.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,134 +17,175 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import IngestConfig
+from pipeline.errors import StorageError
 from pipeline.ingest.near_duplicates import as_looks, originals_of
-from pipeline.ingest.rejection import RejectReason
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Crawl
 from pipeline.shards import read_shard, write_shard
-from pipeline.storage import Storage, read_table, write_table
+from pipeline.storage import Storage, read_table, scratch_folder, write_table
 
 DUPLICATE_DETAIL = "the same bytes as the image in duplicate_of"
 NEAR_DUPLICATE_DETAIL = "looks like the image in duplicate_of"
 IMAGE_ID_DIGITS = 20
 """Hexadecimal digits of an image's identity that name it, in every crawl alike."""
 
-Known = np.ndarray[Any, np.dtype[np.bytes_]]
-"""Identities in hexadecimal, sorted: all tasks of a node share one copy in Ray's object store."""
-KNOWN_DTYPE = "S64"
+KNOWN = np.dtype([("identity", "S64"), ("image_id", "S20")])
+Known = np.ndarray[Any, np.dtype[np.void]]
+"""KNOWN: identities in hexadecimal, sorted, and the images that were kept: all tasks of a node share one copy."""
+
+NAMED = "named"
+"""Instead of a reason: the image was dropped, and rows of this shard name it."""
+
+REPEATS_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int64()),
+        pa.field("image_id", pa.string(), metadata={"doc": "image that is dropped"}),
+        pa.field("duplicate_of", pa.string(), metadata={"doc": "image that is kept instead"}),
+        pa.field("reason", pa.string(), metadata={"doc": "duplicate | near_duplicate | named"}),
+    ]
+)
+"""``repeats.parquet``: what is decided about the repeats of a crawl."""
+
+DETAILS = {"duplicate": DUPLICATE_DETAIL, "near_duplicate": NEAR_DUPLICATE_DETAIL}
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """Why an accepted image is dropped."""
-
-    duplicate_of: str
-    """Image that is kept instead."""
-    reason: RejectReason
-    detail: str
-
-
-def identity(sha256: str, file_name: str, keep_duplicates: bool) -> str:
-    """What tells an image from others, in hexadecimal: its bytes; with `keep_duplicates` its file's name, too."""
+def identity(sha256: str, fingerprint: str, keep_duplicates: bool) -> str:
+    """What tells an image from others, in hexadecimal: its bytes; to keep duplicates, its place in the source, too."""
     if not keep_duplicates:
         return sha256
-    return hashlib.sha256(f"{sha256}:{file_name}".encode()).hexdigest()
+    return hashlib.sha256(f"{sha256}:{fingerprint}".encode()).hexdigest()
 
 
 def known_images(storage: Storage, crawls: Iterable[Crawl], config: IngestConfig) -> Known:
-    """The images that complete `crawls` hold in the form of `config`."""
-    found = [np.array([], KNOWN_DTYPE)]
+    """What complete `crawls` have in the form of `config`, or have found to look like what they have."""
+    found = [np.empty(0, KNOWN)]
     for paths, index in _shards_of(crawls, config):
-        rows = _accepted(storage, paths.rows(index), ["sha256", "file_name"])
-        names = [identity(row["sha256"], row["file_name"], config.keep_duplicates) for row in rows]
-        found.append(np.array(names, KNOWN_DTYPE))
-    return np.unique(np.concatenate(found))
+        columns = ["sha256", "fingerprint", "image_id", "duplicate_of", "reason", "status"]
+        table = read_table(storage, paths.rows(index), columns)
+        kept = (pc.field("status") == "accepted") | (pc.field("reason") == "near_duplicate")
+        known = [
+            (
+                identity(row["sha256"], row["fingerprint"], config.keep_duplicates),
+                row["image_id"] or row["duplicate_of"],
+            )
+            for row in table.filter(kept).to_pylist()
+        ]
+        found.append(np.array(known, KNOWN))
+    everything = np.concatenate(found)
+    return everything[np.unique(everything["identity"], return_index=True)[1]]
 
 
-def is_known(known: Known, image: str) -> bool:
-    """Whether `known` holds the identity `image`."""
-    at = np.searchsorted(known, np.array(image, KNOWN_DTYPE))
-    return bool(at < len(known) and known[at] == image.encode())
+def known_as(known: Known, image: str) -> str | None:
+    """The image that is kept of the identity `image`, if any is known."""
+    at = np.searchsorted(known["identity"], np.bytes_(image))
+    if at == len(known) or known["identity"][at] != image.encode():
+        return None
+    return str(known["image_id"][at].decode())
 
 
 def find_repeats(
     storage: Storage, paths: CrawlPaths, n_shards: int, known: Known, earlier: Iterable[Crawl], config: IngestConfig
-) -> dict[int, dict[str, Repeat]]:
-    """The images to drop, by their ids, by shard of the crawl `paths`; shards without any are left out.
+) -> pa.Table:
+    """What to drop of the crawl `paths` (REPEATS_SCHEMA), whose `n_shards` shards are built.
 
-    All `n_shards` shards are built, and each holds an image at most once. It may hold `known` ones: where a crawl was
-    interrupted, another one may have been completed since. `earlier` are the crawls that `known` is of.
+    Each shard holds an image at most once. It may hold `known` ones: where a crawl was interrupted, another one may
+    have been completed since. `earlier` are the crawls that `known` is of.
     """
-    repeats: dict[int, dict[str, Repeat]] = {}
+    repeats: list[dict[str, Any]] = []
     seen: set[bytes] = set()  # half the memory of hexadecimal digits
-    new: list[tuple[int, str, str]] = []  # shard, image and its look
-    named: set[str] = set()  # what duplicates of this crawl name
+    new: list[tuple[int, str]] = []
+    looks: list[bytes] = []
+    namers: dict[str, set[int]] = {}
     for index in range(n_shards):
-        columns = ["sha256", "file_name", "image_id", "look", "duplicate_of"]
-        table = read_table(storage, paths.rows(index), columns=["status", *columns])
-        named.update(table["duplicate_of"].drop_null().to_pylist())
+        columns = ["status", "sha256", "fingerprint", "image_id", "look", "duplicate_of"]
+        table = read_table(storage, paths.rows(index), columns)
+        for name in table["duplicate_of"].drop_null().to_pylist():
+            namers.setdefault(name, set()).add(index)
         for row in table.filter(pc.field("status") == "accepted").to_pylist():
-            name = identity(row["sha256"], row["file_name"], config.keep_duplicates)
-            if bytes.fromhex(name) in seen or is_known(known, name):
-                repeat = Repeat(row["image_id"], "duplicate", DUPLICATE_DETAIL)
-                repeats.setdefault(index, {})[row["image_id"]] = repeat
+            image = identity(row["sha256"], row["fingerprint"], config.keep_duplicates)
+            kept = known_as(known, image)
+            if kept is not None or bytes.fromhex(image) in seen:
+                repeats.append(_repeat(index, row["image_id"], kept or row["image_id"], "duplicate"))
             elif row["look"] is not None:
-                new.append((index, row["image_id"], row["look"]))
-            seen.add(bytes.fromhex(name))
-    if not config.keep_duplicates:
-        new.sort(key=lambda image: image[1] not in named)  # an image that rows name stays
-        for index, image_id, original in _near_duplicates(storage, new, earlier, config):
-            repeat = Repeat(original, "near_duplicate", NEAR_DUPLICATE_DETAIL)
-            repeats.setdefault(index, {})[image_id] = repeat
-    return repeats
+                new.append((index, row["image_id"]))
+                looks.append(row["look"])
+            seen.add(bytes.fromhex(image))
+    if not config.keep_duplicates and new:
+        instead = {}
+        for (index, image_id), original in _near_duplicates(storage, new, looks, earlier, config):
+            instead[image_id] = original
+            repeats.append(_repeat(index, image_id, original, "near_duplicate"))
+        for repeat in repeats:
+            repeat["duplicate_of"] = instead.get(repeat["duplicate_of"], repeat["duplicate_of"])
+        for name in instead.keys() & namers.keys():
+            repeats += [_repeat(index, name, instead[name], NAMED) for index in sorted(namers[name])]
+    return pa.Table.from_pylist(repeats, REPEATS_SCHEMA)
 
 
-def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: dict[str, Repeat]) -> None:
-    """Write shard `index` again without the images in `repeats`; their rows become rejected ones.
+def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: pa.Table) -> None:
+    """Write shard `index` again without the images that its `repeats` name; their rows become rejected ones.
 
-    The tar goes first: an interruption in between leaves accepted rows, which the next run finds and drops again.
+    The tar goes first: an interruption in between leaves accepted rows, and the next run drops them again.
+
+    Raises StorageError where the tar lacks an image that stays.
     """
-    table = read_table(storage, paths.rows(index))
-    rows = table.to_pylist()
+    rows = read_table(storage, paths.rows(index)).to_pylist()
+    decided = repeats.to_pylist()
+    dropped = {repeat["image_id"]: repeat for repeat in decided if repeat["reason"] != NAMED}
+    renamed = {repeat["image_id"]: repeat["duplicate_of"] for repeat in decided if repeat["reason"] == NAMED}
     for row in rows:
-        if (repeat := repeats.get(row["image_id"])) is not None:
+        if row["duplicate_of"] in renamed:
+            row.update(duplicate_of=renamed[row["duplicate_of"]])
+        if row["status"] == "accepted" and (repeat := dropped.get(row["image_id"])) is not None:
             row.update(
                 status="rejected",
-                reason=repeat.reason,
-                detail=repeat.detail,
+                reason=repeat["reason"],
+                detail=DETAILS[repeat["reason"]],
                 image_id=None,
-                duplicate_of=repeat.duplicate_of,
+                duplicate_of=repeat["duplicate_of"],
                 stored_bytes=None,
                 format=None,
                 width=None,
                 height=None,
             )
-    with tempfile.TemporaryDirectory() as folder:
-        tar = Path(folder) / "shard.tar"
-        samples = read_shard(storage, paths.shard(index))
-        write_shard(tar, (sample for sample in samples if sample.image_id not in repeats))
-        storage.publish(tar, paths.shard(index))
+    if dropped:
+        staying = {row["image_id"] for row in rows if row["status"] == "accepted"}
+        with scratch_folder() as folder:
+            tar = folder / "shard.tar"
+            samples = [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
+            if lost := staying - {sample.image_id for sample in samples}:
+                raise StorageError(
+                    f"{storage.uri(paths.shard(index))}: has no image {min(lost)}, which its rows have; delete "
+                    f"{storage.uri(paths.folder)} and ingest again"
+                )
+            write_shard(tar, samples)
+            storage.publish(tar, paths.shard(index))
     write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
 
 
+def _repeat(shard: int, image_id: str, duplicate_of: str, reason: str) -> dict[str, Any]:
+    return {"shard": shard, "image_id": image_id, "duplicate_of": duplicate_of, "reason": reason}
+
+
 def _near_duplicates(
-    storage: Storage, new: list[tuple[int, str, str]], earlier: Iterable[Crawl], config: IngestConfig
-) -> Iterator[tuple[int, str, str]]:
-    """Shard, image and original of each of the `new` images (shard, image, look) that looks like another."""
-    if not new:
-        return
-    image_ids, looks = [], []
+    storage: Storage,
+    new: list[tuple[int, str]],
+    looks: list[bytes],
+    earlier: Iterable[Crawl],
+    config: IngestConfig,
+) -> Iterator[tuple[tuple[int, str], str]]:
+    """Each of the `new` images (shard, image) that looks like another one, by `looks`, and which that is."""
+    image_ids, before = [], []
     for paths, index in _shards_of(earlier, config):
-        for row in _accepted(storage, paths.rows(index), ["image_id", "look"]):
+        table = read_table(storage, paths.rows(index), ["status", "image_id", "look"])
+        for row in table.filter(pc.field("status") == "accepted").to_pylist():
             if row["look"] is not None:
                 image_ids.append(row["image_id"])
-                looks.append(row["look"])
-    kept = len(looks)
-    image_ids += [image_id for _, image_id, _ in new]
-    looks += [look for _, _, look in new]
-    for place, original in originals_of(as_looks(looks), kept).items():
-        index, image_id, _ = new[place - kept]
-        yield index, image_id, image_ids[original]
+                before.append(row["look"])
+    kept = len(before)
+    image_ids += [image_id for _, image_id in new]
+    for place, original in originals_of(as_looks([*before, *looks]), kept).items():
+        yield new[place - kept], image_ids[original]
 
 
 def _shards_of(crawls: Iterable[Crawl], config: IngestConfig) -> Iterator[tuple[CrawlPaths, int]]:
@@ -156,9 +194,3 @@ def _shards_of(crawls: Iterable[Crawl], config: IngestConfig) -> Iterator[tuple[
         if crawl.image_form == config.image_form:
             for index in range(crawl.n_shards):
                 yield CrawlPaths(crawl.collection, crawl.crawl_id), index
-
-
-def _accepted(storage: Storage, rows_key: str, columns: list[str]) -> list[dict[str, Any]]:
-    """The accepted rows in order."""
-    table = read_table(storage, rows_key, columns=["status", *columns])
-    return list(table.filter(pc.field("status") == "accepted").to_pylist())

@@ -27,8 +27,9 @@ from pipeline.ingest.rejection import Rejected, TemporaryFailure
 FIRST_PAUSE_S = 0.5
 """Before the second attempt, at most; twice as much before each further one."""
 
-GIVEN_UP_AFTER = 16
-"""Failures of one host in a row, in one task, after which its other records wait for the next round unasked."""
+GIVEN_UP_AFTER, GIVEN_UP_AFTER_S = 16, 10.0
+"""Failures of one host in a row, in one task, and the seconds that they must have lasted, after which its other records
+wait for the next round unasked: a short fault of a host with many requests under way is not the end of it."""
 
 PREFETCH = 4
 """Requests for whose hosts there is asked before a thread is free."""
@@ -84,6 +85,7 @@ class _Downloads:
         self._later: list[tuple[float, int, _Job]] = []
         self._order = itertools.count()
         self._failures_in_a_row: Counter[str] = Counter()
+        self._failing_since: dict[str, float] = {}
         self._given_up: dict[str, Rejected] = {}
         self._running = 0
         # An item of None: more requests may start.
@@ -95,6 +97,7 @@ class _Downloads:
             with HostSlots(limits, self._config, lambda: self._ended.put(None)) as slots:
                 while self._ready or self._later or self._running:
                     self._start(pool, slots)
+                    self._leave_alone(slots)
                     yield from self._unasked()
                     outcome = self._next_outcome(slots)
                     if outcome is None:
@@ -135,6 +138,13 @@ class _Downloads:
         waiting = Counter(job.host for job in self._ready)
         slots.want({host: min(n, free) for host, n in itertools.islice(waiting.items(), free + len(refused))})
 
+    def _leave_alone(self, slots: HostSlots) -> None:
+        """Give up the hosts that asked, whichever task, to be left alone for longer than this one waits."""
+        for host, seconds in slots.pauses().items():
+            if seconds > self._config.max_wait_s and host not in self._given_up:
+                detail = f"the host asks to be left alone for {seconds:.0f} s"
+                self._given_up[host] = Rejected("unreachable", detail)
+
     def _unasked(self) -> Iterator[tuple[int, Rejected]]:
         """The records that wait for hosts that were given up."""
         if self._given_up:
@@ -164,14 +174,14 @@ class _Downloads:
         """What has become of `job`; None where it goes on."""
         try:
             answer = future.result()
-            del self._failures_in_a_row[job.host]
+            self._failures_in_a_row.pop(job.host, None)
             if isinstance(answer, Redirect):
                 self._ready.insert(0, self._redirected(job, answer.url, seconds))
                 return None
             with answer:
                 return answer.read()
         except Rejected as rejected:
-            del self._failures_in_a_row[job.host]
+            self._failures_in_a_row.pop(job.host, None)
             return _after_redirects(rejected, job)
         except TemporaryFailure as failure:
             return self._again(job, failure, slots)
@@ -184,6 +194,9 @@ class _Downloads:
     def _again(self, job: _Job, failure: TemporaryFailure, slots: HostSlots) -> Rejected | None:
         """Put `job` off, or give it up for this round."""
         host = job.host
+        now = time.monotonic()
+        if not self._failures_in_a_row[host]:
+            self._failing_since[host] = now
         self._failures_in_a_row[host] += 1
         longest = min(self._config.max_wait_s, FIRST_PAUSE_S * 2.0**job.failures)
         pause = random.uniform(0.0, longest)
@@ -191,9 +204,13 @@ class _Downloads:
             pause += failure.retry_after_s  # jitter on top: everybody was told the same moment
         failures = job.failures + 1
         too_long = failure.retry_after_s is not None and failure.retry_after_s > self._config.max_wait_s
-        if failure.host_is_busy and not too_long:
-            slots.pause(host, min(max(pause, longest), self._config.max_wait_s))
-        if (failure.host_is_busy and too_long) or self._failures_in_a_row[host] >= GIVEN_UP_AFTER:
+        if failure.host_is_busy:
+            slots.pause(host, max(pause, longest))
+        bursts, rest = divmod(self._failures_in_a_row[host], GIVEN_UP_AFTER)
+        if bursts and not rest:
+            slots.pause(host, min(self._config.max_wait_s, FIRST_PAUSE_S * 2.0**bursts))
+        lasting = now - self._failing_since[host] >= GIVEN_UP_AFTER_S
+        if bursts and lasting:
             self._given_up[host] = Rejected("unreachable", f"{failure.detail} (of another record of this host)")
         if failures >= self._config.attempts or too_long or host in self._given_up:
             tried = f"{failures} attempt{'s' if failures > 1 else ''}"

@@ -32,6 +32,9 @@ SHORTEST_PAUSE_S = 0.02
 SHORT_PAUSE_S = 0.05
 """Between two statements of a task that waits for more."""
 
+LONGEST_PAUSE_S = 3600.0
+"""A host that asks to be left alone for longer is asked again by a job that still runs then."""
+
 EXCHANGES_PER_S = 500.0
 """Statements that all tasks together make per second at most; more tasks make them less often."""
 
@@ -105,7 +108,6 @@ class HostLimiter:
         self._limit = config.requests_per_host
         self._rate = config.requests_per_second_per_host
         self._most_starts = max(1.0, (self._rate or 0.0) * BURST_S)
-        self._longest_pause_s = config.max_wait_s
         self._clock = clock
         self._hosts: dict[str, _Host] = {}
         self._tasks: dict[str, tuple[float, set[str]]] = {}
@@ -137,7 +139,7 @@ class HostLimiter:
     def _grant(self, name: str, task: str, use: Use, now: float) -> Grant:
         host = self._hosts.setdefault(name, _Host(self._most_starts, now))
         if use.pause_s > 0:
-            host.blocked_until = max(host.blocked_until, now + min(use.pause_s, self._longest_pause_s))
+            host.blocked_until = max(host.blocked_until, now + min(use.pause_s, LONGEST_PAUSE_S))
         host.uses[task] = use
         others = [other for key, other in host.uses.items() if key != task]
         share = -(-self._limit // (len(others) + 1))
@@ -247,6 +249,12 @@ class HostSlots:
             self._paused_until[host] = max(self._paused_until.get(host, 0.0), time.monotonic() + seconds)
             self._stated.set()
 
+    def pauses(self) -> dict[str, float]:
+        """Seconds that hosts are to be left alone, as far as this task knows."""
+        with self._lock:
+            now = time.monotonic()
+            return {host: end - now for host, end in self._paused_until.items() if end > now}
+
     def pause_ends(self) -> list[float]:
         """When hosts that requests wait for may be asked again, in the time of `time.monotonic`."""
         with self._lock:
@@ -303,6 +311,10 @@ class HostSlots:
                     self._changed()
                 self._closing.wait(answer.pause_s)
                 self._stated.wait(SHORT_PAUSE_S if short else HEARTBEAT_S)
+            with self._lock:
+                pauses = {host: Use(pause_s=seconds) for host, seconds in self._pauses.items()}
+            if pauses:  # what this task was told last holds for the others, too
+                self._exchange(self._task, pauses)
             self._exchange(self._task, {})
         except BaseException as error:
             self._error = error

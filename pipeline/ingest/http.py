@@ -37,8 +37,11 @@ MAX_URL_LENGTH = 8192
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-PASSING = frozenset({408, 425, 429})
-"""Statuses that ask to come back later; so do all from 500."""
+WHOLE = frozenset({200, 203})
+"""Statuses of answers that are the image; 203: as a proxy passed it on."""
+
+PASSING = frozenset({202, 408, 425, 429})
+"""Statuses that ask to come back later; so do all from 500 but 501, which will never be implemented for us."""
 
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
@@ -124,10 +127,10 @@ class HttpClient:
                 return Redirect(urljoin(url, location.encode("latin-1").decode("utf-8", "replace")))
             except ValueError as error:
                 raise Rejected("bad_url", "redirected to what is no valid URL") from error
-        if raw.status in PASSING or raw.status >= 500:
+        if raw.status in PASSING or (raw.status >= 500 and raw.status != 501):
             wait_s = retry_after_s(raw.headers.get("Retry-After"))
             raise TemporaryFailure(_status_words(raw.status), wait_s, host_is_busy=raw.status == 429)
-        if raw.status != 200:
+        if raw.status not in WHOLE:
             raise Rejected("http_error", _status_words(raw.status))
         if self._config.honour_robots:
             directive = opt_out(raw.headers.getlist("X-Robots-Tag"), self._config.user_agent)

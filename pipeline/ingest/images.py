@@ -7,6 +7,8 @@ is as large as a file makes it; what follows takes a strip of it at a time.
 from __future__ import annotations
 
 import io
+import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +48,15 @@ ORIENTATIONS = {
 STRIP_PIXELS = 1 << 21
 """Pixels that are converted at once."""
 
+MAX_JPEG_SCANS = 200
+"""Each is a pass over the whole image, however few bytes it takes; encoders write about ten."""
+
 PREFIX_BYTES = 16
 """Pillow's plugins recognise their formats by this many first bytes."""
+
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+"""Of those with a length behind them, and the end of the image; inside a scan, no other bytes look like it."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,16 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
         with _pixel_limit(config.max_pixels), Image.open(io.BytesIO(data), formats=_formats()) as image:
             width, height = image.size
             _check_sides(width, height, config)
-            # JPEG decodes at 1/2, 1/4 or 1/8 faster; twice the wanted size leaves the resampling nothing to miss.
-            image.draft(None, (2 * config.image_size, 2 * config.image_size))
+            if image.format in {"JPEG", "MPO"}:
+                _check_scans(data)
+            # JPEG decodes at 1/2, 1/4 or 1/8 faster; half more than the wanted size is enough to resample from.
+            enough = 3 * config.image_size // 2
+            drafted = image.draft(None, (enough, enough))
             image.load()
             orientation = _orientation(image)
-            square = _square(image, config)
+            # The last column and row of such an image stand for less of the file: its middle is not that of the file.
+            middle = _middle((width, height), width / drafted[1][2]) if drafted else _middle(image.size)
+            square = _square(image, middle, config)
             file_format = image.format or "unknown"
     except (Rejected, MemoryError):
         raise
@@ -113,7 +127,7 @@ def square_of(pixels: Pixels, file_format: str, config: IngestConfig) -> Decoded
     if height * width > config.max_pixels:
         raise Rejected("too_many_pixels", f"more than {config.max_pixels} pixels")
     _check_sides(width, height, config)
-    square = _square(_from_array(pixels), config)
+    square = _square(_from_array(pixels), _middle((width, height)), config)
     return DecodedImage(np.atleast_3d(np.array(square)), file_format, width, height)
 
 
@@ -137,6 +151,18 @@ def _from_array(pixels: Pixels) -> Image.Image:
 def _check_sides(width: int, height: int, config: IngestConfig) -> None:
     if min(width, height) < config.smallest_side:
         raise Rejected("too_small", f"{width} x {height} px, the short side needs {config.smallest_side}")
+
+
+def _check_scans(jpeg: bytes) -> None:
+    """Reject a `jpeg` of so few bytes a scan that decoding it would take hours."""
+    if jpeg.count(b"\xff\xda") <= MAX_JPEG_SCANS:  # those in thumbnails and behind the image included
+        return
+    at = scans = 0
+    while (marker := _JPEG_MARKER.search(jpeg, at)) is not None and marker[0] != b"\xff\xd9":
+        scans += marker[0] == b"\xff\xda"
+        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+    if scans > MAX_JPEG_SCANS:
+        raise Rejected("corrupt", f"{scans} scans, at most {MAX_JPEG_SCANS} are read")
 
 
 @cache
@@ -167,22 +193,33 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _square(image: Image.Image, config: IngestConfig) -> Image.Image:
-    """The middle of a loaded image, of the size and colour mode of `config`.
+def _middle(size: tuple[int, int], scale: float = 1.0) -> tuple[float, float, float, float]:
+    """The middle square of a file of `size` px: left, top, right, bottom, in px of an image `scale` times smaller."""
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return left / scale, top / scale, (left + side) / scale, (top + side) / scale
+
+
+def _square(image: Image.Image, middle: tuple[float, float, float, float], config: IngestConfig) -> Image.Image:
+    """The square `middle` of a loaded image, of the size and colour mode of `config`.
 
     Large images are averaged to between two and four times the size first, which is fast and leaves the resampling
     nothing to miss.
     """
     size = config.image_size
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    factor = max(1, side // (2 * size))
+    left, top = int(middle[0]), int(middle[1])
+    right, bottom = math.ceil(middle[2]), math.ceil(middle[3])
+    factor = max(1, (right - left) // (2 * size))
+    if factor == 1 and image.mode in {"RGB", "L"} and not image.has_transparency_data:
+        square = image.resize((size, size), Image.Resampling.BICUBIC, middle)
+        return square.convert("L" if config.color_mode == "grayscale" else "RGB")
     levels = _levels(image) if image.mode[0] in "IF" else None
-    reduced = Image.new("RGB", (-(-side // factor), -(-side // factor)))
-    for y, strip in _strips(image, (left, top, left + side, top + side), factor):
+    reduced = Image.new("RGB", (-(-(right - left) // factor), -(-(bottom - top) // factor)))
+    for y, strip in _strips(image, (left, top, right, bottom), factor):
         reduced.paste(_to_rgb(strip, levels).reduce(factor), (0, y // factor))
-    whole = (0, 0, side / factor, side / factor)
-    square = reduced.resize((size, size), Image.Resampling.BICUBIC, box=whole)
+    x0, y0, x1, y1 = middle
+    whole = ((x0 - left) / factor, (y0 - top) / factor, (x1 - left) / factor, (y1 - top) / factor)
+    square = reduced.resize((size, size), Image.Resampling.BICUBIC, whole)
     return square.convert("L") if config.color_mode == "grayscale" else square
 
 

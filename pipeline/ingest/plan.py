@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.records import PLAN_SCHEMA, CrawlRecord
+from pipeline.storage import local_writes
 
 ROW_GROUP_RECORDS = 16_384
 """Of a row group, at least, unless the plan ends: it holds whole shards. Parquet keeps a description of each row group
@@ -64,7 +65,7 @@ def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: in
     position = 0
     stream = iter(records)
     per_group = _shards_per_group(records_per_shard) * records_per_shard
-    with pq.ParquetWriter(path, PLAN_SCHEMA, compression="zstd", write_statistics=False) as writer:
+    with local_writes(path), pq.ParquetWriter(path, PLAN_SCHEMA, compression="zstd", write_statistics=False) as writer:
         group: list[pa.RecordBatch] = []
         room = per_group
         while batch := list(islice(stream, min(BATCH_RECORDS, room))):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
-from pipeline.ingest.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Known, identity, is_known
+from pipeline.ingest.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Known, identity, known_as
 from pipeline.ingest.fetch import fetch_all
 from pipeline.ingest.host_limits import Exchange
 from pipeline.ingest.http import credentials, without_credentials
@@ -26,7 +24,7 @@ from pipeline.ingest.rejection import Rejected
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA
 from pipeline.shards import Sample, read_shard, write_shard
-from pipeline.storage import Storage, read_table, write_table
+from pipeline.storage import Storage, read_table, scratch_folder, write_table
 
 METADATA_COLUMNS = (
     "image_id", "source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url", "label", "width", "height",
@@ -46,8 +44,8 @@ class _Made:
     format: str
     width: int
     height: int
-    look: str | None
-    """As `look_of` says; None for a record of an array, which is nobody's repost."""
+    look: bytes | None
+    """As `look_of` says; None where repeats are kept, and for a record of an array, which is nobody's repost."""
 
 
 def build_shard(
@@ -95,7 +93,8 @@ def rebuild_shard(
         row.update(status=None, reason=None, detail=None)
     kept = {sample.image_id: sample for sample in read_shard(storage, paths.shard(index))}
     samples = _ingest(records.to_pylist(), rows, again, kept, known, config, limits)
-    if any(row["reason"] != UNREACHABLE for row in again.values()):
+    # Of an attempt that was interrupted, the tar may hold images that the rows do not know.
+    if any(row["reason"] != UNREACHABLE for row in again.values()) or len(samples) != len(kept):
         _publish(storage, paths, index, rows, samples)
     return sum(row["status"] == "accepted" for row in again.values())
 
@@ -103,8 +102,8 @@ def rebuild_shard(
 def _publish(
     storage: Storage, paths: CrawlPaths, index: int, rows: list[dict[str, Any]], samples: list[Sample]
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        tar = Path(folder) / "shard.tar"
+    with scratch_folder() as folder:
+        tar = folder / "shard.tar"
         write_shard(tar, samples)
         storage.publish(tar, paths.shard(index))
     write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
@@ -130,8 +129,9 @@ def _ingest(
             _reject(row, content)
             continue
         row.update(bytes=content.n_bytes, sha256=content.sha256)
-        if is_known(known, image := identity(content.sha256, row["file_name"], config.keep_duplicates)):
-            row.update(duplicate_of=image[:IMAGE_ID_DIGITS])
+        image = identity(content.sha256, row["fingerprint"], config.keep_duplicates)
+        if (kept_as := known_as(known, image)) is not None:
+            row.update(duplicate_of=kept_as)
             _reject(row, Rejected("duplicate", DUPLICATE_DETAIL))
         elif content.sha256 not in made:
             made[content.sha256] = _make(content, plan[place]["source_uri"], config)
@@ -141,9 +141,11 @@ def _ingest(
     for place, row in enumerate(rows):
         if place in todo and row["status"] is None:
             _complete(row, made[row["sha256"]], image_ids, config)
-        if row["status"] == "accepted":
-            image_id = row["image_id"]
-            samples.append(kept.get(image_id) or _sample(row, made[row["sha256"]], config))
+        if row["status"] == "accepted" and place in todo:
+            samples.append(_sample(row, made[row["sha256"]], config))
+        # Without its image, it is a repeat whose dropping was interrupted; it is dropped again, from the rows.
+        elif row["status"] == "accepted" and row["image_id"] in kept:
+            samples.append(kept[row["image_id"]])
     return samples
 
 
@@ -181,7 +183,8 @@ def _contents(
 def _conceal_credentials(row: dict[str, Any], address: str) -> None:
     """Take the user name and password of `address`, if it has them, out of whichever column repeats them."""
     if secret := credentials(address):
-        row.update({name: value.replace(secret, "") for name, value in row.items() if isinstance(value, str)})
+        shown = ((name, value) for name, value in row.items() if isinstance(value, str))
+        row.update({name: value.replace(f"//{secret}", "//") for name, value in shown})
     if row["source_url"]:
         row.update(source_url=without_credentials(row["source_url"]))
 
@@ -204,13 +207,14 @@ def _make(content: _Content, source_uri: str, config: IngestConfig) -> _Made | R
     except MemoryError as error:
         address = without_credentials(source_uri)
         raise StorageError(f"cannot decode {address}: this machine is out of memory") from error
-    look = None if content.in_array else look_of(image.pixels)
+    # Where repeats are kept, nobody asks what an image looks like.
+    look = None if content.in_array or config.keep_duplicates else look_of(image.pixels)
     return _Made(data, image.format, image.width, image.height, look)
 
 
 def _complete(row: dict[str, Any], made: _Made | Rejected, image_ids: set[str], config: IngestConfig) -> None:
     """Accept or reject `row`, whose file became `made`, and add it to `image_ids` of the shard."""
-    image_id = identity(row["sha256"], row["file_name"], config.keep_duplicates)[:IMAGE_ID_DIGITS]
+    image_id = identity(row["sha256"], row["fingerprint"], config.keep_duplicates)[:IMAGE_ID_DIGITS]
     if isinstance(made, Rejected):
         _reject(row, made)
     elif image_id in image_ids:

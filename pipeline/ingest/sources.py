@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from pipeline.config import SourceType
@@ -34,8 +35,10 @@ def read_records(
         SourceError: a source is missing, is not of its type, cannot be listed, or holds nothing.
         StorageError: the machine is at fault, and another attempt may succeed.
     """
-    for one in [source] if isinstance(source, str) else source:
-        yield from _read_one(one, source_type, url_column)
+    for number, one in enumerate([source] if isinstance(source, str) else source):
+        for record in _read_one(one, source_type, url_column):
+            # Two sources may have files of the same name.
+            yield replace(record, fingerprint=f"{number}:{record.fingerprint}") if number else record
 
 
 def source_root(source: str) -> str:

@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import HttpConfig, IngestConfig, JobConfig, digest
 from pipeline.errors import ConfigError, StorageError
-from pipeline.ingest.accounting import account, in_words, rates, sizes_in_words
-from pipeline.ingest.dedup import Known, Repeat, drop_repeats, find_repeats, known_images
+from pipeline.ingest.accounting import RATES, account, in_words, rates, sizes_in_words
+from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_images
 from pipeline.ingest.downloads import is_url
 from pipeline.ingest.host_limits import limits_of, start_limiter
 from pipeline.ingest.plan import Plan, write_plan
@@ -35,7 +37,7 @@ from pipeline.progress import Progress, say
 from pipeline.records import Crawl, CrawlRecord
 from pipeline.session import connect_ray, run_bounded
 from pipeline.shards import complete_crawls
-from pipeline.storage import Storage, read_table, write_json
+from pipeline.storage import Storage, read_table, write_json, write_table
 
 SCHEMA_VERSION = 3
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
@@ -57,6 +59,8 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     """
     roots = [source_root(source) for source in config.sources]
     check_apart(config.sources, storage)
+    if len(set(roots)) < len(roots):
+        raise ConfigError("source: the same place is named twice")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         records: Iterable[CrawlRecord] = read_records(
@@ -75,6 +79,7 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
                 return complete
             # Shards change from here on: whoever is interrupted finds a crawl that is not complete, and goes on.
             say("ingest", f"crawl {crawl_id} is opened again for {unreachable} unreachable records")
+            storage.delete(paths.repeats)
             storage.delete(paths.marker)
             del crawls[crawl_id]
         shown = ", ".join(map(storable, roots))
@@ -82,11 +87,15 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         storage.publish(plan.path, paths.plan)
         known = known_images(storage, crawls.values(), config.ingest)
         tasks = _Tasks(storage, paths, plan, known, config.ingest)
-        built = _build_shards(tasks) + _retry_unreachable(tasks)
-        repeats = find_repeats(storage, paths, plan.n_shards, known, crawls.values(), config.ingest)
-        _drop(tasks, repeats)
+        built = 0
+        if not storage.exists(paths.repeats):
+            built = _build_shards(tasks) + _retry_unreachable(tasks, complete is not None)
+            repeats = find_repeats(storage, paths, plan.n_shards, known, crawls.values(), config.ingest)
+            write_table(storage, paths.repeats, repeats)
+        _drop(tasks, read_table(storage, paths.repeats))
     crawl = account(storage, paths, plan.records, plan.n_shards, config.ingest)
-    crawl = replace(crawl, statistics={**crawl.statistics, **rates(crawl, built, time.monotonic() - started)})
+    speed = rates(crawl, built, time.monotonic() - started) if complete is None else _rates_of(complete)
+    crawl = replace(crawl, statistics={**crawl.statistics, **speed})
     document = {
         **asdict(crawl),
         "schema_version": SCHEMA_VERSION,
@@ -99,11 +108,16 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     say("ingest", sizes_in_words(crawl.statistics))
     if UNREACHABLE in crawl.rejected:
         say("ingest", "--retry-unreachable with the same command tries the unreachable records again, and only them")
-    if crawl.rejected.get("duplicate") == crawl.records:
+    if not crawl.accepted and crawl.rejected.get("duplicate", 0) + crawl.rejected.get("near_duplicate", 0):
         say("ingest", "every image is in the collection already, and stays as it is, with its label and caption")
     elif not crawl.accepted:
         say("ingest", f"no image was accepted; column reason of {storage.uri(paths.rows(0))} says why")
     return crawl
+
+
+def _rates_of(crawl: Crawl) -> dict[str, float]:
+    """How fast the whole of `crawl` was ingested: trying a few of its records again says nothing about that."""
+    return {name: crawl.statistics[name] for name in RATES if name in crawl.statistics}
 
 
 def check_apart(sources: Iterable[str], storage: Storage) -> None:
@@ -198,12 +212,12 @@ def _build_shards(tasks: _Tasks) -> int:
     return plan.records - done
 
 
-def _retry_unreachable(tasks: _Tasks) -> int:
+def _retry_unreachable(tasks: _Tasks, reopened: bool) -> int:
     """Try what could not be reached again, in the rounds that are left; the number of records that were tried."""
     config = tasks.config.http
     tried = 0
     # A crawl that is opened again has had its first round long ago.
-    for _ in range(config.rounds - (not config.retry_unreachable)):
+    for _ in range(config.rounds - (not reopened)):
         unreachable = _count_unreachable(tasks)
         if not unreachable:
             break
@@ -232,11 +246,16 @@ def _count_unreachable(tasks: _Tasks) -> Counter[int]:
     return found
 
 
-def _drop(tasks: _Tasks, repeats: dict[int, dict[str, Repeat]]) -> None:
-    if not repeats:
+def _drop(tasks: _Tasks, repeats: pa.Table) -> None:
+    shards = repeats["shard"].unique().to_pylist()
+    if not shards:
         return
     connect_ray()
     drop = _ray_task(drop_repeats)
-    with Progress("repeats", len(repeats), "shard") as progress:
-        for _ in run_bounded(lambda i: drop.remote(tasks.storage, tasks.paths, i, repeats[i]), sorted(repeats)):
+
+    def submit(index: int) -> Any:
+        return drop.remote(tasks.storage, tasks.paths, index, repeats.filter(pc.field("shard") == index))
+
+    with Progress("repeats", len(shards), "shard") as progress:
+        for _ in run_bounded(submit, sorted(shards)):
             progress.advance(1)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pipeline.clustering.sweep import check_k, check_run_id, open_run, select, sweep
-from pipeline.clustering.trial_queue import Work
 from pipeline.config import JobConfig
 from pipeline.errors import SourceError
 from pipeline.ingest.sources import count_candidates
 from pipeline.ingest.stage import check_apart, ingest
 from pipeline.progress import say
 from pipeline.records import Crawl
-from pipeline.reporting.stage import closing_lines, report
 from pipeline.session import check_place
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.clustering.trial_queue import Work
 
 
 def run_collection(storage: Storage, config: JobConfig, train: Callable[[list[Work]], None]) -> list[str]:
@@ -37,6 +39,9 @@ def run_collection(storage: Storage, config: JobConfig, train: Callable[[list[Wo
         selected, why = select(results, config.clustering.select_k)
         say("cluster", f"K = {selected.k} is kept: {why}")
     if "report" in config.stages:
+        # It imports torch, which ingest alone does not need.
+        from pipeline.reporting.stage import closing_lines, report
+
         return closing_lines(report(storage, config, run.run_id, crawls, results, selected, why))
     return [f"{'done':<9} everything is in {storage.uri(config.collection)}"]
 

@@ -67,6 +67,7 @@ def crawls(side: int, seeds: tuple[int, ...]) -> Experiment:
 
 COLOR = "WORKSPACE/sources/mnist-color.npz"
 SHORTER = [
+    *("--set", "clustering.schedule.min_iterations=234"),
     *("--set", "clustering.schedule.max_iterations=[234, 1200, 1950, 2000]"),
     *("--set", "clustering.schedule.final_iterations=600"),
 ]

@@ -31,7 +31,7 @@ from pipeline.ingest.near_duplicates import as_looks, look_of, originals_of
 from pipeline.ingest.rejection import Rejected
 
 SHARED = Path(__file__).parents[3] / "shared"
-BITS = (4, 8, 12, 15)
+BITS = (4, 8, 12)
 REPOSTED = 200
 
 

@@ -31,9 +31,9 @@ from tests.dump_files import (
     put,
     tar,
 )
-from tests.s3_server import s3_bucket, s3_endpoint
+from tests.s3_server import s3_bucket, s3_endpoint, s3_server
 
-__all__ = ["s3_bucket", "s3_endpoint"]
+__all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 
 URLS = b"id,url\n1,https://example.org/1.jpg\n2,https://example.org/2.jpg\n"
 IMAGES = [(f"{i}.png", encoded(photograph(i), "PNG")) for i in range(3)]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage, read_json, read_table, write_json
 from pipeline.storage import write_table as publish_table
-from tests.s3_server import s3_bucket, s3_endpoint
+from tests.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
 
-__all__ = ["s3_bucket", "s3_endpoint"]
+__all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 
 
 @pytest.fixture(params=["folder", "s3", "s3 without a prefix"])
@@ -174,6 +176,69 @@ def test_forbidden_is_a_storage_error(s3_bucket: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(storage.client, "head_object", refuse)
     with pytest.raises(StorageError, match="Forbidden"):
         storage.exists("x")
+
+
+def test_a_large_file_goes_in_parts_and_is_whole(s3_bucket: str, tmp_path: Path) -> None:
+    data = b"".join(bytes([i]) * 2**20 for i in range(18))
+    (tmp_path / "large").write_bytes(data)
+    storage = S3Storage(f"s3://{s3_bucket}/x")
+    storage.publish(tmp_path / "large", "large")
+    etag = storage.client.head_object(Bucket=s3_bucket, Key="x/large")["ETag"]
+    assert "-" in etag, "the tag of an object that was sent in parts has their number"
+    assert storage.read_bytes("large") == data
+
+
+def test_a_large_file_that_is_refused_on_the_way_leaves_nothing(
+    s3_bucket: str, s3_server: S3Server, tmp_path: Path
+) -> None:
+    (tmp_path / "large").write_bytes(bytes(18 * 2**20))
+    storage = S3Storage(f"s3://{s3_bucket}/x")
+    storage.write_bytes("large", b"old")
+    s3_server.refuse = lambda _, path: ("403 Forbidden", "AccessDenied") if "partNumber=2" in path else None
+    with pytest.raises(StorageError, match=r"cannot write s3://bucket-.*/x/large: .*AccessDenied") as caught:
+        storage.publish(tmp_path / "large", "large")
+    assert "\n" not in str(caught.value)
+    assert storage.read_bytes("large") == b"old"
+    assert "Uploads" not in storage.client.list_multipart_uploads(Bucket=s3_bucket)
+
+
+def test_a_busy_server_is_asked_again(s3_bucket: str, s3_server: S3Server) -> None:
+    busy = ["first"]
+    s3_server.refuse = lambda method, _: (
+        ("503 Slow Down", "SlowDown") if method == "PUT" and busy and busy.pop() else None
+    )
+    storage = S3Storage(f"s3://{s3_bucket}")
+    storage.write_bytes("x", b"x")
+    assert not busy
+    assert storage.read_bytes("x") == b"x"
+
+
+@pytest.fixture
+def small_files_only() -> Iterator[None]:
+    """No file of this process may be larger than a MB, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files_only")
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path / "ws"))
+    storage.write_bytes("a/kept", b"old")
+    with pytest.raises(StorageError, match=r"cannot write .*/a/kept: File too large; nothing was published"):
+        storage.write_bytes("a/kept", bytes(2**20 + 1))
+    assert storage.read_bytes("a/kept") == b"old"
+    assert [path.name for path in (tmp_path / "ws" / "a").iterdir()] == ["kept"]
+
+
+@pytest.mark.usefixtures("small_files_only")
+def test_a_full_disk_for_temporary_files_is_a_storage_error(storage: Storage) -> None:
+    table = pa.table({"x": np.random.default_rng(0).integers(0, 2**63, 2**18)})
+    with pytest.raises(StorageError, match="File too large") as caught:
+        publish_table(storage, "x.parquet", table)
+    assert "\n" not in str(caught.value)
+    assert list(storage.list("")) == []
 
 
 @pytest.mark.parametrize("root", ["gs://bucket/x", "http://host/x", "s3://", "s3:///x"])

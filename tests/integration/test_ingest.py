@@ -9,25 +9,32 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, PipelineError, SourceError, StorageError, user_error
+from pipeline.ingest import stage
 from pipeline.ingest.plan import Plan, write_plan
 from pipeline.ingest.stage import ingest
+from pipeline.ingest.text import storable
 from pipeline.layout import CrawlPaths
 from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl, CrawlRecord
+from pipeline.session import run_bounded
 from pipeline.shards import complete_crawls, read_shard
 from pipeline.storage import LocalStorage, read_json, read_table, write_table
 from tests.crawl_files import encoded, node, photograph, png_bomb, write_metadata
 from tests.dump_files import gallery_dl_dump, img2dataset_dump, instaloader_dump, put, tar
+from tests.hostile_files import PHOTOGRAPHS, REJECTED, WHITE
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+MARKUP = "<script>alert(1)</script> \0\x1b[2J\u202e #<b>"
 MAKE_CRAWL = Path(__file__).parents[3] / "shared" / "tools" / "make_crawl.py"
 
 
@@ -248,6 +255,85 @@ def test_the_same_images_in_another_form_are_other_images(crawl_folder: Path, tm
     crawls = [run(crawl_folder, tmp_path / "ws", **form) for form in forms]
     assert [crawl.accepted for crawl in crawls] == [12 + ("image_size" in form) for form in forms]
     assert len({crawl.digest for crawl in crawls}) == 4
+
+
+def test_hostile_sources_lose_no_record_and_write_nowhere_else(tmp_path: Path) -> None:
+    images = {**PHOTOGRAPHS, **WHITE}
+    traps = {name: data for name, (data, _) in REJECTED.items()}
+    source = put(tmp_path / "in" / "crawl", {f"{name}.jpg": data for name, data in {**images, **traps}.items()})
+    stray = os.fsdecode(b"\xff\xfe.jpg")
+    put(
+        source,
+        {stray: encoded(photograph(2)), "\n\x1b[2J\u202e.jpg": encoded(photograph(3)), "notes.csv": b"url\0,\0\n\0"},
+    )
+    members = [("../../escape.jpg", encoded(photograph(4))), ("/absolute.jpg", encoded(photograph(5)))]
+    deep = b"[" * 10_000 + b"]" * 10_000
+    put(source / "sub", {"x.tar": tar(members), "deep.jpg": encoded(photograph(6)), "deep.jpg.json": deep})
+    put(source / "sub", {"cut.jpg": encoded(photograph(7)), "cut.jpg.json": b'{"caption": "cut'})
+    told = {"caption": MARKUP, "x": "y" * 10**6}
+    put(source / "sub", {"told.jpg": encoded(photograph(8)), "told.jpg.json": json.dumps(told).encode()})
+    (source / "sub" / "round").symlink_to(source, target_is_directory=True)
+    (source / "loop.jpg").symlink_to("loop.jpg")
+    (source / "out.jpg").symlink_to("/etc/passwd")
+    before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "ws")}
+
+    crawl = run(source, tmp_path / "ws", records_per_shard=16, keep_duplicates=True)
+    table = rows(tmp_path / "ws", crawl)
+    found = {row["file_name"]: row["reason"] or row["status"] for row in table}
+    assert crawl.records == len(table) == len(images) + len(traps) + 10 + 2
+    assert {name: found[f"{name}.jpg"] for name in images} == dict.fromkeys(images, "accepted")
+    assert all(found[f"{name}.jpg"] in reasons for name, (_, reasons) in REJECTED.items())
+    for name in ("escape", "absolute", "deep", "cut", "told"):
+        assert found[f"{name}.jpg"] == "accepted"
+    assert (found["loop.jpg"], found["out.jpg"], found["notes.csv"]) == ("unreadable", "outside_source", "not_an_image")
+    assert found["deep.jpg.json"] == found["cut.jpg.json"] == "broken_metadata"
+    assert found[storable(stray)] == found["\n\x1b[2J\u202e.jpg"] == "accepted"
+    (row,) = (row for row in table if row["file_name"] == "told.jpg")
+    assert row["caption"] == MARKUP
+    storage, paths = LocalStorage(str(tmp_path / "ws")), CrawlPaths("c", crawl.crawl_id)
+    samples = [s for i in range(crawl.n_shards) for s in read_shard(storage, paths.shard(i))]
+    assert len(samples) == crawl.accepted
+    assert MARKUP in [sample.metadata["caption"] for sample in samples]
+    assert max(len(json.dumps(sample.metadata)) for sample in samples) < 40_000
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "ws")} == before
+    assert not Path("/absolute.jpg").exists()
+
+
+def test_images_pass_by_the_driver_and_the_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = put(tmp_path / "crawl", {f"{i}.bmp": encoded(photograph(i, 300, 300), "BMP") for i in range(24)})
+    sent: list[int] = []
+    returned: list[Any] = []
+    running = most = 0
+    plain_task = stage._ray_task
+
+    def task(work: Any) -> Any:
+        remote = plain_task(work).remote
+
+        def submit(*arguments: Any) -> Any:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            sent.append(len(cloudpickle.dumps(arguments)))
+            return remote(*arguments)
+
+        return SimpleNamespace(remote=submit)
+
+    def watched(*arguments: Any) -> Iterator[tuple[Any, Any]]:
+        nonlocal running
+        for item, result in run_bounded(*arguments):
+            running -= 1
+            returned.append(result)
+            yield item, result
+
+    monkeypatch.setattr(stage, "_ray_task", task)
+    monkeypatch.setattr(stage, "run_bounded", watched)
+    assert run(source, tmp_path / "ws", records_per_shard=2).accepted == 24
+    assert returned == [2] * 12
+    assert max(sent) < 10_000, "a shard's images have 540,000 bytes, its records some hundred"
+    assert most <= 4, "twice the CPUs"
+    sizes = [path.stat().st_size for path in (tmp_path / "ws").rglob("*.tar")]
+    assert len(sizes) == 12
+    assert max(sizes) < 20_000
 
 
 def test_names_of_any_bytes_go_all_the_way(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def test_broken_collections_fail_alone_and_are_listed(
         "error: 3 of 5 collections failed; the same command tries them again"
     )
     assert "Traceback" not in job.stdout + job.stderr
-    kept = {path.parts[-4]: json.loads(path.read_text())["selected"]["k"] for path in workspace.glob("*/runs/*/run.json")}
+    kept = {
+        path.parts[-4]: json.loads(path.read_text())["selected"]["k"] for path in workspace.glob("*/runs/*/run.json")
+    }
     assert kept == {"rome": 2, "oslo": 2}
 
 

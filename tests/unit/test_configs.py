@@ -39,7 +39,7 @@ def test_a_benchmark_is_trained_as_in_the_paper(name: str) -> None:
     config = load(name)
     clustering, schedule = config.clustering, config.clustering.schedule
     assert config.collection == name
-    assert config.ingest.image_form == (side, color_mode, "png" if side < 128 else "jpeg")
+    assert config.ingest.image_form == (side, color_mode, "png" if side < 128 else "jpeg", False)
     assert (clustering.k, clustering.transforms, clustering.batch_size) == ([k], transforms, batch_size)
     assert (clustering.method, schedule.window) == ("dti-gmm", window)
 

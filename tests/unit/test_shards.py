@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset as wds
 
 from pipeline.errors import StorageError
 from pipeline.layout import CrawlPaths
-from pipeline.shards import Sample, complete_crawls, read_shard, write_shard
+from pipeline.shards import EXTENSIONS, Sample, complete_crawls, read_shard, write_shard
 from pipeline.storage import LocalStorage
 from tests.crawl_files import encoded, photograph
 
@@ -32,6 +36,23 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.tar", "b.tar"):
         write_shard(tmp_path / name, iter(SAMPLES))
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_webdataset_reads_shards_and_writes_the_same_bytes(tmp_path: Path) -> None:
+    write_shard(tmp_path / "shard.tar", SAMPLES)
+    read = list(wds.WebDataset(str(tmp_path / "shard.tar"), shardshuffle=False, nodesplitter=None))
+    with wds.TarWriter(str(tmp_path / "webdataset.tar"), mtime=0, user="", group="", mode=0o644) as writer:
+        for sample, members in zip(SAMPLES, read, strict=True):
+            image = {EXTENSIONS[sample.image_format]: sample.data}
+            document = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True).encode()
+            assert {**image, "json": document}.items() <= members.items()
+            writer.write({"__key__": sample.image_id, **image, "json": document})
+    assert (tmp_path / "shard.tar").read_bytes() == (tmp_path / "webdataset.tar").read_bytes()
+
+
+def test_ingest_does_not_import_torch() -> None:
+    script = "import sys, pipeline.ingest.stage; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_an_empty_shard_is_a_shard(tmp_path: Path) -> None:

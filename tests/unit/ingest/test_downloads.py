@@ -128,13 +128,36 @@ def test_who_asks_for_too_long_a_pause_is_asked_again_in_another_round(site: Sit
     assert time.monotonic() - started < 2
 
 
-def test_a_host_that_is_down_is_not_asked_for_every_record(site: Site) -> None:
+def test_a_host_that_is_down_is_not_asked_for_every_record(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "GIVEN_UP_AFTER_S", 0.0)
     site.pages["/down"] = failing(99)
     urls = [site.url(f"/down/{i}") for i in range(200)]
     started = time.monotonic()
     assert {reason(result) for result in run(urls, threads=4)} == {"unreachable"}
     assert len(site.seen) < 30
     assert time.monotonic() - started < 3
+
+
+def test_a_short_fault_of_a_busy_host_costs_no_record(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "FIRST_PAUSE_S", 0.25)
+    up_at = time.monotonic() + 0.4
+
+    def page(handler: Handler) -> None:
+        handler.reply(*((200, b"ok") if time.monotonic() > up_at else (503, b"")))
+
+    site.pages["/hiccup"] = page
+    assert run([site.url(f"/hiccup/{i}") for i in range(200)], attempts=6) == [b"ok"] * 200
+
+
+def test_a_host_that_asks_for_an_hour_is_left_alone_by_all_tasks(site: Site) -> None:
+    site.pages["/busy"] = failing(999, 429, Retry_After="1800")
+    config = HttpConfig(allow_private_hosts=True, threads=4)
+    limits = HostLimiter(config)
+    for task in range(5):
+        urls = {i: site.url(f"/busy/{task}-{i}") for i in range(30)}
+        found = dict(download(urls, 1 << 20, config, limits.exchange))
+        assert {reason(result) for result in found.values()} == {"unreachable"}
+    assert len(site.seen) <= 4
 
 
 def redirecting(location: Callable[[Handler], str]) -> Callable[[Handler], None]:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from pipeline.config import HttpConfig
-from pipeline.ingest.host_limits import BURST_S, LEASE_S, Answer, HostLimiter, HostSlots, Use
+from pipeline.ingest.host_limits import BURST_S, LEASE_S, LONGEST_PAUSE_S, Answer, HostLimiter, HostSlots, Use
 
 
 class Clock:
@@ -87,13 +87,13 @@ def test_starts_of_all_tasks_together_keep_to_the_rate(rate: float) -> None:
 
 def test_a_host_that_asks_for_peace_gets_it_from_all_tasks() -> None:
     clock = Clock()
-    limits = limiter(clock, requests_per_second_per_host=10, max_wait_s=30)
+    limits = limiter(clock, requests_per_second_per_host=10)
     limits.exchange("a", {"h": Use(pause_s=5)})
     assert limits.exchange("b", {"h": Use(waiting=3)}).grants["h"][2:] == (0, 5.0)
     clock.now += 5
     assert limits.exchange("b", {"h": Use(waiting=3)}).grants["h"].starts == 2
     limits.exchange("a", {"h": Use(pause_s=1e9)})
-    assert limits.exchange("b", {"h": Use(waiting=3)}).grants["h"].pause_s == 30
+    assert limits.exchange("b", {"h": Use(waiting=3)}).grants["h"].pause_s == LONGEST_PAUSE_S
 
 
 def test_the_limit_holds_whatever_the_tasks_do() -> None:

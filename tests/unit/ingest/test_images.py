@@ -155,7 +155,7 @@ def test_a_lack_of_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPa
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("pipeline.ingest.images._to_rgb", fail)
+    monkeypatch.setattr("pipeline.ingest.images._square", fail)
     with pytest.raises(MemoryError):
         decode_square(encoded(photograph()), CONFIG)
 
@@ -213,6 +213,18 @@ def test_fine_patterns_do_not_alias() -> None:
     pattern = np.indices((512, 512)).sum(axis=0) % 2 * 255
     pixels = decode_square(encoded(Image.fromarray(pattern.astype(np.uint8)), "PNG"), CONFIG).pixels
     assert np.abs(pixels.astype(int) - 127).max() < 4
+
+
+@pytest.mark.parametrize("size", [(641, 479), (802, 533), (1061, 1599)])
+def test_an_image_that_is_decoded_smaller_is_not_moved(size: tuple[int, int]) -> None:
+    large = photograph(3, *size)
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    middle = large.crop((left, top, left + side, top + side))
+    config = IngestConfig(image_size=128)
+    decoded = decode_square(encoded(large, quality=95), config).pixels.astype(int)
+    whole = np.asarray(middle.resize((128, 128), Image.Resampling.BICUBIC))
+    assert np.mean((decoded - whole) ** 2) < 255**2 / 10**3.8  # 38 dB
 
 
 def test_decoding_at_a_smaller_scale_loses_nothing_visible() -> None:

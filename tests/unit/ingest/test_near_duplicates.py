@@ -15,7 +15,16 @@ from PIL import Image
 
 from pipeline.config import IngestConfig
 from pipeline.ingest.images import decode_square
-from pipeline.ingest.near_duplicates import MOST_BITS, MOST_COLOR, Looks, as_looks, look_of, originals_of
+from pipeline.ingest.near_duplicates import (
+    HASH_BYTES,
+    LOOK_BYTES,
+    MOST_BITS,
+    MOST_COLOR,
+    Looks,
+    as_looks,
+    look_of,
+    originals_of,
+)
 from pipeline.ingest.rejection import Rejected
 from tests.crawl_files import encoded, photograph
 
@@ -23,11 +32,11 @@ SHARED = Path(__file__).parents[4] / "shared"
 CONFIG = IngestConfig()
 
 
-def look(data: bytes) -> str:
+def look(data: bytes) -> bytes:
     return look_of(decode_square(data, CONFIG).pixels)
 
 
-def alike(a: str, b: str) -> bool:
+def alike(a: bytes, b: bytes) -> bool:
     return originals_of(as_looks([a, b])) == {1: 0}
 
 
@@ -36,8 +45,8 @@ def greedy(looks: Looks, kept: int) -> dict[int, int]:
     found: dict[int, int] = {}
     for later in range(kept, len(looks)):
         for earlier in range(later):
-            bits = np.unpackbits(looks[earlier, :32] ^ looks[later, :32]).sum()
-            color = np.abs(looks[earlier, 32:].astype(int) - looks[later, 32:]).max()
+            bits = np.unpackbits(looks[earlier, :HASH_BYTES] ^ looks[later, :HASH_BYTES]).sum()
+            color = np.abs(looks[earlier, HASH_BYTES:].astype(int) - looks[later, HASH_BYTES:]).max()
             if earlier not in found and bits <= MOST_BITS and color <= MOST_COLOR:
                 found[later] = earlier
                 break
@@ -45,7 +54,7 @@ def greedy(looks: Looks, kept: int) -> dict[int, int]:
 
 
 @given(
-    bases=arrays(np.uint8, (3, 35)),
+    bases=arrays(np.uint8, (3, LOOK_BYTES)),
     flips=st.lists(st.tuples(st.integers(0, 2), st.sets(st.integers(0, 255), max_size=16)), min_size=1, max_size=12),
     kept=st.integers(0, 4),
 )
@@ -55,9 +64,9 @@ def test_searching_by_parts_finds_what_comparing_all_pairs_finds(
 ) -> None:
     looks = []
     for base, places in flips:
-        bits = np.unpackbits(bases[base])
+        bits = np.unpackbits(bases[base, :HASH_BYTES])
         bits[list(places)] ^= 1
-        looks.append(np.packbits(bits))
+        looks.append(np.concatenate([np.packbits(bits), bases[base, HASH_BYTES:]]))
     stacked = np.stack(looks)
     assert originals_of(stacked, kept) == greedy(stacked, min(kept, len(stacked)))
 
@@ -67,7 +76,7 @@ def test_of_no_images_none_is_a_duplicate() -> None:
 
 
 def test_a_chain_of_likenesses_has_one_original() -> None:
-    looks = np.zeros((3, 35), np.uint8)
+    looks = np.zeros((3, LOOK_BYTES), np.uint8)
     looks[1, 0], looks[2, :2] = 0xFF, 0xFF  # 8 bits from one to the next, 16 from the first to the last
     assert originals_of(looks) == {1: 0}
     assert originals_of(looks, kept=2) == {2: 1}
@@ -92,9 +101,30 @@ def test_other_pictures_do_not_look_the_same() -> None:
     assert originals_of(as_looks(looks + plain)) == {}
 
 
+def test_pictures_that_differ_in_one_place_or_in_one_color_are_two() -> None:
+    def scene(*boxes: tuple[tuple[int, int, int, int], str]) -> bytes:
+        image = photograph(1, 640, 640, details=24)
+        for box, color in boxes:
+            image.paste(color, box)
+        return look(encoded(image))
+
+    passer_by = (300, 320, 380, 560)
+    looks = [scene(), scene((passer_by, "black")), scene((passer_by, "red")), scene(((60, 320, 140, 560), "black"))]
+    bottle = [Image.new("RGB", (600, 600), "white") for _ in range(3)]
+    for image, color in zip(bottle, ("#103080", "#803010", "#108030"), strict=True):
+        image.paste(color, (240, 150, 360, 500))
+    assert originals_of(as_looks(looks + [look(encoded(image)) for image in bottle])) == {}
+
+
+def test_a_thousand_reposts_of_one_picture_take_a_thousand_comparisons() -> None:
+    looks = np.repeat(np.frombuffer(look(encoded(photograph(1, 300, 300))), np.uint8)[None], 20_000, axis=0)
+    assert originals_of(looks) == dict.fromkeys(range(1, 20_000), 0)
+
+
 def test_a_grey_picture_has_a_look() -> None:
     grey = np.asarray(photograph(1).convert("L"))[..., None]
-    assert len(look_of(grey)) == len(look_of(np.repeat(grey, 3, axis=2))) == 70
+    assert look_of(grey) == look_of(np.repeat(grey, 3, axis=2))
+    assert len(look_of(grey)) == LOOK_BYTES
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared: photographs and make_crawl.py")

@@ -1,0 +1,102 @@
+"""A shard whose rewriting was interrupted between its tar and its rows is mended by the next attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import IngestConfig
+from pipeline.ingest import dedup, shard
+from pipeline.ingest.dedup import drop_repeats, find_repeats, known_images
+from pipeline.ingest.plan import write_plan
+from pipeline.ingest.rejection import Rejected
+from pipeline.ingest.shard import build_shard, rebuild_shard
+from pipeline.layout import CrawlPaths
+from pipeline.records import CrawlRecord
+from pipeline.shards import read_shard
+from pipeline.storage import LocalStorage, read_table
+from tests.crawl_files import encoded, photograph
+
+CONFIG = IngestConfig(image_size=16)
+PATHS = CrawlPaths("c", "x")
+UNREACHABLE = Rejected("unreachable", "no answer")
+
+
+class Web:
+    """Addresses that end in the number of a photograph, and those of them that do not answer."""
+
+    def __init__(self) -> None:
+        self.silent: set[str] = set()
+
+    def fetch_all(self, addresses: Mapping[int, str], *_: object) -> Iterator[tuple[int, bytes | Rejected]]:
+        for key, url in addresses.items():
+            yield key, UNREACHABLE if url in self.silent else encoded(photograph(int(url.rpartition("/")[2])))
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Web:
+    web = Web()
+    monkeypatch.setattr(shard, "fetch_all", web.fetch_all)
+    return web
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(str(tmp_path / "workspace"))
+
+
+def records(tmp_path: Path, *urls: str) -> pa.Table:
+    return write_plan((CrawlRecord(url, url) for url in urls), tmp_path / "plan.parquet", len(urls)).records_of(0)
+
+
+def outcomes(storage: LocalStorage, index: int) -> list[str]:
+    """Status or reason of each record of a shard, whose tar holds what its rows say."""
+    rows = read_table(storage, PATHS.rows(index)).to_pylist()
+    accepted = [row["image_id"] for row in rows if row["status"] == "accepted"]
+    assert [sample.image_id for sample in read_shard(storage, PATHS.shard(index))] == accepted
+    return [row["reason"] or row["status"] for row in rows]
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_an_interrupted_attempt_left_in_the_tar_is_taken_out_again(
+    web: Web, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = known_images(storage, [], CONFIG)
+    plan = records(tmp_path, "http://a/1", "http://b/2")
+    web.silent = {"http://b/2"}
+    build_shard(storage, PATHS, 0, plan, known, CONFIG)
+    web.silent = set()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shard, "write_table", killed)
+        rebuild_shard(storage, PATHS, 0, plan, known, CONFIG)
+    assert len(list(read_shard(storage, PATHS.shard(0)))) == 2
+    web.silent = {"http://b/2"}
+    assert rebuild_shard(storage, PATHS, 0, plan, known, CONFIG) == 0
+    assert outcomes(storage, 0) == ["accepted", "unreachable"]
+
+
+def test_a_retry_goes_on_where_the_dropping_of_repeats_was_interrupted(
+    web: Web, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = known_images(storage, [], CONFIG)
+    plans = [records(tmp_path, "http://a/1"), records(tmp_path, "http://b/1", "http://b/2")]
+    web.silent = {"http://b/2"}
+    for index, plan in enumerate(plans):
+        build_shard(storage, PATHS, index, plan, known, CONFIG)
+    repeats = find_repeats(storage, PATHS, 2, known, [], CONFIG)
+    assert repeats["shard"].to_pylist() == [1]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dedup, "write_table", killed)
+        drop_repeats(storage, PATHS, 1, repeats)
+    web.silent = set()
+    assert rebuild_shard(storage, PATHS, 1, plans[1], known, CONFIG) == 1
+    assert find_repeats(storage, PATHS, 2, known, [], CONFIG).equals(repeats)
+    drop_repeats(storage, PATHS, 1, repeats)
+    assert outcomes(storage, 0) == ["accepted"]
+    assert outcomes(storage, 1) == ["duplicate", "accepted"]
