@@ -7,13 +7,13 @@ command again continues an interrupted job and does nothing that is done already
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.clustering.trial_queue import Work
     from pipeline.config import JobConfig
-    from pipeline.records import Crawl
-    from pipeline.storage import Storage
 
 EXAMPLES = """\
 examples:
@@ -22,22 +22,32 @@ examples:
   python jobs/cluster_collection.py --config jobs/configs/demo.yaml --collection rome --source photos/rome \\
       --set clustering.batch_size=128 --set clustering.schedule.max_iterations=3000
 
+  python jobs/cluster_collection.py --manifest collections.csv --workspace s3://bucket/trends --k 8,16,32
+
 Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
 exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.
 """
 
 
+def comma_list(text: str) -> list[str]:
+    """The parts of "a, b"."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line. Everything but --config and --set is None where it was not given."""
-
-    def comma_list(text: str) -> list[str]:
-        return [part.strip() for part in text.split(",") if part.strip()]
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_argument_group("what")
     what.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
+    what.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="CSV",
+        help="table of many collections: columns collection, source, and any of these flags or of the configuration",
+    )
     what.add_argument(
         "--source",
         action="append",
@@ -109,76 +119,43 @@ CONFIG_KEY = {
 
 
 def main() -> None:
-    """Ingest → cluster → report."""
+    """One collection, or those of a table."""
     arguments = vars(parse_arguments())
     # Imported here so that --help answers at once.
-    from pipeline.clustering.sweep import check_k, open_run, select, sweep
     from pipeline.config import load_config
-    from pipeline.ingest.stage import ingest
-    from pipeline.progress import say
+    from pipeline.job.collection import run_collection
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 
-    file, overrides = arguments.pop("config"), arguments.pop("overrides")
+    file, overrides, table = (arguments.pop(name) for name in ("config", "overrides", "manifest"))
     flags: dict[str, Any] = {CONFIG_KEY.get(n, n): v for n, v in arguments.items() if v is not None}
     if len(flags.get("source", ())) == 1:
         (flags["source"],) = flags["source"]
-    config = load_config(file, flags, overrides)
-    storage = open_storage(config.workspace)
-    refuse_the_impossible(storage, config)
-
     with ray_session():
-        if "ingest" in config.stages:
-            ingest(storage, config)
-        if {"cluster", "report"} & set(config.stages):
-            crawls = crawls_to_use(storage, config)
-            check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
-            run = open_run(storage, config, crawls)
-            results = sweep(storage, run, config.clustering, crawls, train="cluster" in config.stages)
-            selected, why = select(results, config.clustering.select_k)
-            say("cluster", f"K = {selected.k} is kept: {why}")
-        if "report" in config.stages:
-            # It imports torch, which ingest alone does not need.
-            from pipeline.reporting.stage import closing_lines, report
+        if table is not None:
+            from pipeline.job.many import run_collections
 
-            for line in closing_lines(report(storage, config, run.run_id, crawls, results, selected, why)):
-                print(line)
-        else:
-            say("done", f"everything is in {storage.uri(config.collection)}")
+            run_collections(table, lambda row: load_config(file, flags | named(row), overrides))
+            return
+        config = load_config(file, flags, overrides)
+        lines = run_collection(open_storage(config.workspace), config, functools.partial(train_in_pool, config))
+    for line in lines:
+        print(line)
 
 
-def crawls_to_use(storage: Storage, config: JobConfig) -> list[Crawl]:
-    """The complete crawls of the collection that hold images of the configured size, colour mode and format."""
-    from pipeline.shards import complete_crawls
+def named(row: dict[str, str]) -> dict[str, Any]:
+    """The columns of a table of collections, as the flags of those names or keys of the configuration."""
+    lists = {"k", "transforms", "stages"}
+    values = {name: comma_list(value) if name in lists else value for name, value in row.items()}
+    return {CONFIG_KEY.get(name, name): value for name, value in values.items()}
 
-    crawls = complete_crawls(storage, config.collection)
-    return [crawl for crawl in crawls if crawl.image_form == config.ingest.image_form]
 
+def train_in_pool(config: JobConfig, works: list[Work]) -> None:
+    """Train `works` in groups of workers that are there for them alone."""
+    from pipeline.clustering.trainer import TrainingPool
 
-def refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
-    """Raise what can be known to fail before any work is done."""
-    from pipeline.clustering.sweep import check_k, check_run_id
-    from pipeline.errors import SourceError
-    from pipeline.ingest.sources import count_candidates
-    from pipeline.ingest.stage import check_apart
-    from pipeline.session import check_place
-
-    check_place(config)
-    check_run_id(storage, config)
-    images, what = sum(crawl.accepted for crawl in crawls_to_use(storage, config)), "accepted images"
-    if "ingest" in config.stages:
-        check_apart(config.sources, storage)
-        most = max(config.clustering.k)
-        at_most = min(most, config.ingest.sample or most)
-        images += count_candidates(config.sources, at_most, config.ingest.source_type, config.ingest.url_column)
-        what = f"records of {', '.join(config.sources)}"
-    elif not images:
-        raise SourceError(
-            f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px "
-            f"{config.ingest.color_mode} images in {config.ingest.image_format.upper()}; run the ingest stage first"
-        )
-    if config.stages != ["ingest"]:
-        check_k(config.clustering, images, what)
+    with TrainingPool(config.clustering, len(works)) as pool:
+        pool.train(works)
 
 
 if __name__ == "__main__":

@@ -261,15 +261,18 @@ class ClusteringConfig(_Section):
     workers: int = Field(1, ge=1)
     """Processes that train one trial together (DDP)."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """CPU threads of one worker. Default: all of a single machine, shared among the workers; 1 on a cluster."""
+    """CPU threads of one worker. Default: those of a single machine, shared among all workers that train at once; 1 on
+    a cluster."""
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    """GPUs of one worker, where workers train on GPUs; several small trials share one at 0.25."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: one GPU per worker where the cluster has that many, CPUs otherwise."""
+    """auto: GPUs where the cluster has them for all workers, CPUs otherwise."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder. auto: bfloat16 on a device that computes in it."""
     checkpoint_every_s: float = Field(60.0, ge=0)
     """Seconds between checkpoints of a trial, kept at the next end of a window."""
     max_failures: int = Field(2, ge=0)
-    """Dead workers that a job survives: training restarts from the last checkpoint."""
+    """Deaths of its workers that a trial survives: it goes on from its last checkpoint."""
 
     @model_validator(mode="before")
     @classmethod

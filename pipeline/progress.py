@@ -6,12 +6,28 @@ A terminal gets one line that moves; a log (``ray job logs``, a file) gets a new
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
 
 LOG_INTERVAL_S = 5.0
+
+
+_subject: ContextVar[str] = ContextVar("subject", default="")
+
+
+@contextmanager
+def about(subject: str) -> Iterator[None]:
+    """Within it, lines name `subject` and there are no progress lines: many subjects are worked on at once."""
+    token = _subject.set(subject)
+    try:
+        yield
+    finally:
+        _subject.reset(token)
 
 
 class _Lines:
@@ -46,6 +62,7 @@ class Progress:
             mininterval=0.1 if terminal else LOG_INTERVAL_S,
             maxinterval=0.1 if terminal else LOG_INTERVAL_S,
             miniters=1,
+            disable=bool(_subject.get()),
             dynamic_ncols=terminal,
             bar_format="{desc} {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}",
         )
@@ -73,4 +90,5 @@ class Progress:
 
 def say(stage: str, message: str) -> None:
     """One line about `stage` on the console, in line with its progress."""
-    print(f"{stage:<9} {message}", flush=True)
+    subject = f"{_subject.get()}: " if _subject.get() else ""
+    print(f"{stage:<9} {subject}{message}", flush=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from pipeline.records import Crawl
 from pipeline.shards import shard_keys
 from pipeline.storage import Storage, read_json, write_json
 
+if TYPE_CHECKING:
+    from pipeline.clustering.trial_queue import Work
+
 NOT_IN_IDENTITY = {
+    "gpus_per_worker",
     "k",
     "seed",
     "seeds",
@@ -86,27 +90,32 @@ def _result(storage: Storage, paths: RunPaths, trial: Trial) -> TrialResult:
 
 
 def sweep(
-    storage: Storage, paths: RunPaths, config: ClusteringConfig, crawls: list[Crawl], train: bool
+    storage: Storage,
+    paths: RunPaths,
+    config: ClusteringConfig,
+    crawls: list[Crawl],
+    train: Callable[[list[Work]], None] | None,
 ) -> list[TrialResult]:
     """The results of all trials, ordered by K and seed; those that are done already are not run again.
 
     Args:
-        train: whether to run the missing trials; without it they are a ConfigError.
+        train: trains the missing trials; without it they are a ConfigError.
     """
     trials = [Trial(k, config.seed + i) for k in sorted(config.k) for i in range(config.seeds)]
     missing = [trial for trial in trials if not is_done(storage, paths, trial)]
-    if missing and not train:
+    if missing and train is None:
         names = ", ".join(trial.name for trial in missing)
         raise ConfigError(f"run {paths.run_id}: {names} not trained yet; run the cluster stage first")
     if len(missing) < len(trials):
         say("cluster", f"{len(trials) - len(missing)} of {len(trials)} trials of {paths.run_id} are done already")
-    if missing:
-        from pipeline.clustering.trainer import train_trials
+    if missing and train is not None:
+        from pipeline.clustering.trial_queue import Work
 
         images = sum(crawl.accepted for crawl in crawls)
         of = f"{images} images of {len(crawls)} crawl{'s' if len(crawls) > 1 else ''}"
-        say("cluster", f"{len(missing)} trials on {of} with {config.workers} worker(s): {paths.run_id}")
-        train_trials(storage, paths, config, missing, shard_keys(crawls))
+        say("cluster", f"{len(missing)} trials on {of}, {config.workers} worker(s) each: {paths.run_id}")
+        keys = shard_keys(crawls)
+        train([Work(storage, paths, config, trial, keys) for trial in missing])
     return [_result(storage, paths, trial) for trial in trials]
 
 

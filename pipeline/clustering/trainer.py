@@ -1,18 +1,17 @@
-"""The Ray Train side: a group of workers that trains one trial after the other with DDP.
+"""The Ray Train side: groups of workers that train one trial after the other with DDP.
 
-Starting a worker group takes far longer than a small trial needs, so one group works through all trials. The truth
-lies in the workspace, not in Ray Train's own state: a finished trial has its trial.json, an unfinished one its
-checkpoint. A group that Ray restarts after a death, or a job that is submitted again, reads them and goes on.
+Starting a group takes far longer than a small trial needs, so a group works through trials for as long as any wait,
+and as many groups work at once as the cluster has room for. The truth lies in the workspace, not in Ray Train's own
+state: a finished trial has its trial.json, an unfinished one its checkpoint. A group that Ray restarts after a death,
+or a job that is submitted again, reads them and goes on.
 """
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,220 +19,268 @@ import ray
 import torch
 
 from pipeline.clustering.loader import load_images
-from pipeline.clustering.training import TrialTraining, Window
-from pipeline.clustering.trial import Trial, is_done
+from pipeline.clustering.training import TrialTraining
+from pipeline.clustering.trial_queue import TrialQueue, View, Work
 from pipeline.config import ClusteringConfig
-from pipeline.errors import ClusteringError
-from pipeline.layout import RunPaths
+from pipeline.errors import ClusteringError, PipelineError
 from pipeline.progress import Progress, say
 from pipeline.session import connect_ray
-from pipeline.storage import Storage, write_json
+from pipeline.storage import write_json
 
 POLL_S = 1.0
 SILENCE_S = 90.0
 """Workers that have not been heard of for so long are probably waiting for resources."""
 COLLECTIVE_TIMEOUT_S = 600
 """A collective operation that waits longer ends the attempt: a worker is stuck."""
+SHOWN_TRIALS = 3
+"""Running trials that the progress line names."""
 
 
 @dataclass(frozen=True)
-class TrainJob:
-    """What every worker is told."""
+class GroupPlan:
+    """What a group of workers is, and how many of them work at once."""
 
-    storage: Storage
-    paths: RunPaths
-    config: ClusteringConfig
-    trials: list[Trial]
-    shard_keys: list[str]
+    workers: int
     threads: int
     """CPU threads of each worker."""
-    news: Any
-    """Handle of the News actor."""
+    gpus: float
+    """Of each worker; 0 to train on CPUs."""
+    most: int
+    """Groups at once."""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of each worker, as Ray counts them."""
+        return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
 
 
-def train_trials(
-    storage: Storage, paths: RunPaths, config: ClusteringConfig, trials: list[Trial], shard_keys: list[str]
-) -> None:
-    """Train `trials` and leave a checkpoint and a trial.json of each in the workspace.
+def plan_groups(config: ClusteringConfig, trials: int) -> GroupPlan:
+    """As many groups as the cluster has room for, and no more than `trials`.
 
-    Raises:
-        ClusteringError: the cluster is too small, training diverged, or workers died more than `max_failures` times.
+    On a single machine its CPUs are shared among them; on a cluster a worker has one, unless `cpus_per_worker` says
+    otherwise. Raises ClusteringError where not even one group fits: it would wait for ever.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    connect_ray()
-    use_gpu = choose_gpu(config)
-    threads = threads_per_worker(config)
-    resources = {"CPU": float(threads), **({"GPU": 1.0} if use_gpu else {})}
-    _check_resources(config, resources)
-    news = ray.remote(News).options(num_cpus=0).remote()
-    job = TrainJob(storage, paths, config, trials, shard_keys, threads, news)
-    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _shown(news), _interruptible():
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources),
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-            run_config=RunConfig(
-                name=paths.run_id,
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=0),
-            ),
-        )
-        trainer.fit()
-    if error := ray.get(news.hopeless.remote()):
-        raise error
-
-
-def train_worker(loop_config: dict[str, Any]) -> None:
-    """Body of one Ray Train worker: all trials that are not done, in order."""
-    from ray.train.torch import get_device
-
-    job: TrainJob = loop_config["job"]
-    if ray.get(job.news.hopeless.remote()):
-        return  # A worker before this one found that another attempt would end alike.
-    torch.set_num_threads(job.threads)
-    try:
-        _train_all(job, get_device(), ray.train.get_context().get_world_rank())
-    except ClusteringError as error:
-        ray.get(job.news.give_up.remote(error))
-        raise
-
-
-def _train_all(job: TrainJob, device: torch.device, rank: int) -> None:
-    images = load_images(job.storage, job.shard_keys)
-    for trial in job.trials:
-        if is_done(job.storage, job.paths, trial):
-            continue
-        training = TrialTraining(job.config, trial, images, job.storage, job.paths.checkpoint(trial.name), device)
-        if rank == 0:
-            job.news.started.remote(trial, training.iteration)
-        result = training.run(job.news.tell.remote if rank == 0 else lambda window: None)
-        if rank == 0:
-            write_json(job.storage, job.paths.trial_marker(trial.name), result.to_json())
-            job.news.finished.remote(trial, result.loss)
-        if torch.distributed.is_initialized():
-            # The others must not look for the next trial's marker before this one's is there.
-            torch.distributed.barrier()
-
-
-class News:
-    """Actor that rank 0 tells how training goes, and that the driver asks."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._window: Window | None = None
-        self._error: ClusteringError | None = None
-
-    def give_up(self, error: ClusteringError) -> None:
-        """Training cannot succeed, however often it starts again."""
-        self._error = error
-
-    def hopeless(self) -> ClusteringError | None:
-        """Why training cannot succeed, if so."""
-        return self._error
-
-    def started(self, trial: Trial, iteration: int) -> None:
-        """A trial begins, or goes on at `iteration`."""
-        self._window = None
-        self._lines.append(f"{trial.name}: " + (f"continues at iteration {iteration}" if iteration else "starts"))
-
-    def tell(self, window: Window) -> None:
-        """The state of the running trial."""
-        self._window = window
-
-    def finished(self, trial: Trial, loss: float) -> None:
-        """A trial is done."""
-        self._window = None
-        self._lines.append(f"{trial.name}: done, loss {loss:.6g}")
-
-    def ask(self) -> tuple[list[str], Window | None]:
-        """Lines since the last question, and the state of the running trial."""
-        lines, self._lines = self._lines, []
-        return lines, self._window
-
-
-def choose_gpu(config: ClusteringConfig) -> bool:
-    """Whether workers get a GPU each."""
-    if config.device != "auto":
-        return config.device == "cuda"
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if 0 < gpus < config.workers:
-        say("cluster", f"{config.workers} workers cannot have a GPU each ({gpus:g} in the cluster): training on CPUs")
-    return gpus >= config.workers
-
-
-def threads_per_worker(config: ClusteringConfig) -> int:
-    """CPU threads of one worker; by default a fair part of a single machine, and one thread on a cluster."""
-    if config.cpus_per_worker is not None:
-        return config.cpus_per_worker
-    alone = len(ray.nodes()) == 1
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // config.workers) if alone else 1
-
-
-def _check_resources(config: ClusteringConfig, per_worker: dict[str, float]) -> None:
-    """A group that never fits would wait for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = config.gpus_per_worker if _choose_gpu(config) else 0.0
+    threads = config.cpus_per_worker or 1
+    if config.cpus_per_worker is None and len(nodes) == 1 and not gpus:
+        cpus = int(nodes[0].get("CPU", 1))
+        threads = max(1, cpus // (config.workers * max(1, min(trials, cpus // config.workers))))
+    plan = GroupPlan(config.workers, threads, gpus, 1)
     # A worker does not span nodes.
-    places = sum(min(int(node.get(name, 0) // amount) for name, amount in per_worker.items()) for node in nodes)
+    places = sum(min(int(node.get(name, 0) / amount) for name, amount in plan.resources.items()) for node in nodes)
     if places < config.workers:
-        worker = " and ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
+        worker = " and ".join(f"{amount:g} {name}" for name, amount in plan.resources.items())
         raise ClusteringError(
             f"{config.workers} workers of {worker} each: the cluster's {len(nodes)} node(s) have room for {places}; "
             "lower --workers or clustering.cpus_per_worker, or add nodes"
         )
+    return GroupPlan(config.workers, threads, gpus, max(1, min(trials, places // config.workers)))
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ray Train takes over Ctrl-C for good and turns it into an exit; give it back, as what it was."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+def _choose_gpu(config: ClusteringConfig) -> bool:
+    """Whether workers train on GPUs."""
+    if config.device != "auto":
+        return config.device == "cuda"
+    gpus, needed = ray.cluster_resources().get("GPU", 0), config.workers * config.gpus_per_worker
+    if 0 < gpus < needed:
+        say("cluster", f"{config.workers} workers need {needed:g} GPUs, the cluster has {gpus:g}: training on CPUs")
+    return bool(gpus) and gpus >= needed
 
 
-@contextmanager
-def _shown(news: Any) -> Iterator[None]:
-    """Show what `news` hears while training runs."""
-    stop = threading.Event()
+class TrainingPool:
+    """Trains trials of any number of runs; a context manager, and safe to use from several threads.
 
-    def follow() -> None:
-        bar: Progress | None = None
-        position = 0
-        finished, silent = False, True
-        started = time.monotonic()
-        while not finished:
-            finished = stop.wait(POLL_S)
-            lines, window = ray.get(news.ask.remote())
-            if silent and time.monotonic() - started > SILENCE_S:
-                say("cluster", "still waiting for workers: other jobs may hold the cluster's CPUs or GPUs")
-                silent = False
-            silent = silent and not (lines or window)
-            if bar and (lines or finished):
-                bar.close()
-                bar = None
-            for line in lines:
-                say("cluster", line)
-            if window is None:
-                continue
-            total = window.iteration + window.iterations_left
-            if bar is None:
-                bar, position = Progress("cluster", total, "it", done=window.iteration), window.iteration
-            bar.set_total(total)
-            modules = "+".join(window.modules) or "identity"
-            bar.advance(window.iteration - position, f"{window.trial.name} loss {window.loss:.6g} {modules}")
-            position = window.iteration
+    Groups are started when trials wait, and end when none does, so that what they held is free for other work.
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
+    Args:
+        config: says what a group is; `Work` has its own configuration of what to learn.
+        trials: that are expected, at the most: a single machine is shared among so many.
+    """
+
+    def __init__(self, config: ClusteringConfig, trials: int) -> None:
+        connect_ray()
+        self._config = config
+        self._plan = plan_groups(config, trials)
+        self._queue = ray.remote(TrialQueue).options(num_cpus=0).remote()
+        self._ends: dict[str, Future[None]] = {}
+        self._groups: dict[Future[None], str] = {}
+        self._threads = ThreadPoolExecutor(self._plan.most, "group")
+        self._started = 0
+        self._fruitless = 0
+        self._view = _Console()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._manage, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> TrainingPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+        # A group that still starts ends by itself: no trial waits. After an error, its threads end with Ray.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def train(self, works: Sequence[Work]) -> None:
+        """Train `works` and leave a checkpoint and a trial.json of each in its workspace.
+
+        Raises the ClusteringError of the first trial that cannot be trained, when all others are done.
+        """
+        ends = [self._ends.setdefault(work.name, Future()) for work in works]
+        ray.get(self._queue.add.remote(list(works)))
+        errors = [end.exception() for end in ends]
+        for work in works:
+            del self._ends[work.name]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def _manage(self) -> None:
+        try:
+            while not self._stop.wait(POLL_S):
+                self._release_the_ended()
+                view = ray.get(self._queue.view.remote())
+                self._view.show(view)
+                for name, error in view.ended.items():
+                    self._fruitless = 0
+                    self._end(name, error)
+                if len(self._groups) < min(self._plan.most, view.waiting + len(view.running)) and view.waiting:
+                    self._start_group()
+        except Exception as error:  # whoever waits for a trial must not wait for ever
+            for end in list(self._ends.values()):
+                if not end.done():
+                    end.set_exception(error)
+        finally:
+            self._view.close()
+
+    def _end(self, name: str, error: PipelineError | None) -> None:
+        end = self._ends[name]
+        if error is None:
+            end.set_result(None)
+        else:
+            end.set_exception(error)
+
+    def _start_group(self) -> None:
+        self._started += 1
+        name = f"group-{self._started}"
+        group = self._threads.submit(fit_group, name, self._plan, self._config.max_failures, self._queue)
+        self._groups[group] = name
+
+    def _release_the_ended(self) -> None:
+        """Take note of the groups that ended; one that broke leaves its trial to others."""
+        for group in [group for group in self._groups if group.done()]:
+            name = self._groups.pop(group)
+            try:
+                group.result()
+            except Exception as error:  # Ray wraps whatever happened
+                self._fruitless += 1
+                if self._fruitless > self._config.max_failures:
+                    raise ClusteringError(
+                        f"groups of workers ended {self._fruitless} times without training anything: "
+                        f"{' '.join(str(error).split())[-300:]}"
+                    ) from error
+            ray.get(self._queue.release.remote(name))
+
+
+def fit_group(name: str, plan: GroupPlan, max_failures: int, queue: Any) -> None:
+    """Keep one group of workers going until no trial waits."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"group": name, "plan": plan, "queue": queue},
+            scaling_config=ScalingConfig(
+                num_workers=plan.workers, use_gpu=bool(plan.gpus), resources_per_worker=plan.resources
+            ),
+            torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+            run_config=RunConfig(
+                name=name,
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=0),
+            ),
+        )
+        trainer.fit()
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """Body of one worker: whatever trial its group is given, until none waits."""
+    from ray.train.collective import broadcast_from_rank_zero
+    from ray.train.torch import get_device
+
+    group, queue = loop_config["group"], loop_config["queue"]
+    torch.set_num_threads(loop_config["plan"].threads)
+    first = ray.train.get_context().get_world_rank() == 0
+    loaded: tuple[list[str], torch.Tensor] = ([], torch.empty(0))
+    while True:
+        work: Work | None = broadcast_from_rank_zero(ray.get(queue.take.remote(group)) if first else None)
+        if work is None:
+            return
+        if loaded[0] != work.shard_keys:
+            loaded = (work.shard_keys, load_images(work.storage, work.shard_keys))
+        try:
+            _train(work, loaded[1], get_device(), group, queue if first else None)
+        except ClusteringError as error:  # on all workers alike
+            if first:
+                ray.get(queue.give_up.remote(group, error))
+
+
+def _train(work: Work, images: torch.Tensor, device: torch.device, group: str, queue: Any) -> None:
+    """Train one trial; `queue` is told how it goes, by the worker that has it."""
+    key = work.paths.checkpoint(work.trial.name)
+    training = TrialTraining(work.config, work.trial, images, work.storage, key, device)
+    if queue is None:
+        training.run()
+        return
+    at = training.iteration
+    ray.get(queue.begin.remote(group, f"continues at iteration {at}" if at else "starts"))
+    result = training.run(lambda window: queue.tell.remote(group, window))
+    write_json(work.storage, work.paths.trial_marker(work.trial.name), result.to_json())
+    ray.get(queue.finish.remote(group, result.loss))
+
+
+class _Console:
+    """Shows the views of a queue: a line per event, and one progress line for all trials that run."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._iterations: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
+        self._quiet_for = 0.0
+
+    def show(self, view: View) -> None:
+        self._quiet_for = 0.0 if view.running or not view.waiting else self._quiet_for + POLL_S
+        if self._quiet_for == SILENCE_S:
+            say("cluster", "still waiting for workers: other jobs may hold the cluster's CPUs or GPUs")
+        if view.lines:
+            self.close()
+        for line in view.lines:
+            say("cluster", line)
+        windows = {name: window for name, window in view.running.items() if window is not None}
+        advanced = 0
+        for name, window in windows.items():
+            before = self._iterations.get(name, window.iteration)
+            advanced += max(0, window.iteration - before)
+            self._iterations[name] = window.iteration
+            self._totals[name] = window.iteration + window.iterations_left
+        if not advanced:
+            return
+        done = sum(self._iterations[name] for name in windows)
+        total = sum(self._totals[name] for name in windows)
+        if self._bar is None:
+            self._bar = Progress("cluster", total, "it", done - advanced)
+        self._bar.set_total(total)
+        shown = [
+            f"{window.trial.name} loss {window.loss:.6g} {'+'.join(window.modules) or 'identity'}"
+            for window in list(windows.values())[:SHOWN_TRIALS]
+        ]
+        shown += [f"{len(windows) - SHOWN_TRIALS} more"] if len(windows) > SHOWN_TRIALS else []
+        shown += [f"{view.waiting} waiting"] if view.waiting else []
+        self._bar.advance(advanced, ", ".join(shown))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,4 +1,4 @@
-"""Imports go one way: jobs → reporting → clustering → root, jobs → ingest → root."""
+"""Imports go one way: job → reporting → clustering → root, job → ingest → root."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "ingest": {"root", "ingest"},
     "clustering": {"root", "clustering"},
     "reporting": {"root", "clustering", "reporting"},
+    "job": {"root", "ingest", "clustering", "reporting", "job"},
 }
 
 

@@ -118,7 +118,7 @@ def test_a_result_that_is_none_is_named(tmp_path: Path) -> None:
     write_json(storage, run.trial_marker("k=4-seed=0"), {})
     storage.write_bytes(run.checkpoint("k=4-seed=0"), b"x")
     with pytest.raises(StorageError, match=r"trial\.json: not a trial's result; delete it"):
-        sweep(storage, run, ClusteringConfig(k=[4]), [], train=False)
+        sweep(storage, run, ClusteringConfig(k=[4]), [], train=None)
 
 
 def test_the_stored_configuration_can_be_used_again(tmp_path: Path) -> None:

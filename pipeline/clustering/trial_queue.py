@@ -1,0 +1,130 @@
+"""Which trials wait, which group of workers trains which, and what became of them.
+
+One `TrialQueue` lives in an actor that all groups of a job ask. It decides nothing that could be lost: which trials
+are done stands in the workspace, so a queue that dies with its job is filled again by the next one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.clustering.training import Window
+from pipeline.clustering.trial import Trial
+from pipeline.config import ClusteringConfig
+from pipeline.errors import ClusteringError, PipelineError
+from pipeline.layout import RunPaths
+from pipeline.storage import Storage
+
+
+@dataclass(frozen=True)
+class Work:
+    """A trial of a run, with all that a worker needs to train it."""
+
+    storage: Storage
+    paths: RunPaths
+    config: ClusteringConfig
+    trial: Trial
+    shard_keys: list[str]
+
+    @property
+    def name(self) -> str:
+        """Of the trial, in a job that may train several collections."""
+        return f"{self.paths.collection}/{self.paths.run_id}/{self.trial.name}"
+
+    @property
+    def title(self) -> str:
+        """For the console."""
+        return f"{self.paths.collection} {self.trial.name}"
+
+
+@dataclass(frozen=True)
+class View:
+    """The state of a queue, for whoever shows or waits."""
+
+    lines: list[str]
+    """What happened since the last question, for the console."""
+    waiting: int
+    running: dict[str, Window | None]
+    """Of each trial that a group has: how far it is, where that is known."""
+    done: int
+    ended: dict[str, PipelineError | None]
+    """Of each trial that was done or given up since the last question: why it was given up, if so."""
+
+
+@dataclass
+class TrialQueue:
+    """The trials of a job, those with the most prototypes first: what takes longest should not begin last."""
+
+    waiting: list[Work] = field(default_factory=list)
+    _held: dict[str, Work] = field(default_factory=dict)
+    _windows: dict[str, Window | None] = field(default_factory=dict)
+    _failures: Counter[str] = field(default_factory=Counter)
+    _done: int = 0
+    _lines: list[str] = field(default_factory=list)
+    _ended: dict[str, PipelineError | None] = field(default_factory=dict)
+
+    def add(self, works: list[Work]) -> None:
+        """More trials to train."""
+        self.waiting += works
+        self.waiting.sort(key=lambda work: -work.trial.k)
+
+    def take(self, group: str) -> Work | None:
+        """What `group` is to train now: what it had when its workers died, else the next trial; None if none waits."""
+        self.release(group)
+        if not self.waiting:
+            return None
+        work = self.waiting.pop(0)
+        self._held[group], self._windows[group] = work, None
+        return work
+
+    def release(self, group: str) -> None:
+        """The workers of `group` died, or ask for more without having ended what they had: it waits again, first.
+
+        A trial that was lost more than `max_failures` times is given up.
+        """
+        work = self._held.pop(group, None)
+        self._windows.pop(group, None)
+        if work is None:
+            return
+        self._failures[work.name] += 1
+        lost = self._failures[work.name]
+        if lost <= work.config.max_failures:
+            self._lines.append(f"{work.title}: its workers died, it goes on from its last checkpoint")
+            self.waiting.insert(0, work)
+        else:
+            times = f"{lost} times" if lost > 1 else "once"
+            self._end(work, ClusteringError(f"trial {work.trial.name}: its workers died {times}; see Ray's logs"))
+
+    def begin(self, group: str, note: str) -> None:
+        """The workers of `group` have what they need and train; `note` says from where on."""
+        self._lines.append(f"{self._held[group].title}: {note}")
+
+    def tell(self, group: str, window: Window) -> None:
+        """How far the trial of `group` is."""
+        if group in self._held:
+            self._windows[group] = window
+
+    def finish(self, group: str, loss: float) -> None:
+        """The trial of `group` is done, and its result is in the workspace."""
+        work = self._held.pop(group)
+        self._windows.pop(group, None)
+        self._done += 1
+        self._lines.append(f"{work.title}: done, loss {loss:.6g}")
+        self._end(work, None)
+
+    def give_up(self, group: str, error: PipelineError) -> None:
+        """The trial of `group` cannot succeed, however often it starts again; other trials can."""
+        work = self._held.pop(group)
+        self._windows.pop(group, None)
+        self._end(work, error)
+
+    def view(self) -> View:
+        """What is new, and what stands where."""
+        running = {work.name: self._windows.get(group) for group, work in self._held.items()}
+        view = View(self._lines, len(self.waiting), running, self._done, self._ended)
+        self._lines, self._ended = [], {}
+        return view
+
+    def _end(self, work: Work, error: PipelineError | None) -> None:
+        self._ended[work.name] = error

@@ -1,0 +1,1 @@
+"""One job over all stages, for one collection or for thousands."""

@@ -1,0 +1,135 @@
+"""Many collections through one cluster: their ingest and their trials share it, and one that fails fails alone."""
+
+from __future__ import annotations
+
+import csv
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from pipeline.clustering.trainer import TrainingPool
+from pipeline.clustering.trial_queue import Work
+from pipeline.config import ClusteringConfig, JobConfig
+from pipeline.errors import ConfigError, PipelineError, SourceError, user_error
+from pipeline.job.collection import run_collection
+from pipeline.progress import about, say
+from pipeline.storage import open_storage
+
+AT_ONCE = 8
+"""Collections under way at once, at least: while some are trained, others are ingested and reported."""
+OF_A_GROUP = ("workers", "cpus_per_worker", "gpus_per_worker", "device", "max_failures")
+"""What all collections have in common, since the same workers train their trials."""
+
+
+def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfig]) -> None:
+    """Run the job of every row of the CSV file `table`; the same table again does what is left.
+
+    Args:
+        table: column ``collection``, and others that `configured` understands; empty cells are as good as none.
+        configured: the configuration of a row; raises ConfigError.
+
+    Raises:
+        SourceError: the table cannot be read, or has no row.
+        PipelineError: some collections failed; they are listed before, the others are done.
+    """
+    rows = list(_rows(table))
+    pool = _LazyPool()
+    failed: dict[str, PipelineError] = {}
+    jobs: dict[str, JobConfig] = {}
+    for number, row in rows:
+        try:
+            config = configured(row)
+            _check(config, jobs)
+        except ConfigError as error:
+            failed[f"row {number} ({row.get('collection') or 'no collection'})"] = error
+        else:
+            jobs[config.collection] = config
+    at_once = max(AT_ONCE, 2 * (os.cpu_count() or 1))
+    with pool, ThreadPoolExecutor(at_once, "collection") as threads:
+        pool.expect(list(jobs.values()))
+        running = {threads.submit(_run, config, pool.train): name for name, config in jobs.items()}
+        for done, future in enumerate(as_completed(running), start=1):
+            name = running[future]
+            fault = future.result()
+            if fault is not None:
+                failed[name] = fault
+            state = f"failed: {failed[name]}" if name in failed else "done"
+            say("many", f"{done} of {len(running)} collections ended, {name} {state}")
+    for name, fault in failed.items():
+        say("failed", f"{name}: {fault}")
+    if failed:
+        raise PipelineError(f"{len(failed)} of {len(rows)} collections failed; the same command tries them again")
+    say("done", f"all {len(rows)} collections")
+
+
+def _run(config: JobConfig, train: Callable[[list[Work]], None]) -> PipelineError | None:
+    """Why the job failed, if it did: a fault of any kind is that of this collection alone."""
+    with about(config.collection):
+        try:
+            for line in run_collection(open_storage(config.workspace), config, train):
+                say(*line.split(maxsplit=1))
+        except Exception as error:
+            return user_error(error) or PipelineError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return None
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of `table` with their numbers, without empty cells."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            if "collection" not in (reader.fieldnames or ()):
+                raise SourceError(f"--manifest {table}: expected a header with a column named collection")
+            found = 0
+            for number, row in enumerate(reader, start=2):
+                if None in row:
+                    raise SourceError(f"--manifest {table}, row {number}: more cells than the header has")
+                found += 1
+                yield number, {name: cell.strip() for name, cell in row.items() if cell and cell.strip()}
+            if not found:
+                raise SourceError(f"--manifest {table}: no rows below the header")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"--manifest {table}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _check(config: JobConfig, others: dict[str, JobConfig]) -> None:
+    """Raise ConfigError where `config` cannot go with the jobs before it."""
+    if config.collection in others:
+        raise ConfigError(f"collection {config.collection}: named by an earlier row already")
+    for other in others.values():
+        for name in OF_A_GROUP:
+            if getattr(config.clustering, name) != getattr(other.clustering, name):
+                raise ConfigError(f"clustering.{name}: is the same for all collections; set it outside the table")
+        break
+
+
+class _LazyPool:
+    """A TrainingPool that starts with the first trials that are missing."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pool: TrainingPool | None = None
+        self._config = ClusteringConfig()
+        self._trials = 1
+
+    def __enter__(self) -> _LazyPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.__exit__(*error)
+
+    def expect(self, jobs: list[JobConfig]) -> None:
+        """All jobs whose trials may come."""
+        if jobs:
+            self._config = jobs[0].clustering
+        self._trials = max(1, sum(len(job.clustering.k) * job.clustering.seeds for job in jobs))
+
+    def train(self, works: list[Work]) -> None:
+        """As `TrainingPool.train`."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = TrainingPool(self._config, self._trials)
+        self._pool.train(works)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.clustering.trial import Trial
+from pipeline.clustering.trial_queue import TrialQueue, Work
+from pipeline.config import ClusteringConfig
+from pipeline.errors import ClusteringError
+from pipeline.layout import RunPaths
+from pipeline.storage import LocalStorage
+
+
+def work(k: int, seed: int = 0, max_failures: int = 1) -> Work:
+    config = ClusteringConfig(k=[k], max_failures=max_failures)
+    return Work(LocalStorage(str(Path("/nowhere"))), RunPaths("c", "run"), config, Trial(k, seed), [])
+
+
+@pytest.fixture
+def queue() -> TrialQueue:
+    queue = TrialQueue()
+    queue.add([work(2), work(8), work(4)])
+    return queue
+
+
+def names(queue: TrialQueue, groups: list[str]) -> list[str | None]:
+    return [taken.trial.name if (taken := queue.take(group)) else None for group in groups]
+
+
+def test_the_largest_trial_is_taken_first_and_none_twice(queue: TrialQueue) -> None:
+    assert names(queue, ["a", "b", "c", "d"]) == ["k=8-seed=0", "k=4-seed=0", "k=2-seed=0", None]
+
+
+def test_a_group_whose_workers_died_gets_its_trial_back(queue: TrialQueue) -> None:
+    assert names(queue, ["a", "b", "a"]) == ["k=8-seed=0", "k=4-seed=0", "k=8-seed=0"]
+
+
+def test_what_a_lost_group_had_goes_to_another(queue: TrialQueue) -> None:
+    names(queue, ["a"])
+    queue.release("a")
+    assert names(queue, ["b"]) == ["k=8-seed=0"]
+
+
+def test_a_trial_whose_workers_die_again_and_again_is_given_up_and_the_others_go_on(queue: TrialQueue) -> None:
+    assert names(queue, ["a", "a", "a"]) == ["k=8-seed=0", "k=8-seed=0", "k=4-seed=0"]
+    ended = queue.view().ended
+    assert list(ended) == ["c/run/k=8-seed=0"]
+    assert str(ended["c/run/k=8-seed=0"]) == "trial k=8-seed=0: its workers died 2 times; see Ray's logs"
+
+
+def test_a_trial_that_cannot_succeed_is_not_tried_again(queue: TrialQueue) -> None:
+    names(queue, ["a"])
+    queue.give_up("a", ClusteringError("no"))
+    assert names(queue, ["a"]) == ["k=4-seed=0"]
+    assert str(queue.view().ended["c/run/k=8-seed=0"]) == "no"
+
+
+def test_a_view_says_what_is_new_once(queue: TrialQueue) -> None:
+    names(queue, ["a", "b"])
+    queue.begin("a", "starts")
+    queue.finish("a", 1.25)
+    view = queue.view()
+    assert view.lines == ["c k=8-seed=0: starts", "c k=8-seed=0: done, loss 1.25"]
+    assert (view.waiting, view.done, list(view.running)) == (1, 1, ["c/run/k=4-seed=0"])
+    assert view.ended == {"c/run/k=8-seed=0": None}
+    assert (queue.view().lines, queue.view().ended) == ([], {})
