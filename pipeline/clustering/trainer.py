@@ -18,6 +18,7 @@ from typing import Any
 import ray
 import torch
 
+from pipeline.clustering.heap import return_large_blocks
 from pipeline.clustering.loader import load_images
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial_queue import TrialQueue, View, Work
@@ -212,6 +213,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
 
     group, queue = loop_config["group"], loop_config["queue"]
     torch.set_num_threads(loop_config["plan"].threads)
+    return_large_blocks()
     first = ray.train.get_context().get_world_rank() == 0
     loaded: tuple[list[str], torch.Tensor] = ([], torch.empty(0))
     while True:

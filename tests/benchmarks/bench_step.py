@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
 from pipeline.clustering.build import build_method
+from pipeline.clustering.heap import return_large_blocks
 from pipeline.clustering.loader import BatchStream
 from pipeline.config import ClusteringConfig
 from tests.benchmarks.dense_step import DensePrototypes
@@ -44,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def product_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Callable[[torch.Tensor], None]:
     """One iteration of training as the product does it."""
+    return_large_blocks()
     config = ClusteringConfig(k=[case["k"]], transforms=case["transforms"], batch_size=case["batch"], method=method)
     model = build_method(config, images[: case["k"]], seed=0)
     model.activate(len(case["transforms"]))
