@@ -271,6 +271,10 @@ class ClusteringConfig(_Section):
     """Of the encoder. auto: bfloat16 on a device that computes in it."""
     checkpoint_every_s: float = Field(60.0, ge=0)
     """Seconds between checkpoints of a trial, kept at the next end of a window."""
+    image_memory_gb: float = Field(4.0, gt=0)
+    """GiB of decoded images that a worker uses at a time, shared with the others of its node. A collection that fits
+    is decoded once and stays there; a larger one is decoded once per epoch, and its images are drawn from a window of
+    half as much. 4 hold 87,000 images of 128 px."""
     max_failures: int = Field(2, ge=0)
     """Deaths of its workers that a trial survives: it goes on from its last checkpoint."""
 

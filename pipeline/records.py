@@ -69,6 +69,10 @@ SHARD_SCHEMA = pa.schema(
 """``shard-NNNNNN.parquet``: one row per record of the shard, accepted or rejected."""
 
 
+CHANNELS: dict[ColorMode, int] = {"rgb": 3, "grayscale": 1}
+"""Of an image, by its colour mode."""
+
+
 @dataclass(frozen=True)
 class CrawlRecord:
     """One thing that a crawl holds and that should become an image."""

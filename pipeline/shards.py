@@ -106,6 +106,15 @@ def read_shard(storage: Storage, key: str) -> Iterator[Sample]:
         raise StorageError(f"{shard}: not a shard ({error}); {_remedy(shard)}") from error
 
 
+def count_samples(storage: Storage, key: str) -> int:
+    """How many samples the tar `key` holds. Raises StorageError where it is missing or broken."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(key))) as tar:
+            return sum(name.endswith(".json") for name in tar.getnames())
+    except tarfile.TarError as error:
+        raise StorageError(f"{storage.uri(key)}: not a shard ({error}); {_remedy(storage.uri(key))}") from error
+
+
 def _remedy(shard: str) -> str:
     """What to do about the broken tar at the address `shard`."""
     return f"delete the crawl folder {shard.rpartition('/shards/')[0] or shard} and run the same command again"

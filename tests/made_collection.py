@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pipeline.clustering.build import build_method
-from pipeline.clustering.checkpoint import model_state, save_checkpoint
+from pipeline.clustering.checkpoint import CheckpointWriter, model_state
 from pipeline.clustering.trial import HistoryPoint, StageRecord, TrialResult
 from pipeline.config import ClusteringConfig
 from pipeline.layout import CrawlPaths, RunPaths
@@ -85,7 +85,7 @@ def make_trial(
     method = build_method(config, initial_KCHW, seed=0, device_type="cpu")
     method.activate(len(config.transforms))
     result = trial_result(k=len(colors))
-    save_checkpoint(storage, paths.checkpoint(result.trial.name), model_state(method, config))
+    CheckpointWriter(storage, paths.checkpoint(result.trial.name), print).finish(model_state(method, config))
     return result
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import pickle
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 from pipeline.clustering.build import build_method
 from pipeline.clustering.dti import DTI
+from pipeline.clustering.patience import patiently
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import Storage
@@ -22,16 +25,54 @@ from pipeline.storage import Storage
 FORMAT = 1
 
 
-def save_checkpoint(storage: Storage, key: str, state: dict[str, Any]) -> None:
-    """Publish `state` (tensors and plain values) as `key`, whole."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint.pt"
+class CheckpointWriter:
+    """Publishes the checkpoints of a trial as one key, each whole, while training goes on.
+
+    Args:
+        storage, key: where to.
+        note: is told of storage that fails, and that it works again.
+    """
+
+    def __init__(self, storage: Storage, key: str, note: Callable[[str], None]) -> None:
+        self._storage, self._key, self._note = storage, key, note
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def write(self, state: dict[str, Any]) -> bool:
+        """Begin to publish `state` (tensors and plain values), which may change afterwards.
+
+        False where an earlier one is not published yet: then this one is left out. Raises what became of it, once
+        patience is at its end.
+        """
+        if self._pending is not None:
+            if not self._pending.done():
+                return False
+            self._pending.result()
+        # Copied to a file at once: the next step changes the tensors.
+        folder = tempfile.TemporaryDirectory()
+        path = Path(folder.name) / "checkpoint.pt"
         torch.save({"format": FORMAT, **state}, path)
-        storage.publish(path, key)
+        self._pending = self._thread.submit(self._publish, folder, path)
+        return True
+
+    def finish(self, state: dict[str, Any]) -> None:
+        """Publish `state` as the last checkpoint; return when it is there."""
+        self.close()
+        self.write(state)
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what is being published; raises what became of it."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def _publish(self, folder: tempfile.TemporaryDirectory[str], path: Path) -> None:
+        with folder:
+            patiently(lambda: self._storage.publish(path, self._key), self._storage.uri(self._key), self._note)
 
 
 def load_checkpoint(storage: Storage, key: str) -> dict[str, Any]:
-    """What `save_checkpoint` wrote. Raises ClusteringError for anything else."""
+    """What a `CheckpointWriter` wrote. Raises ClusteringError for anything else."""
     try:
         state = torch.load(io.BytesIO(storage.read_bytes(key)), weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:

@@ -1,49 +1,70 @@
-"""Shards → batches: the same number on every worker, in an order that depends on the seed alone.
+"""Images → batches: the same number on every worker, in an order that depends on the seed alone.
 
-The images of a run are decoded once per worker process and kept as uint8. Global batch i is a function of seed and i,
-whatever the number of workers: each worker takes its part of it, and a resumed run continues at its iteration.
+Global batch i is a function of seed and i, whatever the number of workers: each worker takes its part of it, and a
+resumed run continues at its iteration.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from pipeline.clustering.images import ImageSet, to_float
 from pipeline.clustering.seeding import generator
-from pipeline.errors import ClusteringError
-from pipeline.shards import read_shard
-from pipeline.storage import Storage
 
+FETCHING = 4
+"""Shards that a worker reads ahead at once."""
 THUMBNAIL_PX = 16
 """Side of the images between which k-means++ measures distances."""
 
 
-def load_images(storage: Storage, shard_keys: list[str], threads: int = 2) -> Tensor:
-    """(N, C, H, W) uint8: the images of all shards, in order.
+class EpochOrder:
+    """The order of all images in each epoch.
 
-    Raises ClusteringError where shards are empty or hold images of different sizes.
+    Images that fit in memory are drawn in any order. Of more, the shards are put in a random order and cut into
+    windows of as many as fit; the images of a window are drawn in any order, one window after the other (a shuffle
+    buffer that is emptied before it is filled again, so that an image's place is known without reading any).
+
+    Args:
+        sizes: images of each shard.
+        seed: of the order.
+        window: images that a window holds at most, unless a single shard has more. Default: all.
     """
 
-    def decode(key: str) -> list[np.ndarray]:
-        return [sample.pixels().transpose(2, 0, 1) for sample in read_shard(storage, key)]
+    def __init__(self, sizes: Sequence[int], seed: int, window: int | None = None) -> None:
+        self.sizes, self.seed = list(sizes), seed
+        self.n_images = sum(sizes)
+        self.window = window or self.n_images
+        self._lock = Lock()
+        self._recent: dict[int, Tensor] = {}
 
-    with ThreadPoolExecutor(threads) as pool:
-        shards = [shard for shard in pool.map(decode, shard_keys) if shard]
-    if not shards:
-        raise ClusteringError("no image was accepted: there is nothing to cluster; see the reasons in crawl.json")
-    shapes = {image.shape for shard in shards for image in shard}
-    if len(shapes) > 1:
-        raise ClusteringError(f"the shards hold images of different shapes {sorted(shapes)}: expected one")
-    return torch.from_numpy(np.stack([image for shard in shards for image in shard]))
+    def permutation(self, epoch: int) -> Tensor:
+        """int64 (n_images): the images of `epoch` in order."""
+        with self._lock:  # batches are made in threads
+            if epoch not in self._recent:
+                self._recent = {known: order for known, order in self._recent.items() if abs(known - epoch) == 1}
+                self._recent[epoch] = self._drawn(generator(self.seed, epoch))
+            return self._recent[epoch]
 
-
-def to_float(images_BCHW: Tensor) -> Tensor:
-    """uint8 0..255 to [0, 1] in torch's default precision (float32)."""
-    return images_BCHW.to(torch.get_default_dtype()) / 255
+    def _drawn(self, random: torch.Generator) -> Tensor:
+        if self.window >= self.n_images:
+            return torch.randperm(self.n_images, generator=random)
+        images = torch.arange(self.n_images).split(self.sizes)
+        windows: list[list[Tensor]] = [[]]
+        room = self.window
+        for shard in torch.randperm(len(images), generator=random).tolist():
+            if self.sizes[shard] > room and windows[-1]:
+                windows.append([])
+                room = self.window
+            windows[-1].append(images[shard])
+            room -= self.sizes[shard]
+        together = [torch.cat(window) for window in windows]
+        return torch.cat([window[torch.randperm(len(window), generator=random)] for window in together])
 
 
 class BatchStream:
@@ -53,17 +74,14 @@ class BatchStream:
     larger than the collection.
 
     Args:
-        n_images: size of the collection.
+        order: of the images in each epoch.
         batch_size: images per global batch; divisible by `world_size`.
-        seed: of the order.
         rank, world_size: this worker's place among the workers.
     """
 
-    def __init__(self, n_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
+    def __init__(self, order: EpochOrder, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.order, self.batch_size = order, batch_size
         self.rank, self.world_size = rank, world_size
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
 
     def indices(self, iteration: int) -> Tensor:
         """int64 (batch_size / world_size): this worker's images in global batch `iteration`."""
@@ -72,30 +90,62 @@ class BatchStream:
         parts = []
         position, stop = start, start + local
         while position < stop:
-            epoch, offset = divmod(position, self.n_images)
-            taken = min(stop - position, self.n_images - offset)
-            parts.append(self._permutation(epoch)[offset : offset + taken])
+            epoch, offset = divmod(position, self.order.n_images)
+            taken = min(stop - position, self.order.n_images - offset)
+            parts.append(self.order.permutation(epoch)[offset : offset + taken])
             position += taken
         return torch.cat(parts)
 
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, torch.randperm(self.n_images, generator=generator(self.seed, epoch))
-        return self._order
+
+class Loader:
+    """Batches on a worker's device; the next one is made while the worker learns from the one before.
+
+    Args:
+        images: that the batches are of.
+        stream: says which.
+        device: where they go; to a GPU from pinned memory, while it computes.
+    """
+
+    def __init__(self, images: ImageSet, stream: BatchStream, device: torch.device) -> None:
+        self._images, self._stream, self._device = images, stream, device
+        self._thread = ThreadPoolExecutor(1, "loader")
+        self._next: tuple[int, Future[Tensor]] | None = None
+        # Half a window ahead, the shards of the next window begin to be read.
+        window = stream.order.window
+        self._ahead = window // (2 * stream.batch_size) if window < stream.order.n_images else None
+        self._fetching = ThreadPoolExecutor(FETCHING, "fetch")
+
+    def batch(self, iteration: int) -> Tensor:
+        """(B, C, H, W) float in [0, 1]: this worker's part of global batch `iteration`."""
+        known, made = self._next or (None, None)
+        images = made.result() if made is not None and known == iteration else self._gather(iteration)
+        self._next = iteration + 1, self._thread.submit(self._gather, iteration + 1)
+        return to_float(images.to(self._device, non_blocking=True))
+
+    def close(self) -> None:
+        """Make no more batches."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._fetching.shutdown(wait=False, cancel_futures=True)
+
+    def _gather(self, iteration: int) -> Tensor:
+        if self._ahead is not None:
+            self._fetching.submit(self._images.fetch, self._stream.indices(iteration + self._ahead))
+        images = self._images[self._stream.indices(iteration)]
+        return images.pin_memory() if self._device.type == "cuda" else images
 
 
-def initial_images(images_NCHW: Tensor, k: int, seed: int, how: str = "random") -> Tensor:
+def initial_images(images: ImageSet, k: int, seed: int, how: str = "random") -> Tensor:
     """(K, C, H, W) float: `k` different images of the collection, chosen by `seed`.
 
     ``k-means++`` draws each with a probability that grows with its squared distance to those before it (Arthur and
     Vassilvitskii, 2007), seen at no more than `THUMBNAIL_PX`; where fewer than `k` look different, any others follow.
     """
-    chosen = torch.randperm(len(images_NCHW), generator=generator(seed))
+    chosen = torch.randperm(len(images), generator=generator(seed))
     if how == "k-means++":
         from sklearn.cluster import kmeans_plusplus
 
-        small = (min(THUMBNAIL_PX, images_NCHW.shape[2]), min(THUMBNAIL_PX, images_NCHW.shape[3]))
-        thumbnails = [adaptive_avg_pool2d(to_float(part), small).flatten(1) for part in images_NCHW.split(1024)]
+        small = (min(THUMBNAIL_PX, images.shape[1]), min(THUMBNAIL_PX, images.shape[2]))
+        thumbnails = [adaptive_avg_pool2d(to_float(part), small).flatten(1) for part in images.parts(1024)]
         far = kmeans_plusplus(torch.cat(thumbnails).numpy(), k, random_state=seed)[1].tolist()
         chosen = torch.tensor(list(dict.fromkeys([*far, *chosen.tolist()])))
-    return to_float(images_NCHW[chosen[:k]])
+    return to_float(images[chosen[:k]])

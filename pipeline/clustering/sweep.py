@@ -12,7 +12,7 @@ from pipeline.config import ClusteringConfig, JobConfig, digest, dump_config
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths
 from pipeline.progress import say
-from pipeline.records import Crawl
+from pipeline.records import CHANNELS, Crawl
 from pipeline.shards import shard_keys
 from pipeline.storage import Storage, read_json, write_json
 
@@ -115,7 +115,8 @@ def sweep(
         of = f"{images} images of {len(crawls)} crawl{'s' if len(crawls) > 1 else ''}"
         say("cluster", f"{len(missing)} trials on {of}, {config.workers} worker(s) each: {paths.run_id}")
         keys = shard_keys(crawls)
-        train([Work(storage, paths, config, trial, keys) for trial in missing])
+        decoded = sum(crawl.accepted * crawl.image_size**2 * CHANNELS[crawl.color_mode] for crawl in crawls)
+        train([Work(storage, paths, config, trial, keys, decoded) for trial in missing])
     return [_result(storage, paths, trial) for trial in trials]
 
 

@@ -19,7 +19,9 @@ import ray
 import torch
 
 from pipeline.clustering.heap import return_large_blocks
-from pipeline.clustering.loader import load_images
+from pipeline.clustering.image_store import ImageStore, kept_bytes, open_images
+from pipeline.clustering.images import ImageSet
+from pipeline.clustering.patience import patiently
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial_queue import TrialQueue, View, Work
 from pipeline.config import ClusteringConfig
@@ -33,6 +35,8 @@ SILENCE_S = 90.0
 """Workers that have not been heard of for so long are probably waiting for resources."""
 COLLECTIVE_TIMEOUT_S = 600
 """A collective operation that waits longer ends the attempt: a worker is stuck."""
+STORE_RETRIES = 5
+"""Of a question to the image store that dies with it."""
 SHOWN_TRIALS = 3
 """Running trials that the progress line names."""
 
@@ -104,6 +108,8 @@ class TrainingPool:
         self._config = config
         self._plan = plan_groups(config, trials)
         self._queue = ray.remote(TrialQueue).options(num_cpus=0).remote()
+        store = ray.remote(ImageStore).options(num_cpus=0, max_restarts=-1, max_task_retries=STORE_RETRIES)
+        self._store = store.remote(kept_bytes())
         self._ends: dict[str, Future[None]] = {}
         self._groups: dict[Future[None], str] = {}
         self._threads = ThreadPoolExecutor(self._plan.most, "group")
@@ -165,7 +171,7 @@ class TrainingPool:
     def _start_group(self) -> None:
         self._started += 1
         name = f"group-{self._started}"
-        group = self._threads.submit(fit_group, name, self._plan, self._config.max_failures, self._queue)
+        group = self._threads.submit(fit_group, name, self._plan, self._config.max_failures, self._queue, self._store)
         self._groups[group] = name
 
     def _release_the_ended(self) -> None:
@@ -184,7 +190,7 @@ class TrainingPool:
             ray.get(self._queue.release.remote(name))
 
 
-def fit_group(name: str, plan: GroupPlan, max_failures: int, queue: Any) -> None:
+def fit_group(name: str, plan: GroupPlan, max_failures: int, queue: Any, store: Any) -> None:
     """Keep one group of workers going until no trial waits."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -192,7 +198,7 @@ def fit_group(name: str, plan: GroupPlan, max_failures: int, queue: Any) -> None
     with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"group": name, "plan": plan, "queue": queue},
+            train_loop_config={"group": name, "plan": plan, "queue": queue, "store": store},
             scaling_config=ScalingConfig(
                 num_workers=plan.workers, use_gpu=bool(plan.gpus), resources_per_worker=plan.resources
             ),
@@ -211,35 +217,45 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     from ray.train.collective import broadcast_from_rank_zero
     from ray.train.torch import get_device
 
-    group, queue = loop_config["group"], loop_config["queue"]
+    group, queue, store = loop_config["group"], loop_config["queue"], loop_config["store"]
     torch.set_num_threads(loop_config["plan"].threads)
     return_large_blocks()
     first = ray.train.get_context().get_world_rank() == 0
-    loaded: tuple[list[str], torch.Tensor] = ([], torch.empty(0))
+    images: ImageSet | None = None
+    of: tuple[str, list[str]] = ("", [])
     while True:
         work: Work | None = broadcast_from_rank_zero(ray.get(queue.take.remote(group)) if first else None)
         if work is None:
             return
-        if loaded[0] != work.shard_keys:
-            loaded = (work.shard_keys, load_images(work.storage, work.shard_keys))
         try:
-            _train(work, loaded[1], get_device(), group, queue if first else None)
+            if images is None or of != (work.storage.root, work.shard_keys):
+                images, of = None, (work.storage.root, work.shard_keys)  # the memory of those before is needed
+                memory = int(work.config.image_memory_gb * 2**30)
+                images = open_images(store, work.storage, work.shard_keys, work.decoded_bytes, memory)
+            _train(work, images, get_device(), group, queue if first else None)
         except ClusteringError as error:  # on all workers alike
             if first:
                 ray.get(queue.give_up.remote(group, error))
+        except PipelineError as error:  # on this one, perhaps: the group starts again, as far as it may
+            ray.get(queue.trouble.remote(group, error))
+            raise
 
 
-def _train(work: Work, images: torch.Tensor, device: torch.device, group: str, queue: Any) -> None:
+def _train(work: Work, images: ImageSet, device: torch.device, group: str, queue: Any) -> None:
     """Train one trial; `queue` is told how it goes, by the worker that has it."""
     key = work.paths.checkpoint(work.trial.name)
     training = TrialTraining(work.config, work.trial, images, work.storage, key, device)
     if queue is None:
         training.run()
         return
-    at = training.iteration
-    ray.get(queue.begin.remote(group, f"continues at iteration {at}" if at else "starts"))
-    result = training.run(lambda window: queue.tell.remote(group, window))
-    write_json(work.storage, work.paths.trial_marker(work.trial.name), result.to_json())
+
+    def note(line: str) -> None:
+        queue.note.remote(group, line)
+
+    ray.get(queue.begin.remote(group, training.origin))
+    result = training.run(lambda window: queue.tell.remote(group, window), note)
+    marker = work.paths.trial_marker(work.trial.name)
+    patiently(lambda: write_json(work.storage, marker, result.to_json()), work.storage.uri(marker), note)
     ray.get(queue.finish.remote(group, result.loss))
 
 

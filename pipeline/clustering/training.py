@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.clustering.build import build_method
-from pipeline.clustering.checkpoint import load_checkpoint, model_state, save_checkpoint
+from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, model_state
 from pipeline.clustering.curriculum import Curriculum
-from pipeline.clustering.loader import BatchStream, initial_images, to_float
+from pipeline.clustering.images import ImageSet, to_float
+from pipeline.clustering.loader import BatchStream, EpochOrder, Loader, initial_images
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult
@@ -53,7 +54,7 @@ class TrialTraining:
     Args:
         config: of the clustering.
         trial: K and seed.
-        images: (N, C, H, W) uint8, the whole collection, the same on every worker.
+        images: the whole collection, the same on every worker.
         storage, checkpoint_key: where the trial's checkpoint is read from, if there, and written to.
         device: of this worker.
 
@@ -65,7 +66,7 @@ class TrialTraining:
         self,
         config: ClusteringConfig,
         trial: Trial,
-        images: Tensor,
+        images: ImageSet,
         storage: Storage,
         checkpoint_key: str,
         device: torch.device,
@@ -78,7 +79,10 @@ class TrialTraining:
         self.storage, self.checkpoint_key = storage, checkpoint_key
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        self.stream = BatchStream(len(images), config.batch_size, trial.seed, self.rank, self.world_size)
+        # Half of what is in memory, so that the other half can be read meanwhile.
+        window = images.resident_images if images.resident_images >= len(images) else images.resident_images // 2
+        order = EpochOrder(images.sizes, trial.seed, window)
+        self.loader = Loader(images, BatchStream(order, config.batch_size, self.rank, self.world_size), device)
         initial = initial_images(images, trial.k, trial.seed, config.initialization)
         self.method = build_method(config, initial, trial.seed, device.type).to(device)
         self.optimizer = torch.optim.Adam(
@@ -91,27 +95,38 @@ class TrialTraining:
         )
         self.curriculum = Curriculum(config.schedule, config.transforms)
         self.iteration = 0
+        """Iterations done; with the seed it is the loader's position and the state of all random numbers."""
+        self.origin = "starts"
+        """Where training begins, for the user."""
         self.seconds = 0.0
         self.history: list[HistoryPoint] = []
         self._resume()
         self._start_stage()
 
-    def run(self, report: Callable[[Window], None] = lambda window: None) -> TrialResult:
+    def run(
+        self, report: Callable[[Window], None] = lambda window: None, note: Callable[[str], None] = lambda line: None
+    ) -> TrialResult:
         """Train until the curriculum is done, evaluate on all images, and leave the final checkpoint.
 
         Args:
             report: called at the end of every window, and within one every few seconds.
+            note: called with what the user should know of, such as storage that fails; from another thread, too.
         """
         self._report = report
         self._reported_at = saved_at = started = time.monotonic()
         before = self.seconds
-        while not self.curriculum.done:
-            self._train_window()
-            self.seconds = before + time.monotonic() - started
-            self._tell(self.history[-1].loss, self.history[-1].active_modules, self.curriculum.iterations_left())
-            if self.rank == 0 and time.monotonic() - saved_at >= self.config.checkpoint_every_s:
-                self._save(with_optimizer=True)
-                saved_at = time.monotonic()
+        checkpoints = CheckpointWriter(self.storage, self.checkpoint_key, note)
+        try:
+            while not self.curriculum.done:
+                self._train_window()
+                self.seconds = before + time.monotonic() - started
+                self._tell(self.history[-1].loss, self.history[-1].active_modules, self.curriculum.iterations_left())
+                if self.rank == 0 and time.monotonic() - saved_at >= self.config.checkpoint_every_s:
+                    checkpoints.write(self._state(with_optimizer=True))
+                    saved_at = time.monotonic()
+        finally:
+            self.loader.close()
+            checkpoints.close()
         loss = self.evaluate()
         if not math.isfinite(loss):
             raise self._not_a_number(self.iteration)
@@ -128,7 +143,7 @@ class TrialTraining:
         )
         if self.rank == 0:
             # A finished trial is never trained further: its moments would only triple the size.
-            self._save(with_optimizer=False)
+            checkpoints.finish(self._state(with_optimizer=False))
         return result
 
     @torch.no_grad()
@@ -136,7 +151,7 @@ class TrialTraining:
         """Mean loss over all images; each worker evaluates its part."""
         self.method.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in _parts(self.images, self.rank, self.world_size):
+        for batch in self.images.parts(ASSIGN_BATCH, self.rank, self.world_size):
             total += self.method.assign(to_float(batch.to(self.device))).loss_B.double().sum()
         self.method.train()
         return float(_summed(total)) / len(self.images)
@@ -147,7 +162,7 @@ class TrialTraining:
         counts_K = torch.zeros(self.trial.k, dtype=torch.float64, device=self.device)
         finite = torch.zeros((), dtype=torch.int64, device=self.device)
         for done in range(1, length + 1):
-            images = to_float(self.images[self.stream.indices(self.iteration)].to(self.device))
+            images = self.loader.batch(self.iteration)
             self.optimizer.zero_grad(set_to_none=True)
             output = self.parallel(images)
             output.loss.backward()
@@ -221,17 +236,21 @@ class TrialTraining:
         self.curriculum.restore(state["curriculum"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.history = [HistoryPoint(**point) for point in state["history"]]
+        self.origin = f"continues at iteration {self.iteration}"
+        if state["workers"] != self.world_size:
+            # The same batches, but their sums are rounded in another order.
+            self.origin += f", with {self.world_size} workers instead of {state['workers']}"
 
-    def _save(self, with_optimizer: bool) -> None:
-        state: dict[str, Any] = {
+    def _state(self, with_optimizer: bool) -> dict[str, Any]:
+        return {
             **model_state(self.method, self.config),
             "optimizer": self.optimizer.state_dict() if with_optimizer else None,
             "curriculum": self.curriculum.state(),
             "iteration": self.iteration,
             "seconds": self.seconds,
+            "workers": self.world_size,
             "history": [vars(point) for point in self.history],
         }
-        save_checkpoint(self.storage, self.checkpoint_key, state)
 
 
 def _summed(values: Tensor) -> Tensor:
@@ -239,9 +258,3 @@ def _summed(values: Tensor) -> Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
-
-
-def _parts(images: Tensor, rank: int, world_size: int) -> Iterator[Tensor]:
-    """Batches of every `world_size`-th image, from `rank`; none where there are more workers than images."""
-    part = images[rank::world_size]
-    yield from part.split(ASSIGN_BATCH) if len(part) else ()

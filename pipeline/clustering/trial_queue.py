@@ -26,6 +26,8 @@ class Work:
     config: ClusteringConfig
     trial: Trial
     shard_keys: list[str]
+    decoded_bytes: int
+    """Of all images of these shards."""
 
     @property
     def name(self) -> str:
@@ -59,6 +61,7 @@ class TrialQueue:
     waiting: list[Work] = field(default_factory=list)
     _held: dict[str, Work] = field(default_factory=dict)
     _windows: dict[str, Window | None] = field(default_factory=dict)
+    _troubles: dict[str, PipelineError] = field(default_factory=dict)
     _failures: Counter[str] = field(default_factory=Counter)
     _done: int = 0
     _lines: list[str] = field(default_factory=list)
@@ -85,13 +88,17 @@ class TrialQueue:
         """
         work = self._held.pop(group, None)
         self._windows.pop(group, None)
+        trouble = self._troubles.pop(group, None)
         if work is None:
             return
         self._failures[work.name] += 1
         lost = self._failures[work.name]
         if lost <= work.config.max_failures:
-            self._lines.append(f"{work.title}: its workers died, it goes on from its last checkpoint")
+            why = f" ({trouble})" if trouble else ""
+            self._lines.append(f"{work.title}: its workers died{why}, it goes on from its last checkpoint")
             self.waiting.insert(0, work)
+        elif trouble:
+            self._end(work, trouble)
         else:
             times = f"{lost} times" if lost > 1 else "once"
             self._end(work, ClusteringError(f"trial {work.trial.name}: its workers died {times}; see Ray's logs"))
@@ -104,6 +111,15 @@ class TrialQueue:
         """How far the trial of `group` is."""
         if group in self._held:
             self._windows[group] = window
+
+    def note(self, group: str, line: str) -> None:
+        """Something about the trial of `group` for the console."""
+        if group in self._held:
+            self._lines.append(f"{self._held[group].title}: {line}")
+
+    def trouble(self, group: str, error: PipelineError) -> None:
+        """Why the workers of `group` are about to end; another attempt may do better."""
+        self._troubles[group] = error
 
     def finish(self, group: str, loss: float) -> None:
         """The trial of `group` is done, and its result is in the workspace."""

@@ -22,7 +22,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
 from pipeline.clustering.build import build_method
-from pipeline.clustering.loader import BatchStream, initial_images, to_float
+from pipeline.clustering.images import ImageSet, to_float
+from pipeline.clustering.loader import BatchStream, EpochOrder, initial_images
 from pipeline.config import ClusteringConfig, IngestConfig
 from pipeline.ingest.images import decode_square
 from pipeline.ingest.rejection import Rejected
@@ -51,11 +52,11 @@ def make_crawl(seed: int) -> tuple[Tensor, list[str]]:
 
 def identity_stage(images: Tensor, views: list[str], how: str, seed: int) -> tuple[int, float, float]:
     """Views among the initial images; purity on the views and mean loss after the stage without transformations."""
-    initial = initial_images(images, K, seed, how)
+    initial = initial_images(ImageSet.of(images), K, seed, how)
     chosen = [int((to_float(images) - image).abs().flatten(1).sum(1).argmin()) for image in initial]
     model = build_method(ClusteringConfig(k=[K], transforms=[], batch_size=BATCH), initial, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    stream = BatchStream(len(images), BATCH, seed)
+    stream = BatchStream(EpochOrder([len(images)], seed), BATCH)
     for iteration in range(ITERATIONS):
         optimizer.zero_grad()
         model.loss(to_float(images[stream.indices(iteration)])).loss.backward()

@@ -13,13 +13,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
 from pipeline.clustering import dti
 from pipeline.clustering.checkpoint import load_method
-from pipeline.clustering.loader import load_images, to_float
+from pipeline.clustering.images import decode_shard, to_float
 from pipeline.clustering.trial import Trial
 from pipeline.layout import RunPaths
 from pipeline.shards import complete_crawls, shard_keys
@@ -41,7 +42,8 @@ def main() -> None:
     kept = json.loads((run / "run.json").read_text())["selected"]
     paths = RunPaths(arguments.collection, run.name)
     method = load_method(storage, paths.checkpoint(Trial(kept["k"], kept["seed"]).name))
-    images = load_images(storage, shard_keys(complete_crawls(storage, arguments.collection)))
+    keys = shard_keys(complete_crawls(storage, arguments.collection))
+    images = torch.from_numpy(np.concatenate([decode_shard(storage, key) for key in keys]))
     dti.SMALLEST_SCREEN_PX = 1  # also where training would not screen
     print("| every n-th pixel | other prototype | responsibility lost | loss off by at most, nats |\n|---|---|---|---|")
     for stride in map(int, arguments.strides.split(",")):

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python look
 
 from pipeline.clustering.build import build_method
 from pipeline.clustering.heap import return_large_blocks
-from pipeline.clustering.loader import BatchStream
+from pipeline.clustering.loader import BatchStream, EpochOrder
 from pipeline.config import ClusteringConfig
 from tests.benchmarks.dense_step import DensePrototypes
 
@@ -99,7 +99,7 @@ def measure(path: str, case: dict[str, Any], method: str, threads: int, iteratio
     images = digits() if case["shape"][0] == 1 else smooth_pictures(2 * case["k"], *case["shape"])
     step = PATHS[path](case, method, images)
     batch = case["dense_batch" if path == "dense" else "batch"]
-    stream = BatchStream(len(images), batch, seed=0)
+    stream = BatchStream(EpochOrder([len(images)], seed=0), batch)
     seconds = []
     for iteration in range(iterations + 1):
         started = time.perf_counter()

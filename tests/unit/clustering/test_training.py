@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from pipeline.clustering.checkpoint import load_checkpoint, load_method
-from pipeline.clustering.training import TrialTraining, Window, _parts
+from pipeline.clustering.images import ImageSet
+from pipeline.clustering.training import TrialTraining, Window
 from pipeline.clustering.trial import Trial, TrialResult
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
@@ -44,7 +45,7 @@ def collection(n: int = 30, size: int = 12) -> Tensor:
 def training(folder: Path, **more: Any) -> TrialTraining:
     storage = LocalStorage(str(folder))
     return TrialTraining(
-        configuration(**more), Trial(3, 1), collection(), storage, "t/checkpoint.pt", torch.device("cpu")
+        configuration(**more), Trial(3, 1), ImageSet.of(collection()), storage, "t/checkpoint.pt", torch.device("cpu")
     )
 
 
@@ -128,7 +129,7 @@ def test_planted_views_are_found(tmp_path: Path) -> None:
 def test_more_prototypes_than_images_are_refused(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     with pytest.raises(ClusteringError, match="above the 2 images"):
-        TrialTraining(configuration(), Trial(3, 0), collection(2), storage, "c", torch.device("cpu"))
+        TrialTraining(configuration(), Trial(3, 0), ImageSet.of(collection(2)), storage, "c", torch.device("cpu"))
 
 
 def test_a_loss_that_is_no_number_stops_the_trial_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -159,11 +160,6 @@ def test_a_broken_last_step_is_never_kept(tmp_path: Path) -> None:
     with pytest.raises(ClusteringError, match=r"not finite at iteration 6 .* in prototypes"):
         resumed.run()
     assert training(tmp_path).iteration == 3
-
-
-def test_more_workers_than_images_have_nothing_to_evaluate() -> None:
-    assert [len(part) for part in _parts(collection(1), rank=0, world_size=2)] == [1]
-    assert list(_parts(collection(1), rank=1, world_size=2)) == []
 
 
 def train_as_worker(rank: int, world_size: int, folder: str, schedule: dict[str, int]) -> None:
@@ -206,5 +202,5 @@ def test_extreme_sizes(tmp_path: Path, method: str, k: int, batch: int) -> None:
     values = {"method": method, "batch_size": batch, "alignment_steps": 2, "schedule": schedule, **transforms}
     config = ClusteringConfig.model_validate(values)
     storage = LocalStorage(str(tmp_path))
-    trained = TrialTraining(config, Trial(k, 0), collection(), storage, "c", torch.device("cpu"))
+    trained = TrialTraining(config, Trial(k, 0), ImageSet.of(collection()), storage, "c", torch.device("cpu"))
     assert trained.run().history[-1].largest_share <= 1

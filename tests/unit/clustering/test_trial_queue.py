@@ -14,7 +14,7 @@ from pipeline.storage import LocalStorage
 
 def work(k: int, seed: int = 0, max_failures: int = 1) -> Work:
     config = ClusteringConfig(k=[k], max_failures=max_failures)
-    return Work(LocalStorage(str(Path("/nowhere"))), RunPaths("c", "run"), config, Trial(k, seed), [])
+    return Work(LocalStorage(str(Path("/nowhere"))), RunPaths("c", "run"), config, Trial(k, seed), [], 0)
 
 
 @pytest.fixture
