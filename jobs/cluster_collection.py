@@ -7,13 +7,8 @@ command again continues an interrupted job and does nothing that is done already
 from __future__ import annotations
 
 import argparse
-import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pipeline.clustering.trial_queue import Work
-    from pipeline.config import JobConfig
+from typing import Any
 
 EXAMPLES = """\
 examples:
@@ -93,6 +88,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="of color, affine, projective, tps and morphological, in order; '' for none [color,projective]",
     )
     how.add_argument("--image-size", metavar="PX", help="side of the square images [128]")
+    how.add_argument(
+        "--warm-start", metavar="RUN", help="earlier run of this collection to go on from, or latest [none]"
+    )
     how.add_argument("--workers", metavar="N", help="processes that train together [1]")
     how.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any part of the configuration")
     how.add_argument(
@@ -113,6 +111,7 @@ CONFIG_KEY = {
     "allow_private_hosts": "ingest.http.allow_private_hosts",
     "retry_unreachable": "ingest.http.retry_unreachable",
     "image_size": "ingest.image_size",
+    "warm_start": "clustering.warm_start",
     "workers": "clustering.workers",
 }
 """Where in the configuration a flag belongs, if not at its top level."""
@@ -124,6 +123,7 @@ def main() -> None:
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
     from pipeline.job.collection import run_collection
+    from pipeline.job.pool import LazyPool
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 
@@ -138,7 +138,8 @@ def main() -> None:
             run_collections(table, lambda row: load_config(file, flags | named(row), overrides))
             return
         config = load_config(file, flags, overrides)
-        lines = run_collection(open_storage(config.workspace), config, functools.partial(train_in_pool, config))
+        with LazyPool([config]) as pool:
+            lines = run_collection(open_storage(config.workspace), config, pool.train)
     for line in lines:
         print(line)
 
@@ -148,14 +149,6 @@ def named(row: dict[str, str]) -> dict[str, Any]:
     lists = {"k", "transforms", "stages"}
     values = {name: comma_list(value) if name in lists else value for name, value in row.items()}
     return {CONFIG_KEY.get(name, name): value for name, value in values.items()}
-
-
-def train_in_pool(config: JobConfig, works: list[Work]) -> None:
-    """Train `works` in groups of workers that are there for them alone."""
-    from pipeline.clustering.trainer import TrainingPool
-
-    with TrainingPool(config.clustering, len(works)) as pool:
-        pool.train(works)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ SourceType = Literal[
     "auto", "folder", "instagram-scraper", "instaloader", "gallery-dl", "megadepth", "table", "img2dataset", "tar",
     "idx", "npz", "class-folders",
 ]  # fmt: skip
+LATEST = "latest"
+"""Instead of a run's id."""
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
 ImageForm = tuple[int, ColorMode, ImageFormat, bool]
@@ -258,6 +260,11 @@ class ClusteringConfig(_Section):
     """Of the initial prototypes, the order of images and the noise of reassignment."""
     seeds: int = Field(1, ge=1, le=1000)
     """Trials of each K, with seeds `seed`, `seed` + 1, …; the one with the lowest loss counts (minLoss)."""
+    warm_start: str | None = None
+    """Run of this collection, by its id, to take prototypes, encoder and predictors over from, or latest. Training then
+    begins with all modules. Default: begin with random images and no module."""
+    halving: bool = False
+    """Stop the worse half of the seeds of each K early, again and again, until one is trained to the end."""
     workers: int = Field(1, ge=1)
     """Processes that train one trial together (DDP)."""
     cpus_per_worker: int | None = Field(None, ge=1)

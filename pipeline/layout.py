@@ -78,6 +78,10 @@ class RunPaths:
         """Result of the trial, written when it is done."""
         return f"{self.trial(name)}/trial.json"
 
+    def rung(self, name: str, iteration: int) -> str:
+        """Loss of the trial at an iteration where seeds were compared."""
+        return f"{self.trial(name)}/rung-{iteration}.json"
+
     @property
     def prototypes(self) -> str:
         return f"{self.folder}/prototypes.parquet"
@@ -102,3 +106,8 @@ class RunPaths:
 def crawls_of(collection: str) -> str:
     """Folder of all crawls of a collection."""
     return f"{collection}/crawls"
+
+
+def runs_of(collection: str) -> str:
+    """Folder of all runs of a collection."""
+    return f"{collection}/runs"

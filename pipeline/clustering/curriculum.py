@@ -47,6 +47,10 @@ class Curriculum:
         """Whether training is over."""
         return self.stage > self._last_stage
 
+    def begin_with_all(self) -> None:
+        """Leave out the stages before all modules are active: a model that is trained already needs none."""
+        self.stage = len(self.modules)
+
     def iterations_left(self) -> int:
         """Upper bound on the iterations that remain."""
         if self.done:

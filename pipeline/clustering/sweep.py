@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.clustering.halving import halve
 from pipeline.clustering.trial import Trial, TrialResult, best_of_each_k, is_done
-from pipeline.config import ClusteringConfig, JobConfig, digest, dump_config
+from pipeline.config import LATEST, ClusteringConfig, JobConfig, digest, dump_config
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths
 from pipeline.progress import say
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 NOT_IN_IDENTITY = {
     "gpus_per_worker",
+    "halving",
     "k",
     "seed",
     "seeds",
@@ -37,7 +39,10 @@ NOT_IN_IDENTITY = {
 def check_run_id(storage: Storage, config: JobConfig) -> None:
     """Raise ConfigError where the user's run id belongs to a run of another configuration."""
     if config.run_id and storage.exists((paths := RunPaths(config.collection, config.run_id)).identity):
-        _compare(paths, _identity(storage, paths)["clustering"], _computed(config.clustering), "clustering.")
+        asked = _computed(config.clustering)
+        if asked["warm_start"] == LATEST:  # which that is turns out after ingest
+            del asked["warm_start"]
+        _compare(paths, _identity(storage, paths)["clustering"], asked, "clustering.")
 
 
 def open_run(storage: Storage, config: JobConfig, crawls: list[Crawl]) -> RunPaths:
@@ -103,21 +108,51 @@ def sweep(
     """
     trials = [Trial(k, config.seed + i) for k in sorted(config.k) for i in range(config.seeds)]
     missing = [trial for trial in trials if not is_done(storage, paths, trial)]
-    if missing and train is None:
+    if missing and train is None and not config.halving:
         names = ", ".join(trial.name for trial in missing)
         raise ConfigError(f"run {paths.run_id}: {names} not trained yet; run the cluster stage first")
     if len(missing) < len(trials):
         say("cluster", f"{len(trials) - len(missing)} of {len(trials)} trials of {paths.run_id} are done already")
     if missing and train is not None:
-        from pipeline.clustering.trial_queue import Work
-
         images = sum(crawl.accepted for crawl in crawls)
         of = f"{images} images of {len(crawls)} crawl{'s' if len(crawls) > 1 else ''}"
         say("cluster", f"{len(missing)} trials on {of}, {config.workers} worker(s) each: {paths.run_id}")
-        keys = shard_keys(crawls)
-        decoded = sum(crawl.accepted * crawl.image_size**2 * CHANNELS[crawl.color_mode] for crawl in crawls)
-        train([Work(storage, paths, config, trial, keys, decoded) for trial in missing])
-    return [_result(storage, paths, trial) for trial in trials]
+        _train(storage, paths, config, crawls, trials, train)
+    done = [trial for trial in trials if is_done(storage, paths, trial)]
+    if absent := set(config.k) - {trial.k for trial in done}:
+        raise ConfigError(f"run {paths.run_id}: no trial of k {sorted(absent)} is trained; run the cluster stage first")
+    return [_result(storage, paths, trial) for trial in done]
+
+
+def _train(
+    storage: Storage,
+    paths: RunPaths,
+    config: ClusteringConfig,
+    crawls: list[Crawl],
+    trials: list[Trial],
+    train: Callable[[list[Work]], None],
+) -> None:
+    """Train what is missing of `trials`; with halving, only those that are worth it to the end."""
+    from pipeline.clustering.trial_queue import Work
+    from pipeline.clustering.warm_start import earlier_checkpoint
+
+    keys = shard_keys(crawls)
+    decoded = sum(crawl.accepted * crawl.image_size**2 * CHANNELS[crawl.color_mode] for crawl in crawls)
+
+    def work(trial: Trial, until: int | None) -> Work:
+        run, earlier = config.warm_start, None
+        if run is not None:
+            earlier = earlier_checkpoint(storage, paths.collection, run, trial.k)
+        return Work(storage, paths, config, trial, keys, decoded, earlier, until)
+
+    def train_until(chosen: list[Trial], iteration: int | None) -> None:
+        train([work(trial, iteration) for trial in chosen])
+
+    if config.halving:
+        trials = halve(storage, paths, config, trials, train_until)
+    missing = [trial for trial in trials if not is_done(storage, paths, trial)]
+    if missing:
+        train_until(missing, None)
 
 
 def check_k(config: ClusteringConfig, images: int, what: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from pipeline.session import connect_ray
 from pipeline.storage import write_json
 
 POLL_S = 1.0
+IDLE_S = 5.0
+"""How long a group that paused a trial waits for more: starting a group takes far longer."""
 SILENCE_S = 90.0
 """Workers that have not been heard of for so long are probably waiting for resources."""
 COLLECTIVE_TIMEOUT_S = 600
@@ -221,12 +224,16 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     torch.set_num_threads(loop_config["plan"].threads)
     return_large_blocks()
     first = ray.train.get_context().get_world_rank() == 0
+    paused = False
     images: ImageSet | None = None
     of: tuple[str, list[str]] = ("", [])
     while True:
-        work: Work | None = broadcast_from_rank_zero(ray.get(queue.take.remote(group)) if first else None)
+        work: Work | None = broadcast_from_rank_zero(
+            _next_work(queue, group, IDLE_S if paused else 0.0) if first else None
+        )
         if work is None:
             return
+        paused = work.until is not None
         try:
             if images is None or of != (work.storage.root, work.shard_keys):
                 images, of = None, (work.storage.root, work.shard_keys)  # the memory of those before is needed
@@ -241,21 +248,35 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             raise
 
 
+def _next_work(queue: Any, group: str, patience_s: float) -> Work | None:
+    """The next trial for `group`; None when none has come for so long, so that others can have its resources."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        work: Work | None = ray.get(queue.take.remote(group))
+        if work is not None or time.monotonic() > deadline:
+            return work
+        time.sleep(POLL_S)
+
+
 def _train(work: Work, images: ImageSet, device: torch.device, group: str, queue: Any) -> None:
     """Train one trial; `queue` is told how it goes, by the worker that has it."""
-    key = work.paths.checkpoint(work.trial.name)
-    training = TrialTraining(work.config, work.trial, images, work.storage, key, device)
+    checkpoint = work.paths.checkpoint(work.trial.name)
+    training = TrialTraining(work.config, work.trial, images, work.storage, checkpoint, device, work.earlier)
     if queue is None:
-        training.run()
+        training.run(until=work.until)
         return
 
     def note(line: str) -> None:
         queue.note.remote(group, line)
 
     ray.get(queue.begin.remote(group, training.origin))
-    result = training.run(lambda window: queue.tell.remote(group, window), note)
-    marker = work.paths.trial_marker(work.trial.name)
-    patiently(lambda: write_json(work.storage, marker, result.to_json()), work.storage.uri(marker), note)
+    result = training.run(lambda window: queue.tell.remote(group, window), note, work.until)
+    key = work.paths.trial_marker(work.trial.name)
+    document = result.to_json()
+    if work.until is not None and not training.curriculum.done:
+        key = work.paths.rung(work.trial.name, work.until)
+        document = {"iteration": result.iterations, "loss": result.loss}
+    patiently(lambda: write_json(work.storage, key, document), work.storage.uri(key), note)
     ray.get(queue.finish.remote(group, result.loss))
 
 

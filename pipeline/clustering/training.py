@@ -26,6 +26,7 @@ from pipeline.clustering.loader import BatchStream, EpochOrder, Loader, initial_
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult
+from pipeline.clustering.warm_start import take_over
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import Storage
@@ -57,6 +58,8 @@ class TrialTraining:
         images: the whole collection, the same on every worker.
         storage, checkpoint_key: where the trial's checkpoint is read from, if there, and written to.
         device: of this worker.
+        earlier_key: of a trained model to start from, where the trial has no checkpoint; by default it starts from
+            random images.
 
     Raises:
         ClusteringError: K exceeds the number of images, or the loss stops being a number.
@@ -70,6 +73,7 @@ class TrialTraining:
         storage: Storage,
         checkpoint_key: str,
         device: torch.device,
+        earlier_key: str | None = None,
     ) -> None:
         if trial.k > len(images):
             raise ClusteringError(
@@ -100,15 +104,25 @@ class TrialTraining:
         """Where training begins, for the user."""
         self.seconds = 0.0
         self.history: list[HistoryPoint] = []
-        self._resume()
+        if self.storage.exists(self.checkpoint_key):
+            self._resume()
+        elif earlier_key is not None:
+            take_over(self.method, storage, earlier_key, images, trial.seed)
+            self.curriculum.begin_with_all()
         self._start_stage()
 
     def run(
-        self, report: Callable[[Window], None] = lambda window: None, note: Callable[[str], None] = lambda line: None
+        self,
+        report: Callable[[Window], None] = lambda window: None,
+        note: Callable[[str], None] = lambda line: None,
+        until: int | None = None,
     ) -> TrialResult:
         """Train until the curriculum is done, evaluate on all images, and leave the final checkpoint.
 
+        The result of a trial that pauses is that at this point.
+
         Args:
+            until: pause at the end of the window that reaches this iteration, with a checkpoint to go on from.
             report: called at the end of every window, and within one every few seconds.
             note: called with what the user should know of, such as storage that fails; from another thread, too.
         """
@@ -117,7 +131,7 @@ class TrialTraining:
         before = self.seconds
         checkpoints = CheckpointWriter(self.storage, self.checkpoint_key, note)
         try:
-            while not self.curriculum.done:
+            while not (self.curriculum.done or (until is not None and self.iteration >= until)):
                 self._train_window()
                 self.seconds = before + time.monotonic() - started
                 self._tell(self.history[-1].loss, self.history[-1].active_modules, self.curriculum.iterations_left())
@@ -143,7 +157,7 @@ class TrialTraining:
         )
         if self.rank == 0:
             # A finished trial is never trained further: its moments would only triple the size.
-            checkpoints.finish(self._state(with_optimizer=False))
+            checkpoints.finish(self._state(with_optimizer=not self.curriculum.done))
         return result
 
     @torch.no_grad()
@@ -227,8 +241,6 @@ class TrialTraining:
             )
 
     def _resume(self) -> None:
-        if not self.storage.exists(self.checkpoint_key):
-            return
         state = load_checkpoint(self.storage, self.checkpoint_key)
         self.method.load_state_dict(state["model"])
         if state["optimizer"] is not None:

@@ -28,6 +28,10 @@ class Work:
     shard_keys: list[str]
     decoded_bytes: int
     """Of all images of these shards."""
+    earlier: str | None = None
+    """Key of the trained model to start from, if any."""
+    until: int | None = None
+    """Iteration at which to pause, with the loss there in storage; None to train to the end."""
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.clustering.sweep import check_k, check_run_id, open_run, select, sweep
-from pipeline.config import JobConfig
+from pipeline.config import LATEST, JobConfig
 from pipeline.errors import SourceError
 from pipeline.ingest.sources import count_candidates
 from pipeline.ingest.stage import check_apart, ingest
@@ -34,6 +34,7 @@ def run_collection(storage: Storage, config: JobConfig, train: Callable[[list[Wo
     if {"cluster", "report"} & set(config.stages):
         crawls = _crawls_to_use(storage, config)
         check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
+        config = _from_earlier_run(storage, config, {crawl.digest for crawl in crawls if crawl.accepted})
         run = open_run(storage, config, crawls)
         results = sweep(storage, run, config.clustering, crawls, train if "cluster" in config.stages else None)
         selected, why = select(results, config.clustering.select_k)
@@ -53,11 +54,22 @@ def _crawls_to_use(storage: Storage, config: JobConfig) -> list[Crawl]:
     return [crawl for crawl in crawls if crawl.image_form == config.ingest.image_form]
 
 
+def _from_earlier_run(storage: Storage, config: JobConfig, digests: set[str]) -> JobConfig:
+    """`config` with the run that training starts from, if it asks for one, by its id."""
+    if config.clustering.warm_start is None:
+        return config
+    # It imports torch, which ingest alone does not need.
+    from pipeline.clustering.warm_start import with_earlier_run
+
+    return with_earlier_run(storage, config, digests)
+
+
 def _refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
     """Raise what can be known to fail before any work is done."""
-
     check_place(config)
     check_run_id(storage, config)
+    if config.clustering.warm_start not in {None, LATEST} and config.stages != ["ingest"]:
+        _from_earlier_run(storage, config, set())
     images, what = sum(crawl.accepted for crawl in _crawls_to_use(storage, config)), "accepted images"
     if "ingest" in config.stages:
         check_apart(config.sources, storage)

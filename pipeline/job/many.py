@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from pipeline.clustering.trainer import TrainingPool
 from pipeline.clustering.trial_queue import Work
-from pipeline.config import ClusteringConfig, JobConfig
+from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, PipelineError, SourceError, user_error
 from pipeline.job.collection import run_collection
+from pipeline.job.pool import LazyPool
 from pipeline.progress import about, say
 from pipeline.storage import open_storage
 
@@ -35,7 +34,6 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
         PipelineError: some collections failed; they are listed before, the others are done.
     """
     rows = list(_rows(table))
-    pool = _LazyPool()
     failed: dict[str, PipelineError] = {}
     jobs: dict[str, JobConfig] = {}
     for number, row in rows:
@@ -47,16 +45,16 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
         else:
             jobs[config.collection] = config
     at_once = max(AT_ONCE, 2 * (os.cpu_count() or 1))
-    with pool, ThreadPoolExecutor(at_once, "collection") as threads:
-        pool.expect(list(jobs.values()))
-        running = {threads.submit(_run, config, pool.train): name for name, config in jobs.items()}
-        for done, future in enumerate(as_completed(running), start=1):
-            name = running[future]
-            fault = future.result()
-            if fault is not None:
-                failed[name] = fault
-            state = f"failed: {failed[name]}" if name in failed else "done"
-            say("many", f"{done} of {len(running)} collections ended, {name} {state}")
+    if jobs:
+        with LazyPool(list(jobs.values())) as pool, ThreadPoolExecutor(at_once, "collection") as threads:
+            running = {threads.submit(_run, config, pool.train): name for name, config in jobs.items()}
+            for done, future in enumerate(as_completed(running), start=1):
+                name = running[future]
+                fault = future.result()
+                if fault is not None:
+                    failed[name] = fault
+                state = f"failed: {failed[name]}" if name in failed else "done"
+                say("many", f"{done} of {len(running)} collections ended, {name} {state}")
     for name, fault in failed.items():
         say("failed", f"{name}: {fault}")
     if failed:
@@ -103,33 +101,3 @@ def _check(config: JobConfig, others: dict[str, JobConfig]) -> None:
             if getattr(config.clustering, name) != getattr(other.clustering, name):
                 raise ConfigError(f"clustering.{name}: is the same for all collections; set it outside the table")
         break
-
-
-class _LazyPool:
-    """A TrainingPool that starts with the first trials that are missing."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pool: TrainingPool | None = None
-        self._config = ClusteringConfig()
-        self._trials = 1
-
-    def __enter__(self) -> _LazyPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.__exit__(*error)
-
-    def expect(self, jobs: list[JobConfig]) -> None:
-        """All jobs whose trials may come."""
-        if jobs:
-            self._config = jobs[0].clustering
-        self._trials = max(1, sum(len(job.clustering.k) * job.clustering.seeds for job in jobs))
-
-    def train(self, works: list[Work]) -> None:
-        """As `TrainingPool.train`."""
-        with self._lock:
-            if self._pool is None:
-                self._pool = TrainingPool(self._config, self._trials)
-        self._pool.train(works)

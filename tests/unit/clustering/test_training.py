@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from pipeline.clustering.checkpoint import load_checkpoint, load_method
+from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, load_method
 from pipeline.clustering.images import ImageSet
 from pipeline.clustering.training import TrialTraining, Window
 from pipeline.clustering.trial import Trial, TrialResult
@@ -204,3 +204,22 @@ def test_extreme_sizes(tmp_path: Path, method: str, k: int, batch: int) -> None:
     storage = LocalStorage(str(tmp_path))
     trained = TrialTraining(config, Trial(k, 0), ImageSet.of(collection()), storage, "c", torch.device("cpu"))
     assert trained.run().history[-1].largest_share <= 1
+
+
+@pytest.mark.parametrize("until", [1, 9, 14])
+def test_a_trial_that_pauses_goes_on_as_if_it_had_not(tmp_path: Path, until: int) -> None:
+    expected = training(tmp_path / "whole").run()
+    paused = training(tmp_path / "part")
+    result = paused.run(until=until)
+    assert until <= result.iterations < until + 3, "to within a window"
+    assert result.loss == pytest.approx(paused.evaluate())
+    again = training(tmp_path / "part").run()
+    assert (again.loss, again.history) == (expected.loss, expected.history)
+
+
+def test_other_workers_are_mentioned(tmp_path: Path) -> None:
+    training(tmp_path).run(until=3)
+    key = "t/checkpoint.pt"
+    state = load_checkpoint(LocalStorage(str(tmp_path)), key)
+    CheckpointWriter(LocalStorage(str(tmp_path)), key, print).finish({**state, "workers": 2})
+    assert training(tmp_path).origin == "continues at iteration 3, with 1 workers instead of 2"

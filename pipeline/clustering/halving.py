@@ -1,0 +1,72 @@
+"""Seeds that fall behind are not trained to the end: successive halving (Jamieson and Talwalkar, 2016).
+
+Seeds of one K are compared by their loss on all images after equally many iterations, to within a window; the better
+half goes on. Losses of different K are never compared: a larger K nearly always has the lower one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from pipeline.clustering.curriculum import Curriculum
+from pipeline.clustering.trial import Trial, is_done
+from pipeline.config import ClusteringConfig
+from pipeline.layout import RunPaths
+from pipeline.progress import say
+from pipeline.storage import Storage, read_json
+
+
+def rungs(config: ClusteringConfig) -> list[int]:
+    """Iterations after which half of the seeds stop, the last one half way through the longest possible training."""
+    longest = Curriculum(config.schedule, config.transforms).iterations_left()
+    n = math.ceil(math.log2(config.seeds))
+    return [longest // 2 ** (n - index) for index in range(n)]
+
+
+def halve(
+    storage: Storage,
+    paths: RunPaths,
+    config: ClusteringConfig,
+    trials: list[Trial],
+    train: Callable[[list[Trial], int], None],
+) -> list[Trial]:
+    """The trials that are worth training to the end, one of each K unless more were done before.
+
+    What is decided follows from the losses in storage, so a job that is submitted again decides alike.
+
+    Args:
+        train: trains trials until an iteration, and leaves their losses there in storage.
+    """
+    for iteration in rungs(config):
+        missing = [trial for trial in trials if not _reached(storage, paths, trial, iteration)]
+        if missing:
+            train(missing, iteration)
+        of_each_k = [[trial for trial in trials if trial.k == k] for k in sorted({trial.k for trial in trials})]
+        trials = [trial for seeds in of_each_k for trial in _better(storage, paths, seeds, iteration)]
+    return trials
+
+
+def better_half(losses: dict[Trial, float]) -> list[Trial]:
+    """The trials with the lower losses, half of them, rounded up; of equal ones the lower seeds."""
+    ordered = sorted(losses, key=lambda trial: (losses[trial], trial.seed))
+    return ordered[: math.ceil(len(ordered) / 2)]
+
+
+def _better(storage: Storage, paths: RunPaths, seeds: list[Trial], iteration: int) -> list[Trial]:
+    losses = {trial: _loss(storage, paths, trial, iteration) for trial in seeds}
+    kept = better_half(losses)
+    stopped = ", ".join(f"{trial.name} ({loss:.6g})" for trial, loss in losses.items() if trial not in kept)
+    if stopped:
+        say("cluster", f"{stopped} stops after {iteration} iterations; {kept[0].name} has {losses[kept[0]]:.6g}")
+    return kept
+
+
+def _reached(storage: Storage, paths: RunPaths, trial: Trial, iteration: int) -> bool:
+    return storage.exists(paths.rung(trial.name, iteration)) or is_done(storage, paths, trial)
+
+
+def _loss(storage: Storage, paths: RunPaths, trial: Trial, iteration: int) -> float:
+    """At the rung; of a trial that was over before, in the end."""
+    rung = paths.rung(trial.name, iteration)
+    return float(read_json(storage, rung if storage.exists(rung) else paths.trial_marker(trial.name))["loss"])

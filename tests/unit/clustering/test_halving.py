@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.clustering.halving import better_half, halve, rungs
+from pipeline.clustering.trial import Trial
+from pipeline.config import ClusteringConfig
+from pipeline.layout import RunPaths
+from pipeline.storage import LocalStorage, write_json
+
+
+def config(seeds: int) -> ClusteringConfig:
+    schedule = {"max_iterations": 1000, "final_iterations": 200}
+    return ClusteringConfig.model_validate({"k": [4, 8], "transforms": ["color"], "seeds": seeds, "schedule": schedule})
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(1, []), (2, [1100]), (3, [550, 1100]), (5, [275, 550, 1100])])
+def test_rungs_end_half_way(seeds: int, expected: list[int]) -> None:
+    assert rungs(config(seeds)) == expected
+
+
+@given(st.dictionaries(st.builds(Trial, st.just(4), st.integers(0, 20)), st.floats(-9, 9), min_size=1))
+def test_no_stopped_seed_is_better_than_one_that_goes_on(losses: dict[Trial, float]) -> None:
+    kept = better_half(losses)
+    assert len(kept) == (len(losses) + 1) // 2
+    assert all(losses[trial] >= max(losses[k] for k in kept) for trial in losses if trial not in kept)
+
+
+class Training:
+    """Trials whose loss falls at a rate of their own; some are over before the others."""
+
+    def __init__(self, folder: Path) -> None:
+        self.storage, self.paths = LocalStorage(str(folder)), RunPaths("c", "run")
+        self.trained: list[tuple[str, int]] = []
+
+    def __call__(self, trials: list[Trial], until: int) -> None:
+        for trial in trials:
+            self.trained.append((trial.name, until))
+            loss = 100.0 * trial.k - until * (trial.seed + 1)
+            if trial == Trial(8, 0):
+                write_json(self.storage, self.paths.trial_marker(trial.name), {"loss": -1e9})
+                self.storage.write_bytes(self.paths.checkpoint(trial.name), b"")
+            else:
+                write_json(self.storage, self.paths.rung(trial.name, until), {"loss": loss})
+
+
+def test_the_better_half_of_each_k_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = Training(tmp_path)
+    trials = [Trial(k, seed) for k in (4, 8) for seed in range(4)]
+    assert halve(training.storage, training.paths, config(4), trials, training) == [Trial(4, 3), Trial(8, 0)]
+    first, second = ([name for name, until in training.trained if until == rung] for rung in (550, 1100))
+    assert len(first) == 8
+    assert second == ["k=4-seed=3", "k=4-seed=2", "k=8-seed=3"], "a trial that is done is not trained again"
+    assert "k=4-seed=0 (-150), k=4-seed=1 (-700) stops after 550" in capsys.readouterr().out
+    # A job that is submitted again decides alike, and trains nothing.
+    training.trained.clear()
+    assert halve(training.storage, training.paths, config(4), trials, training) == [Trial(4, 3), Trial(8, 0)]
+    assert not training.trained

@@ -1,0 +1,140 @@
+"""A run takes over what an earlier run of its collection learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.clustering.build import build_method
+from pipeline.clustering.checkpoint import CheckpointWriter, load_method, model_state
+from pipeline.clustering.dti import DTI
+from pipeline.clustering.images import ImageSet, to_float
+from pipeline.clustering.training import TrialTraining
+from pipeline.clustering.trial import Trial
+from pipeline.clustering.warm_start import earlier_checkpoint, take_over, with_earlier_run
+from pipeline.config import ClusteringConfig, JobConfig, dump_config, load_config
+from pipeline.errors import ConfigError
+from pipeline.layout import RunPaths
+from pipeline.storage import LocalStorage, write_json
+from tests.unit.clustering.test_training import collection
+
+CPU = torch.device("cpu")
+
+
+def configuration(k: int = 3) -> ClusteringConfig:
+    schedule = {"window": 5, "min_iterations": 10, "max_iterations": 40, "final_iterations": 10}
+    values = {"k": [k], "transforms": ["color"], "batch_size": 8, "precision": "float32", "schedule": schedule}
+    return ClusteringConfig.model_validate(values)
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> LocalStorage:
+    """A trained model of three prototypes, stored as ``earlier.pt``."""
+    storage = LocalStorage(str(tmp_path))
+    TrialTraining(configuration(), Trial(3, 0), ImageSet.of(collection()), storage, "earlier.pt", CPU).run()
+    return storage
+
+
+def taken_over(storage: LocalStorage, k: int, images: Tensor) -> DTI:
+    method = build_method(configuration(k), torch.rand(k, 3, 12, 12), seed=5)
+    take_over(method, storage, "earlier.pt", ImageSet.of(images), seed=0)
+    method.activate(1)
+    return method.eval()
+
+
+def test_the_same_k_begins_as_the_other_ended(earlier: LocalStorage) -> None:
+    images = to_float(collection())
+    loss_B = taken_over(earlier, 3, collection()).assign(images).loss_B
+    assert torch.allclose(loss_B, load_method(earlier, "earlier.pt").assign(images).loss_B)
+
+
+def test_a_smaller_k_keeps_the_largest(earlier: LocalStorage) -> None:
+    before = load_method(earlier, "earlier.pt")
+    kept = before.shares_K().argsort(descending=True)[:2]
+    assert torch.equal(taken_over(earlier, 2, collection()).prototypes, before.prototypes[kept])
+
+
+def test_new_prototypes_start_from_what_was_explained_worst(earlier: LocalStorage) -> None:
+    """Eight images of a kind that the earlier run had not seen: the new prototypes are two of them."""
+    unseen = torch.zeros(8, 3, 12, 12, dtype=torch.uint8)
+    unseen[:, :, ::2] = 255
+    unseen[:, 0, 0, 0] = torch.arange(8)
+    images = torch.cat([collection(72), unseen])
+    grown = taken_over(earlier, 5, images)
+    for prototype in grown.prototypes[3:]:
+        assert any(torch.equal(prototype, image) for image in to_float(unseen))
+    assert not torch.equal(grown.prototypes[3], grown.prototypes[4])
+    assert torch.equal(
+        grown.prototypes[:3].sort(0).values, load_method(earlier, "earlier.pt").prototypes.sort(0).values
+    )
+    transformed = grown.assign(to_float(unseen))
+    assert (transformed.cluster_B >= 3).all(), "the new prototypes explain them"
+    assert transformed.parameters["color"].abs().max() == 0, "untransformed"
+
+
+def test_training_begins_with_all_modules_and_ends_sooner(earlier: LocalStorage) -> None:
+    scratch = TrialTraining(configuration(), Trial(3, 1), ImageSet.of(collection()), earlier, "scratch.pt", CPU).run()
+    warm = TrialTraining(
+        configuration(), Trial(3, 1), ImageSet.of(collection()), earlier, "warm.pt", CPU, "earlier.pt"
+    ).run()
+    assert [stage.modules for stage in warm.stages] == [["color"], ["color"]]
+    assert warm.history[0].loss < scratch.history[0].loss
+    assert warm.iterations < scratch.iterations
+
+
+def job(**values: Any) -> JobConfig:
+    return load_config(None, {"collection": "c", "source": "s", **values}, [])
+
+
+def finished(storage: LocalStorage, run_id: str, digest: str, day: int, config: JobConfig) -> None:
+    paths = RunPaths("c", run_id)
+    trials = [{"k": 4, "seed": 0, "loss": 2.0}, {"k": 4, "seed": 1, "loss": 1.0}, {"k": 8, "seed": 0, "loss": 0.5}]
+    storage.write_bytes(paths.config, dump_config(config).encode())
+    write_json(
+        storage,
+        paths.marker,
+        {
+            "run_id": run_id,
+            "created_at": f"2026-01-0{day}T00:00:00+00:00",
+            "crawls": [{"digest": digest, "images": 9}],
+            "trials": trials,
+            "selected": {"k": 8, "seed": 0},
+        },
+    )
+
+
+def test_the_latest_run_of_other_crawls_is_found(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    asked = job(**{"clustering.warm_start": "latest"})
+    assert with_earlier_run(storage, asked, {"a"}).clustering.warm_start is None, "there is none"
+    finished(storage, "first", "a", 1, job())
+    finished(storage, "other", "b", 2, job(**{"clustering.transforms": ["affine"]}))
+    finished(storage, "own", "c", 3, job())
+    assert with_earlier_run(storage, asked, {"c"}).clustering.warm_start == "first"
+    assert with_earlier_run(storage, asked, {"a", "c"}).clustering.warm_start == "own"
+
+
+def test_a_trial_starts_from_the_best_of_its_k_or_the_kept_one(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    finished(storage, "first", "a", 1, job())
+    assert earlier_checkpoint(storage, "c", "first", 4) == RunPaths("c", "first").checkpoint("k=4-seed=1")
+    assert earlier_checkpoint(storage, "c", "first", 16) == RunPaths("c", "first").checkpoint("k=8-seed=0")
+
+
+def test_a_run_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    finished(storage, "first", "a", 1, job(**{"ingest.image_size": 64, "clustering.transforms": ["affine"]}))
+    with pytest.raises(ConfigError, match="'gone' is no finished run of c"):
+        with_earlier_run(storage, job(**{"clustering.warm_start": "gone"}), set())
+    with pytest.raises(ConfigError, match=r"run first differs in ingest.image_size, clustering.transforms"):
+        with_earlier_run(storage, job(**{"clustering.warm_start": "first"}), set())
+
+
+def test_what_is_stored_of_a_model_is_enough(earlier: LocalStorage) -> None:
+    method = taken_over(earlier, 4, collection())
+    CheckpointWriter(earlier, "grown.pt", print).finish({**model_state(method, configuration(4)), "optimizer": None})
+    assert torch.equal(load_method(earlier, "grown.pt").prototypes, method.prototypes)
