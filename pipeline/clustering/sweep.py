@@ -31,6 +31,7 @@ NOT_IN_IDENTITY = {
     "cpus_per_worker",
     "device",
     "checkpoint_every_s",
+    "collective_timeout_s",
     "max_failures",
 }
 """Which trials a run has (their names say it) and how it is carried out or read: these may change from job to job."""

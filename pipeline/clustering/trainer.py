@@ -36,8 +36,6 @@ IDLE_S = 5.0
 """How long a group that paused a trial waits for more: starting a group takes far longer."""
 SILENCE_S = 90.0
 """Workers that have not been heard of for so long are probably waiting for resources."""
-COLLECTIVE_TIMEOUT_S = 600
-"""A collective operation that waits longer ends the attempt: a worker is stuck."""
 STORE_RETRIES = 5
 """Of a question to the image store that dies with it."""
 SHOWN_TRIALS = 3
@@ -174,7 +172,7 @@ class TrainingPool:
     def _start_group(self) -> None:
         self._started += 1
         name = f"group-{self._started}"
-        group = self._threads.submit(fit_group, name, self._plan, self._config.max_failures, self._queue, self._store)
+        group = self._threads.submit(fit_group, name, self._plan, self._config, self._queue, self._store)
         self._groups[group] = name
 
     def _release_the_ended(self) -> None:
@@ -193,8 +191,8 @@ class TrainingPool:
             ray.get(self._queue.release.remote(name))
 
 
-def fit_group(name: str, plan: GroupPlan, max_failures: int, queue: Any, store: Any) -> None:
-    """Keep one group of workers going until no trial waits."""
+def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, store: Any) -> None:
+    """Keep one group of workers going until no trial waits; `config` says how much it may fail."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -205,11 +203,11 @@ def fit_group(name: str, plan: GroupPlan, max_failures: int, queue: Any, store: 
             scaling_config=ScalingConfig(
                 num_workers=plan.workers, use_gpu=bool(plan.gpus), resources_per_worker=plan.resources
             ),
-            torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+            torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo", timeout_s=config.collective_timeout_s),
             run_config=RunConfig(
                 name=name,
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=0),
+                failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=0),
             ),
         )
         trainer.fit()

@@ -130,7 +130,8 @@ class TrialQueue:
         work = self._held.pop(group)
         self._windows.pop(group, None)
         self._done += 1
-        self._lines.append(f"{work.title}: done, loss {loss:.6g}")
+        state = "done" if work.until is None else f"compared at iteration {work.until}"
+        self._lines.append(f"{work.title}: {state}, loss {loss:.6g}")
         self._end(work, None)
 
     def give_up(self, group: str, error: PipelineError) -> None:

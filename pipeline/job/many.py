@@ -18,7 +18,7 @@ from pipeline.storage import open_storage
 
 AT_ONCE = 8
 """Collections under way at once, at least: while some are trained, others are ingested and reported."""
-OF_A_GROUP = ("workers", "cpus_per_worker", "gpus_per_worker", "device", "max_failures")
+OF_A_GROUP = ("workers", "cpus_per_worker", "gpus_per_worker", "device", "collective_timeout_s", "max_failures")
 """What all collections have in common, since the same workers train their trials."""
 
 

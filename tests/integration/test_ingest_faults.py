@@ -6,16 +6,11 @@ One cluster runs all jobs of this file. A web server holds its answers back unti
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,149 +20,40 @@ import pytest
 from pipeline.storage import LocalStorage, Storage, open_storage
 from tests.crawl_files import encoded, photograph
 from tests.http_server import Handler, Site, serving
-from tests.s3_server import CREDENTIALS, S3Server, s3_bucket, s3_endpoint, s3_server
+from tests.local_cluster import PATIENCE_S, Cluster, cluster_of_one, ended, kill, wait_until
+from tests.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
 
 __all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 RECORDS, PER_SHARD = 24, 3
-PATIENCE_S = 120
 
 
-def processes_of(mark: str) -> dict[int, str]:
-    """Command lines of the raylet that was started with `mark` in its environment, and of all below it, by process."""
-    parents: dict[int, int] = {}
-    commands: dict[int, str] = {}
-    found: set[int] = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            pid = int(folder.name)
-            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            commands[pid] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if (folder / "comm").read_text() == "raylet\n" and mark.encode() in (folder / "environ").read_bytes():
-                found.add(pid)
-        except OSError:  # it has just ended
-            continue
-    while below := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= below
-    return {pid: commands[pid] for pid in found if pid in commands}
-
-
-@dataclass
-class Node:
-    """A node of a cluster on this machine: `ray start` and all that it started."""
-
-    mark: str
-    starter: subprocess.Popen[bytes]
-
-    def workers(self) -> set[int]:
-        """Processes that build a shard now."""
-        return {pid for pid, command in processes_of(self.mark).items() if command.startswith("ray::build_shard")}
-
-    def kill(self) -> None:
-        """All at once, as when the machine loses its power."""
-        for pid in [*processes_of(self.mark), self.starter.pid]:
-            kill(pid)
-        self.starter.wait(timeout=PATIENCE_S)
-
-    def stop(self) -> None:
-        self.starter.terminate()
-        self.starter.wait(timeout=PATIENCE_S)
-
-
-def kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def start_node(*options: str, s3: str) -> Node:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-    mark = uuid.uuid4().hex
-    environment = {
-        **kept,
-        **CREDENTIALS,
-        "AWS_ENDPOINT_URL_S3": s3,
-        "RAY_AUTH_MODE": "disabled",
-        "PYTHONPATH": str(ROOT),
-        "FAULTS_NODE": mark,
+def start(cluster: Cluster, source: Path, workspace: str, **values: Any) -> subprocess.Popen[str]:
+    config = {
+        "collection": "c",
+        "source": str(source),
+        "workspace": workspace,
+        "tracking_uri": "http://127.0.0.1:9",
+        "ingest.image_size": 16,
+        "ingest.records_per_shard": PER_SHARD,
+        "ingest.http.allow_private_hosts": True,
+        "ingest.http.deadline_s": PATIENCE_S,
+        "ingest.http.read_timeout_s": PATIENCE_S,
+        "ingest.http.rounds": 1,
+        **values,
     }
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
-    starter = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    node = Node(mark, starter)
-    wait_until(lambda: bool(processes_of(mark)) or starter.poll() is not None)
-    assert starter.poll() is None, "the node did not start"
-    return node
+    return cluster.start("-m", "tests.ingest_job", json.dumps(config))
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@dataclass
-class Cluster:
-    address: str
-    head: Node
-    s3: str
-
-    @contextmanager
-    def another_node(self) -> Iterator[Node]:
-        node = start_node(f"--address={self.address}", "--num-cpus=2", s3=self.s3)
-        try:
-            yield node
-        finally:
-            node.kill()
-
-    def start(self, source: Path, workspace: str, **values: Any) -> subprocess.Popen[str]:
-        config = {
-            "collection": "c",
-            "source": str(source),
-            "workspace": workspace,
-            "tracking_uri": "http://127.0.0.1:9",
-            "ingest.image_size": 16,
-            "ingest.records_per_shard": PER_SHARD,
-            "ingest.http.allow_private_hosts": True,
-            "ingest.http.deadline_s": PATIENCE_S,
-            "ingest.http.read_timeout_s": PATIENCE_S,
-            "ingest.http.rounds": 1,
-            **values,
-        }
-        environment = {**os.environ, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.ingest_job", json.dumps(config)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, source: Path, workspace: str, **values: Any) -> tuple[int | None, str, str]:
-        return ended(self.start(source, workspace, **values))
-
-
-def ended(job: subprocess.Popen[str]) -> tuple[int | None, str, str]:
-    """Exit code, standard output and standard error of `job`."""
-    out, err = job.communicate(timeout=PATIENCE_S)
-    return job.returncode, out, err
+def run(cluster: Cluster, source: Path, workspace: str, **values: Any) -> tuple[int | None, str, str]:
+    return ended(start(cluster, source, workspace, **values))
 
 
 @pytest.fixture(scope="module")
 def cluster(s3_endpoint: str) -> Iterator[Cluster]:
-    """A cluster of one node with two CPUs, started as an administrator starts one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ("--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false")
-    head = start_node(*options, s3=s3_endpoint)
-    yield Cluster(f"127.0.0.1:{port}", head, s3_endpoint)
-    head.stop()
+    with cluster_of_one(s3_endpoint) as cluster:
+        yield cluster
 
 
 @dataclass
@@ -214,7 +100,7 @@ def undisturbed(cluster: Cluster, gate: Gate, urls: Path, tmp_path_factory: pyte
     """What a crawl of `urls` leaves that nothing happens to."""
     workspace = tmp_path_factory.mktemp("undisturbed")
     gate.open.set()
-    code, out, err = cluster.run(urls, str(workspace))
+    code, out, err = run(cluster, urls, str(workspace))
     assert code == 0, err
     assert f"{RECORDS} records: {RECORDS - 4} accepted, 4 rejected (4 duplicate)" in out
     return contents(LocalStorage(str(workspace)))
@@ -229,9 +115,9 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
     cluster: Cluster, gate: Gate, urls: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     gate.close()
-    job = cluster.start(urls, str(tmp_path))
-    wait_until(lambda: len(cluster.head.workers()) == 2 and gate.site.running >= 2 * PER_SHARD)
-    for worker in cluster.head.workers():
+    job = start(cluster, urls, str(tmp_path))
+    wait_until(lambda: len(cluster.head.workers("ray::build_shard")) == 2 and gate.site.running >= 2 * PER_SHARD)
+    for worker in cluster.head.workers("ray::build_shard"):
         kill(worker)
     gate.open.set()
     code, _, err = ended(job)
@@ -244,8 +130,8 @@ def test_a_killed_node_loses_nothing_and_repeats_nothing(
 ) -> None:
     gate.close()
     with cluster.another_node() as node:
-        job = cluster.start(urls, str(tmp_path))
-        wait_until(lambda: len(node.workers()) == 2 and gate.site.running >= 4 * PER_SHARD)
+        job = start(cluster, urls, str(tmp_path))
+        wait_until(lambda: len(node.workers("ray::build_shard")) == 2 and gate.site.running >= 4 * PER_SHARD)
         node.kill()
         gate.open.set()
         code, _, err = ended(job)
@@ -257,14 +143,14 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     cluster: Cluster, gate: Gate, urls: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     gate.close(free=2 * PER_SHARD)
-    job = cluster.start(urls, str(tmp_path))
+    job = start(cluster, urls, str(tmp_path))
     wait_until(lambda: len(list(tmp_path.glob("c/crawls/*/shards/*.parquet"))) == 2)
     job.kill()
     job.communicate()
     assert not list(tmp_path.glob("c/crawls/*/crawl.json"))
     gate.site.seen.clear()
     gate.open.set()
-    code, out, err = cluster.run(urls, str(tmp_path))
+    code, out, err = run(cluster, urls, str(tmp_path))
     assert code == 0, err
     assert "2 of 8 shards are done already, 6 to build" in out
     assert not {f"/photo/{i}" for i in range(2 * PER_SHARD)} & set(gate.site.hits())
@@ -302,7 +188,7 @@ def assert_one_line(code: int | None, err: str, start: str, why: str) -> None:
 def whole(cluster: Cluster, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a crawl of `folder` leaves where every write succeeds."""
     workspace = tmp_path_factory.mktemp("whole")
-    code, _, err = cluster.run(folder, str(workspace))
+    code, _, err = run(cluster, folder, str(workspace))
     assert code == 0, err
     return contents(LocalStorage(str(workspace)))
 
@@ -313,14 +199,14 @@ def test_a_full_disk_is_one_line_and_no_half_shard(
     workspace = tmp_path / "small"
     workspace.mkdir()
     with small_disk(workspace, 64):
-        code, _, err = cluster.run(folder, str(workspace))
+        code, _, err = run(cluster, folder, str(workspace))
         assert_one_line(code, err, f"error: cannot write {workspace}/c/crawls/", "No space left on device")
         left = contents(LocalStorage(str(workspace)))
         assert 1 < len(left) < len(whole)
         assert left.items() <= whole.items()
         assert not list(workspace.rglob("*.part")) and not list(workspace.rglob("crawl.json"))
         subprocess.run(["mount", "-o", "remount,size=4096k", str(workspace)], check=True)
-        code, _, err = cluster.run(folder, str(workspace))
+        code, _, err = run(cluster, folder, str(workspace))
         assert code == 0, err
         assert contents(LocalStorage(str(workspace))) == whole
 
@@ -335,13 +221,13 @@ def test_a_refused_write_is_one_line_and_no_half_shard(
         return ("403 Forbidden", "AccessDenied") if refused else None
 
     s3_server.refuse = refuse
-    code, _, err = cluster.run(folder, place)
+    code, _, err = run(cluster, folder, place)
     assert_one_line(code, err, f"error: cannot write {place}/c/crawls/", "AccessDenied")
     left = set(open_storage(place).list(""))
     assert any(key.endswith("/plan.parquet") for key in left)
     assert not [key for key in left if "/shard-000002." in key or key.endswith("/crawl.json")]
     s3_server.refuse = lambda method, path: None
-    code, _, err = cluster.run(folder, place)
+    code, _, err = run(cluster, folder, place)
     assert code == 0, err
     assert contents(open_storage(place)) == whole
 
@@ -350,11 +236,11 @@ def test_a_task_that_dies_in_every_attempt_is_one_line(
     cluster: Cluster, gate: Gate, urls: Path, tmp_path: Path
 ) -> None:
     gate.close(free=RECORDS - 1)
-    job = cluster.start(urls, str(tmp_path), **{"ingest.records_per_shard": RECORDS})
+    job = start(cluster, urls, str(tmp_path), **{"ingest.records_per_shard": RECORDS})
     killed: set[int] = set()
     while job.poll() is None:
         if gate.site.running:
-            for worker in cluster.head.workers():
+            for worker in cluster.head.workers("ray::build_shard"):
                 if worker not in killed:
                     killed.add(worker)
                     kill(worker)
