@@ -1,10 +1,10 @@
 """What one image, one trial and one call cost: the numbers from which infra/SCALE.md plans.
 
-    python tests/benchmarks/bench_unit_costs.py [--parts step,assign,load,checkpoint,queue,ray,track,requests]
+    python tests/benchmarks/bench_unit_costs.py [--parts step,assign,load,checkpoint,queue,driver,ray,track,requests]
         [--json FILE]
 
-Times of `step`, `assign`, `load` and `track` are processor time of one thread, which other programs on the machine
-change least. `requests` counts those of a small job to an S3 server on this machine.
+Times of `step`, `assign`, `load`, `driver` and `track` are processor time of one thread, which other programs on the
+machine change least. `requests` counts those of a small job to an S3 server on this machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -35,9 +36,9 @@ from pipeline.clustering.trial import HistoryPoint, StageRecord, Trial, TrialRes
 from pipeline.clustering.trial_queue import TrialQueue, Work
 from pipeline.config import ClusteringConfig, IngestConfig, JobConfig
 from pipeline.ingest.images import decode_square, encode
-from pipeline.layout import RunPaths
+from pipeline.layout import CrawlPaths, RunPaths
 from pipeline.shards import Sample, publish_shard
-from pipeline.storage import LocalStorage
+from pipeline.storage import LocalStorage, write_table
 from tests.benchmarks.bench_step import smooth_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +184,68 @@ def _release(queue: TrialQueue, _: list[Work]) -> None:
     queue.release("group")
 
 
+def measure_driver() -> list[Row]:
+    """What the job's own process does for a crawl of 10,240 images, and the bytes of a row of the shards' tables."""
+    from pipeline.ingest.accounting import account
+    from pipeline.ingest.dedup import find_repeats, known_images
+    from pipeline.ingest.near_duplicates import LOOK_BYTES
+    from pipeline.records import SHARD_SCHEMA
+    from pipeline.reporting.manifest import clusters_schema, clusters_table
+    from pipeline.reporting.mosaic import Tile, draw_mosaic
+    from pipeline.reporting.pixels import png
+
+    noise, shards, config = np.random.default_rng(0), 40, IngestConfig(image_size=SIZE)
+    paths, images = CrawlPaths("collection", "0123456789ab"), 40 * 256
+    rows = [_made_row(i, noise.bytes(LOOK_BYTES), noise.bytes(32).hex()) for i in range(images)]
+    with tempfile.TemporaryDirectory() as folder:
+        storage = LocalStorage(folder)
+        for index in range(shards):
+            table = pa.Table.from_pylist(rows[256 * index : 256 * index + 256], SHARD_SCHEMA)
+            write_table(storage, paths.rows(index), table)
+        size = sum(Path(storage.uri(paths.rows(index))).stat().st_size for index in range(shards))
+        found: list[Row] = [{"what": "row of a shard's table", "bytes": round(size / images)}]
+        schema = clusters_schema(ClusteringConfig())
+        columns = {field.name: pa.nulls(images, field.type) for field in schema}
+        columns |= {"cluster": pa.array(noise.integers(0, 16, images), pa.int32())}
+        columns |= {name: pa.array([row[name] for row in rows]) for name in ("image_id", "source_uri", "caption")}
+        part = pa.table([columns[name] for name in schema.names], schema=schema)
+        picture = noise.integers(0, 255, (SIZE, SIZE, 3), np.uint8)
+        tiles = [Tile(i, 640, 1 / 16, picture) for i in range(16)]
+        for what, work in (
+            (
+                "find repeats",
+                lambda: find_repeats(storage, paths, shards, known_images(storage, [], config), [], config),
+            ),
+            ("count records", lambda: account(storage, paths, images, shards, config)),
+            ("table of clusters", lambda: write_table(storage, "clusters.parquet", clusters_table([part], schema))),
+            ("mosaic of 16", lambda: png(draw_mosaic("collection", "16 prototypes", tiles, SIZE))),
+        ):
+            started = time.process_time()
+            work()
+            found.append({"what": what, "core_s": round(time.process_time() - started, 2)})
+    return found
+
+
+def _made_row(i: int, look: bytes, sha256: str) -> Row:
+    """A row of an accepted image, as long as those of scraped posts are."""
+    return {
+        "record": i,
+        "source_uri": f"https://photos.example/{sha256[:40]}.jpg",
+        "file_name": f"{sha256[:40]}.jpg",
+        "caption": f"{sha256} " * 3,
+        "fingerprint": f"https://photos.example/{sha256[:40]}.jpg",
+        "status": "accepted",
+        "image_id": sha256[:32],
+        "look": look,
+        "sha256": sha256,
+        "bytes": 100_000 + i,
+        "stored_bytes": 12_000 + i % 999,
+        "format": "JPEG",
+        "width": 1080,
+        "height": 1080 + i % 300,
+    }
+
+
 def measure_ray() -> list[Row]:
     """Calls of a queue that is an actor, and tasks, as one driver makes them: each alone, and many at once."""
     import ray
@@ -285,6 +348,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "load": measure_load,
     "checkpoint": measure_checkpoint,
     "queue": measure_queue,
+    "driver": measure_driver,
     "ray": measure_ray,
     "track": measure_track,
     "requests": measure_requests,

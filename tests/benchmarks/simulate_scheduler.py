@@ -36,15 +36,21 @@ from pipeline.config import ClusteringConfig
 from pipeline.layout import RunPaths
 from pipeline.storage import LocalStorage
 
-STEP_CORE_S = {8: (0.05, 1.5, 1.9), 16: (0.05, 1.55, 1.95), 32: (0.05, 1.64, 1.95)}
+STEP_CORE_S = {8: (0.04, 1.62, 1.67), 16: (0.04, 1.54, 1.90), 32: (0.05, 1.68, 1.82)}
 """Core-seconds of an iteration at 128 px and batch 64, by K: without a module, with color, with projective as well.
 Measured: bench_unit_costs.py --parts step."""
-ASSIGN_CORE_S = {8: 0.0104, 16: 0.0138, 32: 0.0286}
+ASSIGN_CORE_S = {8: 9.2e-3, 16: 12.5e-3, 32: 19.3e-3}
 """Core-seconds to assign an image, by K. Measured: bench_unit_costs.py --parts assign."""
 DECODE_CORE_S = 0.59e-3
 """Core-seconds to read an image of a shard. Measured: bench_unit_costs.py --parts load."""
 INGEST_CORE_S = 262 * 3600 / 100e6
 """Core-seconds to download, decode and crop an image and to look for repeats. Measured: bench_ingest.py, latency."""
+DRIVER_INGEST_S, DRIVER_REPORT_S = 1 / 20_000 + 0.69 / 10_240, 0.33
+"""Core-seconds of the job's own process, which are one after the other: for an image, to plan its record (measured:
+bench_plan_memory.py), to look for repeats and to count; and for a collection, to make tables, a mosaic and a tracked
+run. Measured: bench_unit_costs.py --parts driver,track."""
+DRIVER_TASK_S = 1.27e-3
+"""Core-seconds of the job's own process for a task. Measured: bench_unit_costs.py --parts ray."""
 SHARD_IMAGES = 256
 """Records of a task of ingest or assignment: what bounds how many cores work on a collection at once."""
 STAGE_ITERATIONS = (420, 1200)
@@ -53,6 +59,8 @@ WINDOW, FINAL_ITERATIONS = 60, 300
 START_UP_S = (20.0, 30.0)
 """From `TorchTrainer.fit()` to the train function. Measured: 20 to 30 s."""
 GPUS_PER_NODE = 8
+GPUS_OF_A_JOB = 64
+"""Where a manifest is split into several jobs, each with a driver and a cluster of its own."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,8 @@ class Outcome:
     waiting_most: int
     queue_calls_per_s: float
     """Calls that the actor answers: take, begin, tell, finish, add, release, view."""
+    driver_load: float
+    """Part of the time in which the job's own process works."""
     simulated_events: int
     seconds: float
     """That the simulation took."""
@@ -195,7 +205,7 @@ class Simulation:
         self._unfinished = [len(works) for works in self.works]
         self._next_collection = self._ended = self._given_up = self._node_failures = self._starts = 0
         self._processed = self._calls = 0
-        self._cpu_free_at = self._waiting_s = 0.0
+        self._cpu_free_at = self._driver_free_at = self._driver_s = self._waiting_s = 0.0
         self._waiting_most = 0
         self._spent: defaultdict[str, float] = defaultdict(float)
         self._last_take = self._last_trial = 0.0
@@ -229,14 +239,27 @@ class Simulation:
     def _ingest_next(self) -> None:
         if self._next_collection < self.plan.collections:
             collection, self._next_collection = self._next_collection, self._next_collection + 1
-            self._after(self._on_cores(collection, INGEST_CORE_S), self._add, collection)
+            seconds = self.sizes[collection] * DRIVER_INGEST_S + self._shards(collection) * DRIVER_TASK_S
+            self._after(self._on_driver(seconds), self._ingest, collection)
+
+    def _ingest(self, collection: int) -> None:
+        self._after(self._on_cores(collection, INGEST_CORE_S), self._add, collection)
+
+    def _on_driver(self, seconds: float) -> float:
+        """Seconds until the job's own process, which does one thing at a time, has spent `seconds` on it."""
+        self._driver_s += seconds
+        self._driver_free_at = max(self.now, self._driver_free_at) + seconds
+        return self._driver_free_at - self.now
+
+    def _shards(self, collection: int) -> int:
+        return math.ceil(self.sizes[collection] / SHARD_IMAGES)
 
     def _on_cores(self, collection: int, core_s_per_image: float) -> float:
         """Seconds until the cluster's cores, which serve collections as they come, have been over all images."""
         images, cores = self.sizes[collection], self.plan.gpus * self.plan.cores_per_gpu
         work_s = images * core_s_per_image
         self._cpu_free_at = max(self.now, self._cpu_free_at) + work_s / cores
-        return max(self._cpu_free_at - self.now, work_s / min(cores, math.ceil(images / SHARD_IMAGES)))
+        return max(self._cpu_free_at - self.now, work_s / min(cores, self._shards(collection)))
 
     def _add(self, collection: int) -> None:
         self.queue.add(self.works[collection])
@@ -244,7 +267,10 @@ class Simulation:
 
     def _report(self, collection: int) -> None:
         k = self.plan.k[len(self.plan.k) // 2]
-        self._after(self._on_cores(collection, ASSIGN_CORE_S[k]), self._end)
+        self._after(self._on_cores(collection, ASSIGN_CORE_S[k]), self._make_report, collection)
+
+    def _make_report(self, collection: int) -> None:
+        self._after(self._on_driver(DRIVER_REPORT_S + self._shards(collection) * DRIVER_TASK_S), self._end)
 
     def _end(self) -> None:
         self._ended += 1
@@ -381,6 +407,7 @@ class Simulation:
             waiting_mean=self._waiting_s / self._last_trial,
             waiting_most=self._waiting_most,
             queue_calls_per_s=self._calls / self._last_trial,
+            driver_load=self._driver_s / self.now,
             simulated_events=self._processed,
             seconds=seconds,
         )
@@ -389,14 +416,19 @@ class Simulation:
 def scenarios(plan: Plan) -> dict[str, Plan]:
     """What is compared, at the GPUs of `plan`."""
     wide = replace(plan, at_once=max(plan.at_once, 2 * plan.gpus))
-    return {
-        f"as it is, {plan.at_once} collections at once": plan,
-        f"{wide.at_once} collections at once": wide,
-        "… 64 groups started in a second": replace(wide, starts_per_poll=64),
+    found = {
+        f"one job, {plan.at_once} collections at once": plan,
+        f"one job, {wide.at_once} collections at once": wide,
         "… first come, first served": replace(wide, largest_first=False),
         "… one trainer per trial": replace(wide, reuse_groups=False),
         "… a node fails every day": replace(wide, node_failures_per_day=1.0),
     }
+    jobs = plan.gpus // GPUS_OF_A_JOB
+    if jobs > 1:
+        part = replace(plan, collections=plan.collections // jobs, images=plan.images // jobs, gpus=GPUS_OF_A_JOB)
+        found[f"one of {jobs} jobs, {part.at_once} at once"] = part
+        found[f"one of {jobs} jobs, {2 * part.gpus} at once"] = replace(part, at_once=2 * part.gpus)
+    return found
 
 
 def table_row(name: str, gpus: int, outcome: Outcome) -> str:
@@ -405,12 +437,12 @@ def table_row(name: str, gpus: int, outcome: Outcome) -> str:
     cells = [str(gpus), name, f"{outcome.utilisation:.1%}", f"{outcome.makespan_s / 3600:.2f}"]
     cells += [f"{outcome.bound_s / outcome.makespan_s:.2f}", *(f"{part:.1%}" for part in parts)]
     cells += [f"{outcome.group_starts:,}", f"{outcome.waiting_mean:,.0f} / {outcome.waiting_most:,}"]
-    return f"| {' | '.join([*cells, f'{outcome.queue_calls_per_s:,.1f}'])} |"
+    return f"| {' | '.join([*cells, f'{outcome.queue_calls_per_s:,.1f}', f'{outcome.driver_load:.0%}'])} |"
 
 
 HEADER = (
     "GPUs", "scheduling", "utilisation", "hours", "of the ideal", "loading", "start-up", "failures", "starved", "tail",
-    "groups started", "waiting, mean / most", "calls/s",
+    "groups started", "waiting, mean / most", "calls/s", "driver",
 )  # fmt: skip
 
 

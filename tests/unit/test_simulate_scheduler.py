@@ -34,8 +34,8 @@ def test_with_equal_trials_and_one_gpu_it_takes_a_start_up_and_all_trials_in_tur
     outcome = Simulation(plan, training_s=lambda collection, trial: 100.0).run()
     ingest_s, load_s = 256 * 262 * 3600 / 100e6, 256 * 0.59e-3
     rest_s = outcome.makespan_s - (ingest_s + load_s + 3 * 100)
-    # The start-up of one group, and until the driver looks: once to start the group, once for what it has done.
-    assert 20 <= rest_s <= 30 + 2
+    # The start-up of one group, a moment of the driver's, and until it looks: to start the group, and for what it did.
+    assert 20 <= rest_s <= 30 + 2.1
     assert outcome.utilisation == pytest.approx(300 / outcome.makespan_s)
     assert outcome.group_starts == 1
 
