@@ -41,15 +41,15 @@ STEP_CORE_S = {8: (0.04, 1.62, 1.67), 16: (0.04, 1.54, 1.90), 32: (0.05, 1.68, 1
 Measured: bench_unit_costs.py --parts step."""
 ASSIGN_CORE_S = {8: 9.2e-3, 16: 12.5e-3, 32: 19.3e-3}
 """Core-seconds to assign an image, by K. Measured: bench_unit_costs.py --parts assign."""
-DECODE_CORE_S = 0.59e-3
+DECODE_CORE_S = 0.50e-3
 """Core-seconds to read an image of a shard. Measured: bench_unit_costs.py --parts load."""
 INGEST_CORE_S = 262 * 3600 / 100e6
 """Core-seconds to download, decode and crop an image and to look for repeats. Measured: bench_ingest.py, latency."""
-DRIVER_INGEST_S, DRIVER_REPORT_S = 1 / 20_000 + 0.69 / 10_240, 0.33
+DRIVER_INGEST_S, DRIVER_REPORT_S = 1 / 20_000 + 0.61 / 10_240, 0.35
 """Core-seconds of the job's own process, which are one after the other: for an image, to plan its record (measured:
 bench_plan_memory.py), to look for repeats and to count; and for a collection, to make tables, a mosaic and a tracked
 run. Measured: bench_unit_costs.py --parts driver,track."""
-DRIVER_TASK_S = 1.27e-3
+DRIVER_TASK_S = 0.63e-3
 """Core-seconds of the job's own process for a task. Measured: bench_unit_costs.py --parts ray."""
 SHARD_IMAGES = 256
 """Records of a task of ingest or assignment: what bounds how many cores work on a collection at once."""

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from tests.benchmarks.simulate_scheduler import Outcome, Plan, Simulation, scenarios
+from tests.benchmarks.simulate_scheduler import DECODE_CORE_S, INGEST_CORE_S, Outcome, Plan, Simulation, scenarios
 
 SMALL = Plan(collections=60, images=300_000, gpus=16, at_once=32, node_failures_per_day=0)
 FAILING = replace(SMALL, node_failures_per_day=200.0)
@@ -32,7 +32,7 @@ def test_every_trial_is_trained_once_and_the_gpus_time_adds_up(name: str) -> Non
 def test_with_equal_trials_and_one_gpu_it_takes_a_start_up_and_all_trials_in_turn() -> None:
     plan = Plan(collections=1, images=256, gpus=1, cores_per_gpu=1, node_failures_per_day=0)
     outcome = Simulation(plan, training_s=lambda collection, trial: 100.0).run()
-    ingest_s, load_s = 256 * 262 * 3600 / 100e6, 256 * 0.59e-3
+    ingest_s, load_s = 256 * INGEST_CORE_S, 256 * DECODE_CORE_S
     rest_s = outcome.makespan_s - (ingest_s + load_s + 3 * 100)
     # The start-up of one group, a moment of the driver's, and until it looks: to start the group, and for what it did.
     assert 20 <= rest_s <= 30 + 2.1
