@@ -10,7 +10,6 @@ machine change least. `requests` counts those of a small job to an S3 server on 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -30,7 +29,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
 from pipeline.clustering.build import build_method
-from pipeline.clustering.checkpoint import model_state
+from pipeline.clustering.checkpoint import load_method, model_state, save_checkpoint
 from pipeline.clustering.loader import load_images
 from pipeline.clustering.trial import HistoryPoint, StageRecord, Trial, TrialResult
 from pipeline.clustering.trial_queue import TrialQueue, Work
@@ -120,7 +119,7 @@ def measure_load() -> list[Row]:
 
 
 def measure_checkpoint() -> list[Row]:
-    """Bytes of a checkpoint by K: while a trial is trained, with Adam's moments, and when it is done."""
+    """Bytes of a checkpoint by K: with Adam's moments while a trial is trained, and when it is done; reading that."""
     rows = []
     for k in KS:
         config = ClusteringConfig(k=[k])
@@ -129,12 +128,14 @@ def measure_checkpoint() -> list[Row]:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         model.loss(torch.rand(4, 3, SIZE, SIZE)).loss.backward()
         optimizer.step()
-        sizes = {}
-        for name, state in (("done", None), ("training", optimizer.state_dict())):
-            buffer = io.BytesIO()
-            torch.save({**model_state(model, config), "optimizer": state}, buffer)
-            sizes[f"{name}_MB"] = round(buffer.tell() / 1e6, 1)
-        rows.append({"k": k, **sizes})
+        with tempfile.TemporaryDirectory() as folder:
+            storage = LocalStorage(folder)
+            for name, state in (("done", None), ("training", optimizer.state_dict())):
+                save_checkpoint(storage, name, {**model_state(model, config), "optimizer": state})
+            row: Row = {f"{name}_MB": round(len(storage.read_bytes(name)) / 1e6, 1) for name in ("done", "training")}
+            started = time.process_time()
+            load_method(storage, "done")
+            rows.append({"k": k, **row, "read_core_s": round(time.process_time() - started, 2)})
     return rows
 
 
