@@ -179,16 +179,16 @@ class TrainingPool:
         """Take note of the groups that ended; one that broke leaves its trial to others."""
         for group in [group for group in self._groups if group.done()]:
             name = self._groups.pop(group)
-            try:
-                group.result()
-            except Exception as error:  # Ray wraps whatever happened
-                self._fruitless += 1
-                if self._fruitless > self._config.max_failures:
-                    raise ClusteringError(
-                        f"groups of workers ended {self._fruitless} times without training anything: "
-                        f"{' '.join(str(error).split())[-300:]}"
-                    ) from error
-            ray.get(self._queue.release.remote(name))
+            had_a_trial = ray.get(self._queue.release.remote(name))
+            error = group.exception()
+            if error is None or had_a_trial:  # a trial that is lost is counted by itself
+                continue
+            self._fruitless += 1
+            if self._fruitless > self._config.max_failures:
+                raise ClusteringError(
+                    f"{self._fruitless} groups of workers ended before they had a trial: "
+                    f"{' '.join(str(error).split())[-300:]}"
+                ) from error
 
 
 def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, store: Any) -> None:

@@ -6,6 +6,7 @@ are done stands in the workspace, so a queue that dies with its job is filled ag
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -60,10 +61,18 @@ class View:
 
 @dataclass
 class TrialQueue:
-    """The trials of a job, those with the most prototypes first: what takes longest should not begin last."""
+    """The trials of a job, those with the most prototypes first: what takes longest should not begin last.
 
-    waiting: list[Work] = field(default_factory=list)
+    Trials that some workers lost come before all others. A call takes microseconds, however many trials wait.
+    """
+
+    _waiting: list[tuple[float, int, Work]] = field(default_factory=list)
+    """A heap: rank, then the order in which trials came."""
+    _came: int = 0
+    _lost: list[Work] = field(default_factory=list)
+    """A stack."""
     _held: dict[str, Work] = field(default_factory=dict)
+    _served: set[str] = field(default_factory=set)
     _windows: dict[str, Window | None] = field(default_factory=dict)
     _troubles: dict[str, PipelineError] = field(default_factory=dict)
     _failures: Counter[str] = field(default_factory=Counter)
@@ -73,39 +82,49 @@ class TrialQueue:
 
     def add(self, works: list[Work]) -> None:
         """More trials to train."""
-        self.waiting += works
-        self.waiting.sort(key=lambda work: -work.trial.k)
+        for work in works:
+            heapq.heappush(self._waiting, (self.rank(work), self._came, work))
+            self._came += 1
+
+    def rank(self, work: Work) -> float:
+        """Trials of a lower rank are taken earlier, those of one rank as they came."""
+        return -work.trial.k
 
     def take(self, group: str) -> Work | None:
         """What `group` is to train now: what it had when its workers died, else the next trial; None if none waits."""
         self.release(group)
-        if not self.waiting:
+        if self._lost:
+            work = self._lost.pop()
+        elif self._waiting:
+            work = heapq.heappop(self._waiting)[-1]
+        else:
             return None
-        work = self.waiting.pop(0)
         self._held[group], self._windows[group] = work, None
+        self._served.add(group)
         return work
 
-    def release(self, group: str) -> None:
+    def release(self, group: str) -> bool:
         """The workers of `group` died, or ask for more without having ended what they had: it waits again, first.
 
-        A trial that was lost more than `max_failures` times is given up.
+        A trial that was lost more than `max_failures` times is given up. True where the group ever had a trial.
         """
         work = self._held.pop(group, None)
         self._windows.pop(group, None)
         trouble = self._troubles.pop(group, None)
         if work is None:
-            return
+            return group in self._served
         self._failures[work.name] += 1
         lost = self._failures[work.name]
         if lost <= work.config.max_failures:
             why = f" ({trouble})" if trouble else ""
             self._lines.append(f"{work.title}: its workers died{why}, it goes on from its last checkpoint")
-            self.waiting.insert(0, work)
+            self._lost.append(work)
         elif trouble:
             self._end(work, trouble)
         else:
             times = f"{lost} times" if lost > 1 else "once"
             self._end(work, ClusteringError(f"trial {work.trial.name}: its workers died {times}; see Ray's logs"))
+        return True
 
     def begin(self, group: str, note: str) -> None:
         """The workers of `group` have what they need and train; `note` says from where on."""
@@ -143,7 +162,7 @@ class TrialQueue:
     def view(self) -> View:
         """What is new, and what stands where."""
         running = {work.name: self._windows.get(group) for group, work in self._held.items()}
-        view = View(self._lines, len(self.waiting), running, self._done, self._ended)
+        view = View(self._lines, len(self._waiting) + len(self._lost), running, self._done, self._ended)
         self._lines, self._ended = [], {}
         return view
 

@@ -9,6 +9,7 @@ silent for a while, and a limiter that is restarted learns the state from its ta
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -333,13 +334,26 @@ def local_limits(config: HttpConfig) -> Exchange:
 def start_limiter(config: HttpConfig, lease_s: float = LEASE_S) -> Any:
     """A HostLimiter as an actor of this job: its handle goes to `limits_of`, in any task. Needs a Ray session.
 
-    Each job has its own: two jobs at once give a host twice as many requests.
+    Collections of one job that are ingested at the same time, with the same limits, share one. Each job has its own:
+    two jobs at once give a host twice as many requests.
     """
+    import ray
+
+    session = ray.get_runtime_context().get_node_id() + ray.get_runtime_context().get_job_id()
+    with _starting:
+        return _limiter(session, config.requests_per_host, config.requests_per_second_per_host, lease_s)
+
+
+_starting = threading.Lock()
+
+
+@functools.lru_cache(maxsize=16)
+def _limiter(session: str, requests: int, rate: float | None, lease_s: float) -> Any:
     import ray
 
     # It computes next to nothing; tasks keep their CPUs.
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(HostLimiter)
-    return actor.remote(config, lease_s)
+    return actor.remote(HttpConfig(requests_per_host=requests, requests_per_second_per_host=rate), lease_s)
 
 
 def limits_of(limiter: Any) -> Exchange:

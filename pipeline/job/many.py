@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+import ray
 
 from pipeline.clustering.trial_queue import Work
 from pipeline.config import JobConfig
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError, PipelineError, SourceError, user_error
 from pipeline.job.collection import run_collection
 from pipeline.job.pool import LazyPool
 from pipeline.progress import about, say
+from pipeline.session import connect_ray
 from pipeline.storage import open_storage
 
 AT_ONCE = 8
@@ -44,9 +46,8 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
             failed[f"row {number} ({row.get('collection') or 'no collection'})"] = error
         else:
             jobs[config.collection] = config
-    at_once = max(AT_ONCE, 2 * (os.cpu_count() or 1))
     if jobs:
-        with LazyPool(list(jobs.values())) as pool, ThreadPoolExecutor(at_once, "collection") as threads:
+        with LazyPool(list(jobs.values())) as pool, ThreadPoolExecutor(_at_once(), "collection") as threads:
             running = {threads.submit(_run, config, pool.train): name for name, config in jobs.items()}
             for done, future in enumerate(as_completed(running), start=1):
                 name = running[future]
@@ -60,6 +61,13 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
     if failed:
         raise PipelineError(f"{len(failed)} of {len(rows)} collections failed; the same command tries them again")
     say("done", f"all {len(rows)} collections")
+
+
+def _at_once() -> int:
+    """Collections under way at once: twice as many as the cluster has GPUs, or CPUs where it has none."""
+    connect_ray()
+    resources = ray.cluster_resources()
+    return max(AT_ONCE, int(2 * (resources.get("GPU") or resources.get("CPU", 1))))
 
 
 def _run(config: JobConfig, train: Callable[[list[Work]], None]) -> PipelineError | None:

@@ -42,6 +42,19 @@ def test_what_a_lost_group_had_goes_to_another(queue: TrialQueue) -> None:
     assert names(queue, ["b"]) == ["k=8-seed=0"]
 
 
+def test_what_was_lost_comes_first_whatever_is_added(queue: TrialQueue) -> None:
+    names(queue, ["a", "b"])
+    queue.release("b")
+    queue.add([work(16), work(4, seed=1)])
+    assert names(queue, ["c", "d", "e", "f"]) == ["k=4-seed=0", "k=16-seed=0", "k=4-seed=1", "k=2-seed=0"]
+
+
+def test_trials_of_one_k_are_taken_as_they_came(queue: TrialQueue) -> None:
+    queue.add([work(4, seed) for seed in (3, 1, 2)])
+    taken = ["k=8-seed=0", "k=4-seed=0", "k=4-seed=3", "k=4-seed=1", "k=4-seed=2", "k=2-seed=0"]
+    assert names(queue, list("abcdef")) == taken
+
+
 def test_a_trial_whose_workers_die_again_and_again_is_given_up_and_the_others_go_on(queue: TrialQueue) -> None:
     assert names(queue, ["a", "a", "a"]) == ["k=8-seed=0", "k=8-seed=0", "k=4-seed=0"]
     ended = queue.view().ended

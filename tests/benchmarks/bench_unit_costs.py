@@ -1,0 +1,376 @@
+"""What one image, one trial and one call cost: the numbers from which infra/SCALE.md plans.
+
+    python tests/benchmarks/bench_unit_costs.py [--parts step,assign,load,checkpoint,queue,driver,ray,track,requests]
+        [--json FILE]
+
+Times of `step`, `assign`, `load`, `driver` and `track` are processor time of one thread, which other programs on the
+machine change least. `requests` counts those of a small job to an S3 server on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+
+from pipeline.clustering.build import build_method
+from pipeline.clustering.checkpoint import load_method, model_state, save_checkpoint
+from pipeline.clustering.loader import load_images
+from pipeline.clustering.trial import HistoryPoint, StageRecord, Trial, TrialResult
+from pipeline.clustering.trial_queue import TrialQueue, Work
+from pipeline.config import ClusteringConfig, IngestConfig, JobConfig
+from pipeline.ingest.images import decode_square, encode
+from pipeline.layout import CrawlPaths, RunPaths
+from pipeline.shards import Sample, publish_shard
+from pipeline.storage import LocalStorage, write_table
+from tests.benchmarks.bench_step import smooth_pictures
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = ROOT.parent / "shared/data/photos"
+SIZE = 128
+BATCH = 64
+KS = (8, 16, 32)
+STAGES = ("identity", "color", "color+projective")
+ABOUT = {"/shards/": "shard", "/trials/": "trial", "/clusters/": "cluster"}
+"""What a request of S3 is about, by a part of the key."""
+Row = dict[str, Any]
+
+
+def measure_step() -> list[Row]:
+    """An iteration of training by K and stage: 128 px, batch 64, dti-gmm.
+
+    All take turns, so that a busy minute is nobody's alone.
+    """
+    batch = smooth_pictures(2 * BATCH, 3, SIZE, SIZE)[:BATCH]
+    models = {k: build_method(ClusteringConfig(k=[k]), batch[:k], seed=0) for k in KS}
+    optimizers = {k: torch.optim.Adam(model.parameters(), lr=1e-3, fused=True) for k, model in models.items()}
+
+    def step(k: int) -> None:
+        optimizers[k].zero_grad(set_to_none=True)
+        models[k].loss(batch).loss.backward()
+        optimizers[k].step()
+
+    rows = []
+    for active, stage in enumerate(STAGES):
+        for model in models.values():
+            model.activate(active)
+        fastest = {k: min(rounds) for k, rounds in _in_turn(step).items()}
+        rows += [{"k": k, "stage": stage, "core_s_per_iteration": round(fastest[k], 3)} for k in KS]
+    return rows
+
+
+def _in_turn(work: Callable[[int], object], rounds: int = 5) -> dict[int, list[float]]:
+    """Processor seconds of `work` for every K, in `rounds` after one to warm up."""
+    seconds: dict[int, list[float]] = {k: [] for k in KS}
+    for number in range(rounds + 1):
+        for k in KS:
+            started = time.process_time()
+            work(k)
+            if number:
+                seconds[k].append(time.process_time() - started)
+    return seconds
+
+
+@torch.no_grad()
+def measure_assign() -> list[Row]:
+    """Assignment of an image by K, all modules active, in full."""
+    images = smooth_pictures(BATCH, 3, SIZE, SIZE)
+    models = {k: build_method(ClusteringConfig(k=[k]), images[:k], seed=0) for k in KS}
+    for model in models.values():
+        model.activate(2)
+        model.eval()
+    fastest = {k: min(rounds) for k, rounds in _in_turn(lambda k: models[k].assign(images)).items()}
+    return [
+        {"k": k, "images_per_core_s": round(BATCH / fastest[k], 1), "core_ms_per_image": 1e3 * fastest[k] / BATCH}
+        for k in KS
+    ]
+
+
+def measure_load() -> list[Row]:
+    """A shard of 256 crops of photographs: bytes per image in the tar and decoded, and what decoding costs."""
+    config = IngestConfig(image_size=SIZE)
+    photos = [path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))]
+    if not photos:
+        sys.exit(f"load needs the photographs in {PHOTOS}, which are not there")
+    crops = [encode(decode_square(data, config).pixels, "jpeg", config.jpeg_quality) for data in photos]
+    samples = [Sample(f"{i:032x}", crops[i % len(crops)], {"caption": "x" * 200, "width": 1080}) for i in range(256)]
+    with tempfile.TemporaryDirectory() as folder:
+        storage = LocalStorage(folder)
+        publish_shard(storage, "shard.tar", samples)
+        seconds = min(map(min, _in_turn(lambda k: load_images(storage, ["shard.tar"], threads=1)).values()))
+        size = (Path(folder) / "shard.tar").stat().st_size
+    row = {"tar_bytes_per_image": size / 256, "decoded_bytes_per_image": 3 * SIZE**2}
+    return [{**row, "images_per_core_s": 256 / seconds, "core_ms_per_image": 1e3 * seconds / 256}]
+
+
+def measure_checkpoint() -> list[Row]:
+    """Bytes of a checkpoint by K: with Adam's moments while a trial is trained, and when it is done; reading that."""
+    rows = []
+    for k in KS:
+        config = ClusteringConfig(k=[k])
+        model = build_method(config, torch.rand(k, 3, SIZE, SIZE), seed=0)
+        model.activate(2)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        model.loss(torch.rand(4, 3, SIZE, SIZE)).loss.backward()
+        optimizer.step()
+        with tempfile.TemporaryDirectory() as folder:
+            storage = LocalStorage(folder)
+            for name, state in (("done", None), ("training", optimizer.state_dict())):
+                save_checkpoint(storage, name, {**model_state(model, config), "optimizer": state})
+            row: Row = {f"{name}_MB": round(len(storage.read_bytes(name)) / 1e6, 1) for name in ("done", "training")}
+            started = time.process_time()
+            load_method(storage, "done")
+            rows.append({"k": k, **row, "read_core_s": round(time.process_time() - started, 2)})
+    return rows
+
+
+def works(n: int, shards: int = 40) -> list[Work]:
+    """`n` trials, three to a collection."""
+    storage, config = LocalStorage("/workspace"), ClusteringConfig()
+    return [
+        Work(
+            storage,
+            RunPaths(f"collection-{i // 3:06d}", "run-0123456789ab"),
+            config,
+            Trial(KS[i % 3], 0),
+            [f"collection-{i // 3:06d}/crawls/0123456789ab/shards/shard-{j:06d}.tar" for j in range(shards)],
+        )
+        for i in range(n)
+    ]
+
+
+def measure_queue() -> list[Row]:
+    """Calls of the TrialQueue itself, in microseconds, where so many trials wait."""
+    rows = []
+    for waiting in (100, 10_000, 30_000):
+        queue = TrialQueue()
+        queue.add(works(waiting, shards=1))
+        more = works(300, shards=1)
+        row: Row = {"waiting": waiting}
+        for name, call in (("add", _add), ("take and finish", _finish), ("take and release", _release)):
+            started = time.process_time()
+            for i in range(100):
+                call(queue, more[3 * i : 3 * i + 3])
+            row[f"{name}, us"] = round(1e4 * (time.process_time() - started), 1)
+        rows.append(row)
+    return rows
+
+
+def _add(queue: TrialQueue, more: list[Work]) -> None:
+    queue.add(more)
+
+
+def _finish(queue: TrialQueue, _: list[Work]) -> None:
+    queue.take("group")
+    queue.finish("group", 0.0)
+
+
+def _release(queue: TrialQueue, _: list[Work]) -> None:
+    queue.take("group")
+    queue.release("group")
+
+
+def measure_driver() -> list[Row]:
+    """What the job's own process does for a crawl of 10,240 images, and the bytes of a row of the shards' tables."""
+    from pipeline.ingest.accounting import account
+    from pipeline.ingest.dedup import find_repeats, known_images
+    from pipeline.ingest.near_duplicates import LOOK_BYTES
+    from pipeline.records import SHARD_SCHEMA
+    from pipeline.reporting.manifest import clusters_schema, clusters_table
+    from pipeline.reporting.mosaic import Tile, draw_mosaic
+    from pipeline.reporting.pixels import png
+
+    noise, shards, config = np.random.default_rng(0), 40, IngestConfig(image_size=SIZE)
+    paths, images = CrawlPaths("collection", "0123456789ab"), 40 * 256
+    rows = [_made_row(i, noise.bytes(LOOK_BYTES), noise.bytes(32).hex()) for i in range(images)]
+    with tempfile.TemporaryDirectory() as folder:
+        storage = LocalStorage(folder)
+        for index in range(shards):
+            table = pa.Table.from_pylist(rows[256 * index : 256 * index + 256], SHARD_SCHEMA)
+            write_table(storage, paths.rows(index), table)
+        size = sum(Path(storage.uri(paths.rows(index))).stat().st_size for index in range(shards))
+        found: list[Row] = [{"what": "row of a shard's table", "bytes": round(size / images)}]
+        schema = clusters_schema(ClusteringConfig())
+        columns = {field.name: pa.nulls(images, field.type) for field in schema}
+        columns |= {"cluster": pa.array(noise.integers(0, 16, images), pa.int32())}
+        columns |= {name: pa.array([row[name] for row in rows]) for name in ("image_id", "source_uri", "caption")}
+        part = pa.table([columns[name] for name in schema.names], schema=schema)
+        picture = noise.integers(0, 255, (SIZE, SIZE, 3), np.uint8)
+        tiles = [Tile(i, 640, 1 / 16, picture) for i in range(16)]
+        for what, work in (
+            (
+                "find repeats",
+                lambda: find_repeats(storage, paths, shards, known_images(storage, [], config), [], config),
+            ),
+            ("count records", lambda: account(storage, paths, images, shards, config)),
+            ("table of clusters", lambda: write_table(storage, "clusters.parquet", clusters_table([part], schema))),
+            ("mosaic of 16", lambda: png(draw_mosaic("collection", "16 prototypes", tiles, SIZE))),
+        ):
+            started = time.process_time()
+            work()
+            found.append({"what": what, "core_s": round(time.process_time() - started, 2)})
+    return found
+
+
+def _made_row(i: int, look: bytes, sha256: str) -> Row:
+    """A row of an accepted image, as long as those of scraped posts are."""
+    return {
+        "record": i,
+        "source_uri": f"https://photos.example/{sha256[:40]}.jpg",
+        "file_name": f"{sha256[:40]}.jpg",
+        "caption": f"{sha256} " * 3,
+        "fingerprint": f"https://photos.example/{sha256[:40]}.jpg",
+        "status": "accepted",
+        "image_id": sha256[:32],
+        "look": look,
+        "sha256": sha256,
+        "bytes": 100_000 + i,
+        "stored_bytes": 12_000 + i % 999,
+        "format": "JPEG",
+        "width": 1080,
+        "height": 1080 + i % 300,
+    }
+
+
+def measure_ray() -> list[Row]:
+    """Calls of a queue that is an actor, and tasks, as one driver makes them: each alone, and many at once."""
+    import ray
+
+    from pipeline.session import connect_ray, run_bounded
+
+    connect_ray()
+    actor = ray.remote(TrialQueue).options(num_cpus=0).remote()
+    ray.get(actor.add.remote(works(3000)))
+    for i in range(512):
+        ray.get(actor.take.remote(f"group-{i}"))
+    noop = ray.remote(num_cpus=1)(lambda: None)
+    ray.get([noop.remote() for _ in range(4)])
+    many = 500
+
+    def tell(i: int) -> Any:
+        return actor.release.remote(f"nobody-{i}")
+
+    rows = []
+    for name, work in (
+        ("actor call, one after the other", lambda: [ray.get(tell(i)) for i in range(many)]),
+        ("actor call, many at once", lambda: ray.get([tell(i) for i in range(many)])),
+        ("take of a work with 40 shard keys", lambda: [ray.get(actor.take.remote(f"g{i}")) for i in range(many)]),
+        ("view, 512 trials running", lambda: [ray.get(actor.view.remote()) for _ in range(many)]),
+        ("task of run_bounded", lambda: list(run_bounded(lambda i: noop.remote(), range(many)))),
+    ):
+        wall, processor = time.monotonic(), time.process_time()
+        work()
+        wall, processor = time.monotonic() - wall, time.process_time() - processor
+        rows.append({"what": name, "per_s": round(many / wall), "driver_processor_us": round(1e6 * processor / many)})
+    ray.shutdown()
+    return rows
+
+
+def measure_track() -> list[Row]:
+    """Recording a job with three trials of 36 windows in MLflow, in SQLite."""
+    from pipeline.reporting.tracking import track
+
+    point = HistoryPoint(60, 1.0, 1e-3, 1, 0, 0.5, 0.1)
+    history = [HistoryPoint(**{**vars(point), "iteration": 60 * (i + 1)}) for i in range(36)]
+    results = [TrialResult(k, 0, 1.0, 2160, 138240, 60.0, 1, [StageRecord([], 600, "converged")], history) for k in KS]
+    with tempfile.TemporaryDirectory() as folder:
+        storage = LocalStorage(folder)
+        rows = []
+        for i in range(4):
+            config = JobConfig(collection=f"c{i}", source="/crawl", workspace=folder)
+            started, processor = time.monotonic(), time.process_time()
+            found = track(storage, config, f"run-{i}", [], results, [None] * 3, results[0], [])
+            row = {"s": round(time.monotonic() - started, 2), "core_s": round(time.process_time() - processor, 2)}
+            if found.error:
+                sys.exit(found.error)
+            size = sum(path.stat().st_size for path in Path(folder).glob("mlflow.db*"))
+            rows.append({"what": f"collection {i}", **row, "database_bytes": size})
+    return rows
+
+
+def measure_requests() -> list[Row]:
+    """Requests of one job to S3: for each shard, trial and picture of a cluster, and for the collection itself."""
+    import boto3
+
+    from tests.s3_server import CREDENTIALS, S3Server
+
+    shards, k = 2, 2
+    counts: Counter[tuple[str, str]] = Counter()
+
+    def count(method: str, path: str) -> None:
+        about = next((what for folder, what in ABOUT.items() if folder in path), "collection")
+        counts["LIST" if "list-type=2" in path else method, about] += 1
+
+    server = S3Server()
+    os.environ.update({"AWS_ENDPOINT_URL_S3": server.endpoint, **CREDENTIALS})
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    server.refuse = count
+    noise = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        crawl = Path(folder) / "crawl"
+        crawl.mkdir()
+        for i in range(8 * shards):
+            pixels = np.kron(noise.integers(0, 255, (8, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+            Image.fromarray(pixels).save(crawl / f"{i:03d}.png")
+        command = [sys.executable, "jobs/cluster_collection.py", "--collection", "c", "--source", str(crawl)]
+        command += ["--workspace", "s3://bucket/w", "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+        command += ["--k", str(k), "--image-size", "32"]
+        for setting in ("ingest.records_per_shard=8", "clustering.transforms=[color]", "clustering.batch_size=4"):
+            command += ["--set", setting]
+        for setting in ("window=2", "min_iterations=2", "max_iterations=4", "final_iterations=2"):
+            command += ["--set", f"clustering.schedule.{setting}"]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
+    server.stop()
+    units = {"shard": shards, "trial": 1, "cluster": k, "collection": 1}
+    return [
+        {"request": method, "for each": about, "number": number / units[about]}
+        for (method, about), number in sorted(counts.items())
+    ]
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "step": measure_step,
+    "assign": measure_assign,
+    "load": measure_load,
+    "checkpoint": measure_checkpoint,
+    "queue": measure_queue,
+    "driver": measure_driver,
+    "ray": measure_ray,
+    "track": measure_track,
+    "requests": measure_requests,
+}
+
+
+def main() -> None:
+    """Measure the parts that are asked for, and print a line per number."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="[all]")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = {}
+    for part in arguments.parts.split(","):
+        result[part] = PARTS[part]()
+        for row in result[part]:
+            print(f"{part:<11}" + "  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
