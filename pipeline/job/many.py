@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import ray
-
 from pipeline.clustering.trial_queue import Work
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, PipelineError, SourceError, user_error
@@ -65,6 +63,8 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
 
 def _at_once() -> int:
     """Collections under way at once: twice as many as the cluster has GPUs, or CPUs where it has none."""
+    import ray
+
     connect_ray()
     resources = ray.cluster_resources()
     return max(AT_ONCE, int(2 * (resources.get("GPU") or resources.get("CPU", 1))))

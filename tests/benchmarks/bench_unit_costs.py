@@ -29,8 +29,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
 from pipeline.clustering.build import build_method
-from pipeline.clustering.checkpoint import load_method, model_state, save_checkpoint
-from pipeline.clustering.loader import load_images
+from pipeline.clustering.checkpoint import CheckpointWriter, load_method, model_state
+from pipeline.clustering.images import decode_shard
 from pipeline.clustering.trial import HistoryPoint, StageRecord, Trial, TrialResult
 from pipeline.clustering.trial_queue import TrialQueue, Work
 from pipeline.config import ClusteringConfig, IngestConfig, JobConfig
@@ -112,7 +112,7 @@ def measure_load() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         storage = LocalStorage(folder)
         publish_shard(storage, "shard.tar", samples)
-        seconds = min(map(min, _in_turn(lambda k: load_images(storage, ["shard.tar"], threads=1)).values()))
+        seconds = min(map(min, _in_turn(lambda k: decode_shard(storage, "shard.tar")).values()))
         size = (Path(folder) / "shard.tar").stat().st_size
     row = {"tar_bytes_per_image": size / 256, "decoded_bytes_per_image": 3 * SIZE**2}
     return [{**row, "images_per_core_s": 256 / seconds, "core_ms_per_image": 1e3 * seconds / 256}]
@@ -131,7 +131,7 @@ def measure_checkpoint() -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             storage = LocalStorage(folder)
             for name, state in (("done", None), ("training", optimizer.state_dict())):
-                save_checkpoint(storage, name, {**model_state(model, config), "optimizer": state})
+                CheckpointWriter(storage, name, print).finish({**model_state(model, config), "optimizer": state})
             row: Row = {f"{name}_MB": round(len(storage.read_bytes(name)) / 1e6, 1) for name in ("done", "training")}
             started = time.process_time()
             load_method(storage, "done")
@@ -149,6 +149,7 @@ def works(n: int, shards: int = 40) -> list[Work]:
             config,
             Trial(KS[i % 3], 0),
             [f"collection-{i // 3:06d}/crawls/0123456789ab/shards/shard-{j:06d}.tar" for j in range(shards)],
+            shards * 256 * 3 * SIZE**2,
         )
         for i in range(n)
     ]

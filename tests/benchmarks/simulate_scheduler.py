@@ -181,7 +181,7 @@ class Simulation:
         storage = LocalStorage("/workspace")
         trials = [Trial(k, seed) for k in plan.k for seed in range(plan.seeds)]
         self.works = [
-            [Work(storage, RunPaths(f"{c:06d}", "run"), config, trial, []) for trial in trials]
+            [Work(storage, RunPaths(f"{c:06d}", "run"), config, trial, [], 0) for trial in trials]
             for c in range(plan.collections)
         ]
         low, high = STAGE_ITERATIONS
