@@ -6,8 +6,8 @@ import csv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.clustering.trial_queue import Work
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, PipelineError, SourceError, user_error
 from pipeline.job.collection import run_collection
@@ -15,6 +15,9 @@ from pipeline.job.pool import LazyPool
 from pipeline.progress import about, say
 from pipeline.session import connect_ray
 from pipeline.storage import open_storage
+
+if TYPE_CHECKING:
+    from pipeline.clustering.trial_queue import Work
 
 AT_ONCE = 8
 """Collections under way at once, at least: while some are trained, others are ingested and reported."""

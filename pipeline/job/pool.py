@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pipeline.clustering.trainer import TrainingPool
-from pipeline.clustering.trial_queue import Work
 from pipeline.config import JobConfig
+
+if TYPE_CHECKING:
+    from pipeline.clustering.trainer import TrainingPool
+    from pipeline.clustering.trial_queue import Work
 
 
 class LazyPool:
@@ -32,6 +35,9 @@ class LazyPool:
 
     def train(self, works: list[Work]) -> None:
         """As `TrainingPool.train`."""
+        # It imports torch, which a job without anything to train does not need.
+        from pipeline.clustering.trainer import TrainingPool
+
         with self._lock:
             if self._pool is None:
                 self._pool = TrainingPool(self._config, self._trials)
