@@ -1,0 +1,104 @@
+"""Two workers of one thread each against one: images per second at the same global batch, and the same result.
+
+    python tests/benchmarks/bench_scaling.py [--json FILE]
+
+Each is the training of the product itself, in processes of their own under DDP with gloo, on the same pictures with all
+modules active; they take turns. The last measured table is in README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+
+from pipeline.clustering.heap import return_large_blocks
+from pipeline.clustering.images import ImageSet
+from pipeline.clustering.training import TrialTraining, Window
+from pipeline.clustering.trial import Trial
+from pipeline.config import ClusteringConfig
+from pipeline.storage import LocalStorage
+from tests.benchmarks.bench_step import smooth_pictures
+
+K, BATCH, SIDE, WINDOW = 16, 64, 128, 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of some workers."""
+
+    images_per_second: float
+    loss: float
+    """Over all pictures, in the end."""
+
+
+def worker(rank: int, world_size: int, folder: str, windows: int) -> None:
+    """Body of one process; the first writes what it measured."""
+    torch.set_num_threads(1)
+    return_large_blocks()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    pictures = (smooth_pictures(256, 3, SIDE, SIDE) * 255).to(torch.uint8)
+    schedule = {"window": WINDOW, "min_iterations": 1, "final_iterations": 0}
+    schedule["max_iterations"] = [WINDOW, WINDOW, windows * WINDOW]  # type: ignore[assignment]
+    config = ClusteringConfig.model_validate(
+        {"k": [K], "batch_size": BATCH, "workers": world_size, "schedule": schedule}
+    )
+    trained = TrialTraining(
+        config, Trial(K, 0), ImageSet.of(pictures), LocalStorage(folder), f"{rank}.pt", torch.device("cpu")
+    )
+    ends: list[float] = []
+
+    def note_the_end(window: Window) -> None:
+        if window.iteration % WINDOW == 0 and len(window.modules) == len(config.transforms):
+            ends.append(time.perf_counter())
+
+    result = trained.run(note_the_end)
+    seconds = median(after - before for before, after in pairwise(ends))
+    if rank == 0:
+        Path(folder, "measured.json").write_text(json.dumps([WINDOW * BATCH / seconds, result.loss]))
+    dist.destroy_process_group()
+
+
+def measure(world_size: int, windows: int) -> Measured:
+    """Train with so many workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(worker, args=(world_size, folder, windows), nprocs=world_size)
+        return Measured(*json.loads(Path(folder, "measured.json").read_text()))
+
+
+def main() -> None:
+    """Print both, side by side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=8, help=f"timed windows of {WINDOW} iterations [8]")
+    parser.add_argument("--rounds", type=int, default=2, help="times that they take turns; the faster counts [2]")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    arguments = parser.parse_args()
+    runs: dict[int, list[Measured]] = {1: [], 2: []}
+    for _ in range(arguments.rounds):
+        for world_size, measured in runs.items():
+            measured.append(measure(world_size, arguments.windows))
+            print(f"{world_size} worker(s) of one thread: {measured[-1].images_per_second:6.1f} images/s", flush=True)
+    one, two = (max(measured, key=lambda run: run.images_per_second) for measured in runs.values())
+    ratio = two.images_per_second / one.images_per_second
+    difference = abs(two.loss - one.loss) / abs(one.loss)
+    print(f"throughput_ratio {ratio:.2f}; the final losses differ by {difference:.1e} of their size")
+    if arguments.json:
+        found = {"throughput_ratio": ratio, "loss_difference": difference}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
