@@ -128,7 +128,7 @@ class LocalTree:
         if isinstance(error, NotADirectoryError):
             return "expected a folder, found a file"
         if isinstance(error, FileNotFoundError):
-            return "no such folder"
+            return "no such file or folder"
         return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
     def _file(self, path: str, entry: os.DirEntry[str]) -> File | None:
@@ -186,7 +186,7 @@ class S3Tree:
         if empty and not path:
             if self._may_be_file and object_size(self.root) is not None:
                 raise SourceError(f"source {self.root}: expected a folder, found a file")
-            raise SourceError(f"source {self.root}: no such folder, the bucket has no key below it")
+            raise SourceError(f"source {self.root}: no such file or folder, the bucket has no key below it")
         files.sort(key=lambda file: file.path)
         return Folder(path, f"{S3_SCHEME}{self.bucket}/{prefix}", files, sorted(folders))
 

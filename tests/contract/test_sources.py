@@ -121,7 +121,7 @@ def test_what_is_missing_or_too_large(s3_bucket: str) -> None:
     assert (caught.value.reason, caught.value.detail) == ("too_many_bytes", "5 bytes, at most 4 are read")
     with pytest.raises(StorageError, match=r"cannot read s3://.*/2\.jpg"):
         fetch(f"{source}/2.jpg", 10)
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(SourceError, match="no such file or folder"):
         list(read_records(f"{source}/none"))
     with pytest.raises(SourceError, match="no such bucket"):
         list(read_records("s3://nobody/x"))

@@ -226,7 +226,7 @@ def test_totals_that_do_not_add_up_are_never_published(crawl_folder: Path, tmp_p
 
 
 def test_impossible_sources_are_refused(crawl_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(SourceError, match="no such file or folder"):
         run(tmp_path / "none", tmp_path / "ws")
     with pytest.raises(ConfigError, match="lies inside the source"):
         run(crawl_folder, crawl_folder / "ws")

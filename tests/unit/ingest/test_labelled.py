@@ -90,7 +90,7 @@ def test_sources_of_another_type_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "none", "idx")
     assert "expected a file .npz with the arrays" in refused(tmp_path, "npz")
     assert "expected a file .npz with the arrays" in refused(tmp_path / "file.jpg", "npz")
-    assert "no such folder" in refused(tmp_path / "none.npz")
+    assert "no such file or folder" in refused(tmp_path / "none.npz")
     assert "expected a folder, found a file" in refused(tmp_path / "file.jpg", "class-folders")
     assert "expected one a class" in refused(tmp_path, "class-folders")
 

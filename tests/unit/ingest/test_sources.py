@@ -237,7 +237,8 @@ def test_candidates_are_counted_no_further_than_asked(tmp_path: Path) -> None:
 
 def test_an_absent_source_a_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "file.jpg", "empty/.hidden")
-    for source, message in [("none", "no such folder"), ("file.jpg", "found a file"), ("empty", "holds no file")]:
+    why = {"none": "no such file or folder", "file.jpg": "found a file", "empty": "holds no file"}
+    for source, message in why.items():
         with pytest.raises(SourceError, match=message):
             list(read_records(str(tmp_path / source)))
 

@@ -189,7 +189,7 @@ def test_the_other_archives_of_megadepth(tmp_path: Path) -> None:
     assert list(records(tmp_path / "0001")) == ["b.jpg"]
     with pytest.raises(SourceError, match=r"scene 0000 is there 2 times; give one of MegaDepth_v1_SfM/0000, Undis"):
         list(read_records(str(tmp_path / "0000")))
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(SourceError, match="no such file or folder"):
         list(read_records(str(tmp_path / "0077")))
 
 
