@@ -130,12 +130,12 @@ def ended(job: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> tuple[i
 
 
 @contextmanager
-def cluster_of_one(s3_endpoint: str) -> Iterator[Cluster]:
-    """A cluster of one node with two CPUs, started as an administrator starts one."""
+def cluster_of_one(s3_endpoint: str, cpus: int = 2) -> Iterator[Cluster]:
+    """A cluster of one node with so many CPUs, started as an administrator starts one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ("--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false")
+    options = ("--head", f"--port={port}", f"--num-cpus={cpus}", "--include-dashboard=false")
     head = start_node(*options, s3=s3_endpoint)
     try:
         yield Cluster(f"127.0.0.1:{port}", head, s3_endpoint)
