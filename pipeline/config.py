@@ -28,6 +28,7 @@ SourceType = Literal[
     "auto", "folder", "instagram-scraper", "instaloader", "gallery-dl", "megadepth", "table", "img2dataset", "tar",
     "idx", "npz", "class-folders",
 ]  # fmt: skip
+OrderBy = Literal["quality", "size"]
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
 ImageForm = tuple[int, ColorMode, ImageFormat, bool]
@@ -307,6 +308,8 @@ class ClusteringConfig(_Section):
 class ReportingConfig(_Section):
     """What the user sees."""
 
+    order_by: OrderBy = "quality"
+    """What the mosaic and the page begin with: clusters whose prototype explains most, or the largest ones."""
     strip_images: int = Field(8, ge=1, le=64)
     """Nearest images that the picture of each cluster shows."""
     tile_px: int = Field(128, ge=16, le=512)

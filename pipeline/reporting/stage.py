@@ -21,14 +21,17 @@ from pipeline.layout import RunPaths
 from pipeline.progress import say
 from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
-from pipeline.reporting.manifest import clusters_schema, prototypes_table
-from pipeline.reporting.mosaic import Tile, draw_mosaic
+from pipeline.reporting.manifest import clusters_schema, median_margin, prototypes_table
+from pipeline.reporting.mosaic import Tile, draw_mosaic, ordered
 from pipeline.reporting.pixels import png, to_pictures
+from pipeline.reporting.quality import quality_of
 from pipeline.reporting.strips import publish_strips
+from pipeline.reporting.survey import survey_clusters
+from pipeline.reporting.thumbnails import ThumbnailForm
 from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
 from pipeline.storage import Storage, read_json, write_json, write_table
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of ``run.json``."""
 
 
@@ -130,11 +133,17 @@ def _make(
                 assigned = assign_crawls(storage, paths.checkpoint(result.trial.name), crawls, schema)
             metrics[index] = evaluate(assigned["label"].to_pylist(), assigned["cluster"].to_numpy(), result.k)
     pictures = to_pictures(method.prototypes_KCHW())
-    prototypes = prototypes_table(clusters, list(pictures), method.shares_K().tolist(), options.strip_images)
-    numbers = prototypes.select(["cluster", "size", "share"]).to_pylist()
+    survey = survey_clusters(storage, checkpoint, config.collection, clusters, set(), ThumbnailForm(96, 3000))
+    qualities = [
+        quality_of(survey.sums_of(cluster, prototype.shape), prototype, median_margin(clusters, cluster))
+        for cluster, prototype in enumerate(method.prototypes_KCHW())
+    ]
+    proportions = method.shares_K().tolist()
+    prototypes = prototypes_table(clusters, list(pictures), proportions, qualities, options.strip_images)
+    numbers = prototypes.select(["cluster", "size", "share", "quality"]).to_pylist()
     tiles = [Tile(**row, picture=picture) for row, picture in zip(numbers, pictures, strict=True)]
     subtitle = f"{_count(selected.k, 'prototype')} of {_count(clusters.num_rows, 'image')}"
-    mosaic = png(draw_mosaic(config.collection, subtitle, tiles, options.tile_px))
+    mosaic = png(draw_mosaic(config.collection, subtitle, ordered(tiles, options.order_by), options.tile_px))
 
     # The earlier report ends here, its marker first.
     storage.delete(paths.marker)

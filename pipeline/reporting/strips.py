@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from pipeline.clustering.method import ClusteringMethod
 from pipeline.layout import CrawlPaths, RunPaths
 from pipeline.progress import Progress
 from pipeline.reporting.assign import trained_method
-from pipeline.reporting.manifest import nearest_of, transform_columns
+from pipeline.reporting.manifest import nearest_of
 from pipeline.reporting.mosaic import Strip, Tile, draw_strip
 from pipeline.reporting.pixels import Pixels, png, to_images, to_pictures
+from pipeline.reporting.survey import image_keys, parameters_of
 from pipeline.session import run_bounded
 from pipeline.shards import read_shard
 from pipeline.storage import Storage
@@ -61,7 +59,7 @@ def strip_of(method: ClusteringMethod, tile: Tile, photos: list[Pixels], rows: p
     """The strip of `tile` with `photos`, whose transformation parameters stand in `rows`, in the same order."""
     if not photos:
         return Strip(tile, (), (), ())
-    parameters = _parameters(rows)
+    parameters = parameters_of(rows)
     cluster_B = torch.full((len(photos),), tile.cluster, dtype=torch.int64)
     with torch.no_grad():
         aligned_prototypes = to_pictures(method.transform(cluster_B, parameters))
@@ -75,7 +73,7 @@ def _publish(
     method = trained_method(storage.root, checkpoint)
     photos = _read_photos(storage, paths.collection, [rows for _, rows in shown])
     for tile, rows in shown:
-        strip = strip_of(method, tile, [photos[key] for key in _image_keys(rows)], rows)
+        strip = strip_of(method, tile, [photos[key] for key in image_keys(rows)], rows)
         storage.write_bytes(paths.strip(tile.cluster), png(draw_strip(strip, tile_px)))
 
 
@@ -83,24 +81,11 @@ def _read_photos(storage: Storage, collection: str, tables: list[pa.Table]) -> d
     """The pictures that `tables` name, by crawl, shard and image id; every shard is read once."""
     wanted: dict[tuple[str, int], set[str]] = defaultdict(set)
     for rows in tables:
-        for crawl_id, shard, image_id in _image_keys(rows):
+        for crawl_id, shard, image_id in image_keys(rows):
             wanted[crawl_id, shard].add(image_id)
     return {
         (crawl_id, shard, sample.image_id): sample.pixels()
         for (crawl_id, shard), image_ids in wanted.items()
         for sample in read_shard(storage, CrawlPaths(collection, crawl_id).shard(shard))
         if sample.image_id in image_ids
-    }
-
-
-def _image_keys(rows: pa.Table) -> Iterator[tuple[str, int, str]]:
-    columns: list[list[Any]] = [rows[name].to_pylist() for name in ("crawl_id", "shard", "image_id")]
-    return zip(*columns, strict=True)
-
-
-def _parameters(rows: pa.Table) -> dict[str, Tensor]:
-    """(B, p) parameters per module; a module that was never switched on has none."""
-    columns = transform_columns(rows.schema)
-    return {
-        module: torch.tensor(rows[name].to_pylist()) for module, name in columns.items() if not rows[name].null_count
     }
