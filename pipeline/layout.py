@@ -90,6 +90,11 @@ class RunPaths:
     def mosaic(self) -> str:
         return f"{self.folder}/mosaic.png"
 
+    @property
+    def page(self) -> str:
+        """Everything that a person wants to know of the run, as one file."""
+        return f"{self.folder}/report.html"
+
     def strip(self, cluster: int) -> str:
         """Picture of one cluster: its prototype and how it relates to its nearest images."""
         return f"{self.folder}/clusters/cluster-{cluster:03d}.png"

@@ -36,6 +36,8 @@ _LOSS_DOCS = {
     "squared_error": "per pixel and channel, between the image and its transformed prototype",
 }
 _TRANSFORM = "transform_"
+SOURCES = ("source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url")
+"""Columns of ``clusters.parquet`` that lead to a photo or say what its post said; null where examples are left out."""
 _DESCRIPTIVE = ("source_uri", "file_name", "shortcode", "caption", "taken_at", "hashtags", "source_url", "label")
 
 
@@ -113,6 +115,16 @@ def check_counts(storage: Storage, clusters: pa.Table, crawls: Sequence[Crawl]) 
             )
     if found:
         raise PipelineError(f"images of crawls {sorted(found)} were assigned, which do not belong to this run")
+
+
+def without_sources(clusters: pa.Table) -> pa.Table:
+    """`clusters` with nothing in the columns that say what an image is of and where it came from: `SOURCES`."""
+    for name in SOURCES:
+        field = clusters.schema.field(name)
+        clusters = clusters.set_column(
+            clusters.schema.get_field_index(name), field, pa.nulls(clusters.num_rows, field.type)
+        )
+    return clusters
 
 
 def prototypes_table(

@@ -38,7 +38,7 @@ def main() -> None:
     seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     experiment, workspace = crawls(arguments.image_size, seeds), arguments.workspace.absolute()
     run(experiment, workspace)
-    judged = {name: judge(workspace, name, filled(labels, str(workspace))) for name, labels in experiment.truth.items()}
+    judged = {name: judge(workspace, name, filled(labels, workspace)) for name, labels in experiment.truth.items()}
     print(table([row for name, clusters in judged.items() for row in precision_rows(name, clusters)]))
     print()
     print(table([row for name, clusters in judged.items() for row in cluster_rows(name, clusters)]))
@@ -47,7 +47,7 @@ def main() -> None:
 def run(experiment: Experiment, workspace: Path) -> None:
     """Make the crawls that are missing, and cluster and report those that are not yet."""
     for prepare, (collection, arguments) in zip(experiment.prepare, experiment.jobs.items(), strict=True):
-        if not Path(filled(experiment.truth[collection], str(workspace))).exists():
+        if not Path(filled(experiment.truth[collection], workspace)).exists():
             execute(prepare, workspace)
         execute(job_command(collection, arguments), workspace)
 
