@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 640, 240
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 26
+WIDTH, HEIGHT = 640, 256
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 42
 """Room for what is written at the axes."""
 
 
@@ -22,6 +22,8 @@ class Line:
     y: Sequence[float]
     css: str = ""
     """Classes of the page's style sheet, such as ``main`` or ``pale``."""
+    named: bool = False
+    """Whether its name is written at its end."""
 
 
 def bars(counts: Sequence[int], description: str, labels: tuple[str, str], names: Sequence[str]) -> Markup:
@@ -54,18 +56,22 @@ def bars(counts: Sequence[int], description: str, labels: tuple[str, str], names
 def line_chart(
     lines: Sequence[Line],
     description: str,
+    across: str,
     marks: Sequence[tuple[float, str]] = (),
     points: bool = False,
     from_zero: bool = False,
+    ticks: Sequence[float] | None = None,
 ) -> Markup:
     """Curves over a common axis.
 
     Args:
         lines: at least one point in all of them together; values that are not finite are left out.
         description: the chart in a sentence.
+        across: what the horizontal axis is.
         marks: vertical lines, each at an x and with a name.
         points: whether to draw a dot at each value, too.
         from_zero: whether the vertical axis begins at zero.
+        ticks: values to name on the horizontal axis; round ones by default.
     """
     curves = [(line, [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]) for line in lines]
     values = [point for _, curve in curves for point in curve]
@@ -79,13 +85,15 @@ def line_chart(
         return across, TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
     parts = []
-    for value in _ticks(y_low, y_high):
+    for value, name in _ticks(y_low, y_high):
         _, y = place(x_low, value)
         parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(LEFT, y, WIDTH - RIGHT))
-        parts.append(Markup('<text class="end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 8, y + 4, number(value)))
-    for value in _ticks(x_low, x_high):
+        parts.append(Markup('<text class="end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 8, y + 4, name))
+    for value, name in _ticks(x_low, x_high) if ticks is None else [(value, number(value)) for value in ticks]:
         x, _ = place(value, y_low)
-        parts.append(Markup('<text class="middle" x="{:.1f}" y="{}">{}</text>').format(x, HEIGHT - 6, number(value)))
+        parts.append(Markup('<text class="middle" x="{:.1f}" y="{}">{}</text>').format(x, HEIGHT - 22, name))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(Markup('<text class="middle" x="{}" y="{}">{}</text>').format(middle, HEIGHT - 4, across))
     for value, name in marks:
         x, _ = place(value, y_low)
         path = '<path class="mark" d="M{:.1f} {}V{}"><title>{}</title></path>'
@@ -94,6 +102,10 @@ def line_chart(
         spots = [place(x, y) for x, y in curve]
         path = " ".join(f"{'L' if index else 'M'}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(spots))
         parts.append(Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(line.css, path, line.name))
+        if line.named and spots:
+            x, y = spots[-1]
+            below = y + 16 if y < HEIGHT / 2 else y - 8
+            parts.append(Markup('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>').format(x - 6, below, line.name))
         for (x, y), (at, value) in zip(spots if points else (), curve, strict=False):
             name = f"{line.name}: {number(value)} at {number(at)}"
             dot = '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>'
@@ -102,12 +114,9 @@ def line_chart(
 
 
 def number(value: float) -> str:
-    """`value` as people write it: 1,234 or 0.035."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    """`value`, which is finite, as people write it: 1,234 or −0.035."""
+    shown = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+    return shown.replace("-", "−") if "e" not in shown else shown
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -115,15 +124,13 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers between `low` and `high`."""
-    step = 10 ** math.floor(math.log10((high - low) / 2))
-    for factor in (1, 2, 5, 10):
-        if (high - low) / (step * factor) <= 5:
-            step *= factor
-            break
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Two to six round numbers between `low` and `high`, each with its name."""
+    magnitude = math.floor(math.log10((high - low) / 5))
+    step = next(s for s in (factor * 10**magnitude for factor in (1, 2, 5, 10)) if (high - low) / s <= 5)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(i * step, f"{i * step:,.{decimals}f}".replace("-", "−")) for i in range(first, last + 1)]
 
 
 def _svg(css: str, width: int, height: int, description: str, parts: Sequence[Markup]) -> Markup:

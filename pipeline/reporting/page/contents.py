@@ -17,6 +17,9 @@ from pipeline.reporting.page.summaries import axes_of
 from pipeline.reporting.page.training import training_figures
 from pipeline.reporting.tracking import without_credentials
 
+LOSS_NAMES = {"negative_log_likelihood": "negative log-likelihood", "squared_error": "squared error"}
+"""Of the loss columns, in words."""
+
 
 def page_of(
     findings: Findings,
@@ -45,7 +48,7 @@ def page_of(
         tracked={"uri": tracked, "experiment": config.collection, "run": document["run_id"]},
         configuration=without_credentials(dump_config(config.model_copy(update={"tracking_uri": None}))),
         order_by=config.reporting.order_by,
-        loss=loss_column(clusters.schema).replace("_", " "),
+        loss=LOSS_NAMES[loss_column(clusters.schema)],
         private=not config.reporting.examples,
         clusters=cluster_views(
             clusters,

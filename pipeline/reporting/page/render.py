@@ -65,7 +65,7 @@ def render(page: Page) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": _count, "noun": _noun}
+    environment.filters |= {"count": _count, "decimal": _decimal, "noun": _noun}
     losses = Counter[str]()
     for crawl in page.crawls:
         losses.update(crawl.rejected)
@@ -98,6 +98,10 @@ def _resource(name: str) -> str:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
+
+
+def _decimal(value: float) -> str:
+    return f"{value:,.4f}".replace("-", "−")
 
 
 def _noun(n: int, noun: str) -> str:

@@ -11,6 +11,8 @@ from markupsafe import Markup
 from pipeline.clustering.trial import HistoryPoint, TrialResult, best_of_each_k
 from pipeline.reporting.page.charts import Line, line_chart, number
 
+ITERATIONS = "iterations"
+MOST_TICKS = 10
 MOST_POINTS = 300
 """Of one curve; the eye does not see more."""
 MOST_TRIALS = 24
@@ -40,23 +42,23 @@ def training_figures(results: Sequence[TrialResult], selected: TrialResult) -> l
         [float(n) for n in accumulate(point.reassigned for point in selected.history)],
     )
     shares = [
-        Line("largest share", iterations, [point.largest_share for point in own], "main"),
-        Line("smallest share", iterations, [point.smallest_share for point in own], "pale"),
+        Line("largest share", iterations, [point.largest_share for point in own], "main", named=True),
+        Line("smallest share", iterations, [point.smallest_share for point in own], "pale", named=True),
     ]
     figures = [
         _loss_by_k(results, selected),
         _losses(results, selected, stages),
         Figure(
             "Shares of the largest and the smallest cluster",
-            "Of the kept trial. Dashed lines are the ends of its stages.",
-            line_chart(shares, "Largest and smallest share of a cluster over iterations", stages, from_zero=True),
+            "Of the kept trial; dashed lines are the ends of its stages.",
+            line_chart(shares, "Largest and smallest share of a cluster", ITERATIONS, stages, from_zero=True),
         ),
         Figure(
             "Reassigned prototypes",
             f"{total:,} in the kept trial, counted up: prototypes that had next to no images and started again from"
             " the largest cluster.",
             line_chart(
-                [Line("reassigned", *reassigned, "main")], f"{total} reassignments over iterations", stages, False, True
+                [Line("reassigned", *reassigned, "main")], f"{total} reassignments", ITERATIONS, stages, from_zero=True
             ),
         ),
     ]
@@ -65,6 +67,8 @@ def training_figures(results: Sequence[TrialResult], selected: TrialResult) -> l
 
 def _loss_by_k(results: Sequence[TrialResult], selected: TrialResult) -> Figure:
     best = best_of_each_k(results)
+    if len(best) < 2:
+        return Figure("", "", Markup(""))
     lines = [
         Line("lowest loss", [float(r.k) for r in best], [r.loss for r in best], "pale"),
         *(Line(f"seed {r.seed}", [float(r.k)], [r.loss], "pale") for r in results if r not in best),
@@ -72,7 +76,13 @@ def _loss_by_k(results: Sequence[TrialResult], selected: TrialResult) -> Figure:
     ]
     description = f"Loss against K; K = {selected.k} was kept, with loss {number(round(selected.loss, 4))}"
     caption = f"Each dot is a trial, the line joins the best of each K, and K = {selected.k} was kept."
-    return Figure("Loss against K", caption, line_chart(lines, description, points=True))
+    return Figure(
+        "Loss against K",
+        caption,
+        line_chart(
+            lines, description, "K", points=True, ticks=[float(r.k) for r in best][:: -(-len(best) // MOST_TICKS)]
+        ),
+    )
 
 
 def _losses(results: Sequence[TrialResult], selected: TrialResult, stages: Sequence[tuple[float, str]]) -> Figure:
@@ -88,8 +98,10 @@ def _losses(results: Sequence[TrialResult], selected: TrialResult, stages: Seque
     caption = f"The kept trial, {selected.trial.name}, stands out; dashed lines are the ends of its stages."
     if len(shown) < len(results):
         caption += f" Shown are {len(shown)} of {len(results)} trials, those with the lowest loss."
-    description = f"Loss of {len(shown)} trials over their iterations"
-    return Figure("Loss while training", caption, line_chart(lines, description, stages))
+    description = (
+        f"Loss of {len(shown)} trials over their iterations; that of the kept one ends at {number(selected.loss)}"
+    )
+    return Figure("Loss while training", caption, line_chart(lines, description, ITERATIONS, stages))
 
 
 def _series(result: TrialResult, value: Callable[[HistoryPoint], float]) -> tuple[list[float], list[float]]:
