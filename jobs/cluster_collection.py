@@ -71,6 +71,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=None,
         help="try the records of a complete crawl again that could not be reached, and only them",
     )
+    what.add_argument(
+        "--no-examples",
+        action="store_false",
+        dest="examples",
+        default=None,
+        help="leave every photo, caption and link out of the report; prototypes speak for their images",
+    )
     what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
     what.add_argument(
         "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
@@ -112,6 +119,7 @@ CONFIG_KEY = {
     "keep_duplicates": "ingest.keep_duplicates",
     "allow_private_hosts": "ingest.http.allow_private_hosts",
     "retry_unreachable": "ingest.http.retry_unreachable",
+    "examples": "reporting.examples",
     "image_size": "ingest.image_size",
     "workers": "clustering.workers",
 }

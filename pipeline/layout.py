@@ -4,7 +4,7 @@
 
     <workspace>/<collection>/
       crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json (last: complete)
-      runs/<run_id>/                config.yaml, identity.json, trials/, parquet, pictures, run.json (last)
+      runs/<run_id>/                config.yaml, identity.json, trials/, tables, pictures, page, run.json (last)
     <workspace>/mlflow.db, mlartifacts/   the embedded tracking default
 """
 
@@ -85,6 +85,11 @@ class RunPaths:
     @property
     def clusters(self) -> str:
         return f"{self.folder}/clusters.parquet"
+
+    @property
+    def spreadsheet(self) -> str:
+        """The clusters again, for people."""
+        return f"{self.folder}/clusters.csv"
 
     @property
     def mosaic(self) -> str:

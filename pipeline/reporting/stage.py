@@ -21,6 +21,7 @@ from pipeline.layout import RunPaths
 from pipeline.progress import say
 from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
+from pipeline.reporting.cluster_files import write_clusters_csv, write_clusters_parquet
 from pipeline.reporting.findings import find
 from pipeline.reporting.manifest import clusters_schema, prototypes_table, without_sources
 from pipeline.reporting.mosaic import draw_mosaic
@@ -142,7 +143,9 @@ def _make(
 
     # The earlier report ends here, its marker first.
     storage.delete(paths.marker)
-    write_table(storage, paths.clusters, clusters if options.examples else without_sources(clusters))
+    rows = clusters if options.examples else without_sources(clusters)
+    write_clusters_parquet(storage, paths.clusters, rows)
+    write_clusters_csv(storage, paths.spreadsheet, rows)
     write_table(storage, paths.prototypes, prototypes)
     storage.write_bytes(paths.mosaic, mosaic)
     storage.write_bytes(paths.page, page)
@@ -205,6 +208,7 @@ def _describe(
             "page": storage.uri(paths.page),
             "strips": [storage.uri(key) for key in _strips(paths, selected.k, config.reporting.examples)],
             "clusters": storage.uri(paths.clusters),
+            "spreadsheet": storage.uri(paths.spreadsheet),
             "prototypes": storage.uri(paths.prototypes),
             "checkpoint": storage.uri(paths.checkpoint(selected.trial.name)),
             "config": storage.uri(paths.config),
@@ -231,7 +235,7 @@ def _is_tracked(storage: Storage, config: JobConfig, document: dict[str, Any]) -
 
 def _files(paths: RunPaths, k: int, examples: bool) -> list[str]:
     """Keys of everything that a report consists of, apart from ``run.json``."""
-    return [paths.prototypes, paths.clusters, paths.mosaic, paths.page, *_strips(paths, k, examples)]
+    return [paths.prototypes, paths.clusters, paths.spreadsheet, paths.mosaic, paths.page, *_strips(paths, k, examples)]
 
 
 def _strips(paths: RunPaths, k: int, examples: bool) -> list[str]:

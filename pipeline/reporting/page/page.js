@@ -80,7 +80,8 @@
   order.addEventListener("change", sort);
   window.addEventListener("hashchange", follow);
   form.hidden = false;
-  sort();
-  filter();
+  // The page comes in order; only a browser that remembers what was chosen needs more.
+  if (!order.selectedOptions[0].defaultSelected) sort();
+  if (search.value || quality.value !== "0" || size.value !== "0") filter();
   follow();
 })();
