@@ -26,27 +26,28 @@ class Line:
     """Whether its name is written at its end."""
 
 
-def bars(counts: Sequence[int], description: str, labels: tuple[str, str], names: Sequence[str]) -> Markup:
+def bars(counts: Sequence[int], description: str, labels: tuple[str, str], names: Sequence[str] = ()) -> Markup:
     """A small histogram.
 
     Args:
         counts: height of each bar.
         description: the chart in a sentence.
         labels: what is written below the first and the last bar.
-        names: what each bar is, shown with its count when a pointer rests on it.
+        names: what each bar is, shown with its count when a pointer rests on it; a chart without them is smaller.
     """
     width, height, floor = 320, 84, 66
     step, most = width / max(1, len(counts)), max([1, *counts])
-    parts = []
-    for index, (count, name) in enumerate(zip(counts, names, strict=True)):
-        if not count:
-            continue
-        top = max(1.5, (floor - 4) * count / most)
-        parts.append(
-            Markup('<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"><title>{}: {}</title></rect>').format(
-                index * step, floor - top, max(0.5, step - 1), top, name, f"{count:,}"
-            )
-        )
+    boxes = [
+        (index, index * step, floor - top, max(0.5, step - 1), top)
+        for index, top in enumerate(max(1.5, (floor - 4) * count / most) if count else 0 for count in counts)
+        if top
+    ]
+    if names:
+        rect = Markup('<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"><title>{}: {:,}</title></rect>')
+        parts = [rect.format(*box, names[index], counts[index]) for index, *box in boxes]
+    else:
+        path = "".join(f"M{x:.4g} {y:.3g}v{top:.3g}h{wide:.3g}v-{top:.3g}z" for _, x, y, wide, top in boxes)
+        parts = [Markup('<path class="bar" d="{}"/>').format(path)]
     parts.append(Markup('<path class="axis" d="M0 {0}.5H{1}"/>').format(floor, width))
     parts.append(Markup('<text x="0" y="{}">{}</text>').format(height - 4, labels[0]))
     parts.append(Markup('<text x="{}" y="{}" class="end">{}</text>').format(width, height - 4, labels[1]))

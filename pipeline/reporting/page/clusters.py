@@ -16,7 +16,7 @@ from pipeline.reporting.manifest import loss_column, members_of
 from pipeline.reporting.mosaic import CRISP_BELOW_PX, Tile
 from pipeline.reporting.page.charts import bars, number
 from pipeline.reporting.page.crawled import plain_text, web_link
-from pipeline.reporting.page.examples import Examples
+from pipeline.reporting.page.examples import MOST_NAMED, Examples
 from pipeline.reporting.page.summaries import Axes, day, distances, percentages, timeline, top_hashtags
 from pipeline.reporting.pixels import Pixels, to_pictures
 from pipeline.reporting.quality import Quality
@@ -92,7 +92,7 @@ def cluster_views(
         form: of the pictures.
     """
     shares = percentages([tile.size for tile in tiles])
-    private = not examples
+    private, detailed = not examples, len(tiles) <= MOST_NAMED
     views = []
     for tile, share in zip(tiles, shares, strict=True):
         members, own = members_of(clusters, tile.cluster), sums[tile.cluster]
@@ -113,8 +113,8 @@ def cluster_views(
                 deviation=data_uri(thumbnail(deviation_picture(own), form)) if shown else None,
                 groups=groups,
                 mean_loss=_mean_loss(members),
-                distances=_distances(members, axes, tile.cluster),
-                timeline=_timeline(members, axes, tile.cluster),
+                distances=_distances(members, axes, tile.cluster, detailed),
+                timeline=_timeline(members, axes, tile.cluster, detailed),
                 dated=members.num_rows - members["taken_at"].null_count,
                 hashtags=_hashtags(members, SHARED_BY if private else 1),
                 neighbours=_neighbours(members, tile.cluster),
@@ -159,7 +159,7 @@ def _mean_loss(members: pa.Table) -> str | None:
     return number(float(np.float32(losses.mean(dtype=np.float64)))) if len(losses) else None
 
 
-def _distances(members: pa.Table, axes: Axes, cluster: int) -> Markup:
+def _distances(members: pa.Table, axes: Axes, cluster: int, named: bool) -> Markup:
     if not members.num_rows:
         return Markup("")
     edges = [number(float(f"{edge:.4g}")) for edge in axes.losses]
@@ -168,10 +168,10 @@ def _distances(members: pa.Table, axes: Axes, cluster: int) -> Markup:
     description = (
         f"Distances of the images of cluster {cluster}: median {median}, on a scale from {edges[0]} to {edges[-1]}"
     )
-    return bars(distances(members, axes), description, (edges[0], edges[-1]), names)
+    return bars(distances(members, axes), description, (edges[0], edges[-1]), names if named else ())
 
 
-def _timeline(members: pa.Table, axes: Axes, cluster: int) -> Markup:
+def _timeline(members: pa.Table, axes: Axes, cluster: int, named: bool) -> Markup:
     if axes.times is None or members["taken_at"].null_count == members.num_rows:
         return Markup("")
     days = [day(edge) for edge in axes.times]
@@ -179,7 +179,7 @@ def _timeline(members: pa.Table, axes: Axes, cluster: int) -> Markup:
     counts = timeline(members, axes)
     peak = names[int(np.argmax(counts))]
     description = f"When the images of cluster {cluster} were posted, from {days[0]} to {days[-1]}; most from {peak}"
-    return bars(counts, description, (days[0], days[-1]), names)
+    return bars(counts, description, (days[0], days[-1]), names if named else ())
 
 
 def _hashtags(members: pa.Table, fewest: int) -> list[tuple[str, int]]:

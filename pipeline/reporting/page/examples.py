@@ -12,8 +12,14 @@ import pyarrow as pa
 from pipeline.reporting.manifest import loss_column, members_of, nearest_of
 from pipeline.reporting.thumbnails import ThumbnailForm
 
-PICTURES_BYTES = 7_500_000
-"""Bytes of all pictures of a page together; base64 makes 10 MB of them, and 5 MB of its 15 are left for text."""
+PAGE_BYTES = 14_500_000
+"""Of a page, whatever it shows."""
+TEXT_BYTES, CLUSTER_BYTES, NAMED_CLUSTER_BYTES, EXAMPLE_BYTES = 1_000_000, 7_000, 15_000, 1_000
+"""What is written: once, for each cluster, for each whose bars have names, for each example."""
+MOST_NAMED = 100
+"""Clusters up to which the bars of their charts have names."""
+BASE64 = 4 / 3
+"""Bytes in a page for each byte of a picture."""
 SIDES = {96: 2_200, 64: 1_100, 48: 600}
 """Sides of thumbnails in px, and the bytes that a photo of that side needs to look well."""
 PICTURES_PER_CLUSTER = 6
@@ -62,8 +68,9 @@ def room_for(k: int, wanted: int) -> Room:
 
 def _share(k: int, n: int) -> int:
     """Bytes that each picture may have where a page shows `n` examples per group of `k` clusters."""
-    pictures = k * (PICTURES_PER_CLUSTER + n * GROUPS * PICTURES_PER_EXAMPLE)
-    return PICTURES_BYTES // (pictures + PICTURES_PER_EXAMPLE * MOST_UNEXPLAINED)
+    text = TEXT_BYTES + k * (NAMED_CLUSTER_BYTES if k <= MOST_NAMED else CLUSTER_BYTES) + k * n * GROUPS * EXAMPLE_BYTES
+    pictures = k * (PICTURES_PER_CLUSTER + n * GROUPS * PICTURES_PER_EXAMPLE) + PICTURES_PER_EXAMPLE * MOST_UNEXPLAINED
+    return max(0, int((PAGE_BYTES - text) / BASE64 / pictures))
 
 
 def examples_of(clusters: pa.Table, cluster: int, n: int) -> Examples:

@@ -7,7 +7,6 @@ import pytest
 from pipeline.reporting.manifest import members_of
 from pipeline.reporting.page.examples import (
     GROUPS,
-    PICTURES_BYTES,
     PICTURES_PER_CLUSTER,
     PICTURES_PER_EXAMPLE,
     examples_of,
@@ -70,11 +69,12 @@ def test_no_image_is_unexplained_where_there_is_none() -> None:
     assert unexplained_rows(made_clusters(1, 0))[1].num_rows == 0
 
 
-@pytest.mark.parametrize("k", [1, 12, 40, 200, 1000, 20_000])
+@pytest.mark.parametrize("k", [1, 12, 40, 200, 1000])
 def test_all_pictures_of_a_page_fit(k: int) -> None:
     room = room_for(k, 8)
     pictures = k * (PICTURES_PER_CLUSTER + GROUPS * PICTURES_PER_EXAMPLE * room.examples)
-    assert pictures * room.form.limit_bytes <= PICTURES_BYTES
+    assert pictures * room.form.limit_bytes * 4 / 3 <= 14e6
+    assert room.form.limit_bytes >= 500
 
 
 def test_many_clusters_have_fewer_and_smaller_examples() -> None:
