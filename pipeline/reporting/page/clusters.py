@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import torch
 from markupsafe import Markup
 
 from pipeline.reporting.manifest import loss_column, members_of
@@ -27,6 +26,8 @@ from pipeline.reporting.thumbnails import ThumbnailForm, thumbnail
 HASHTAGS = 12
 SHARED_BY = 5
 """Images that a mean image or a hashtag must come from where no examples are shown: of fewer, it would be one."""
+WHITE_DEVIATION = 0.25
+"""Root mean square, of 1, that is drawn as white; the same for all clusters, so that they can be compared."""
 PROTOTYPE_SIZE = 2
 """Thumbnails that a prototype counts for."""
 
@@ -149,9 +150,8 @@ def data_uri(webp: bytes) -> str:
 
 
 def deviation_picture(sums: ClusterSums) -> Pixels:
-    """Where photos differ from their prototype: uint8 (H, W, 1), black for nowhere, white for 0.5 and more."""
-    deviation_HW = sums.deviation_HW
-    return to_pictures((2 * deviation_HW).clamp(0, 1)[None, None].to(torch.float32))[0]
+    """Where photos differ from their prototype: uint8 (H, W, 1), black for nowhere, white for 0.25 and more."""
+    return to_pictures((sums.deviation_HW / WHITE_DEVIATION)[None, None])[0]
 
 
 def _mean_loss(members: pa.Table) -> str | None:
