@@ -314,6 +314,8 @@ class ReportingConfig(_Section):
     """Whether reports show photos, captions and links; without them prototypes speak for their images."""
     strip_images: int = Field(8, ge=1, le=64)
     """Nearest images that the picture of each cluster shows."""
+    motion_images: int = Field(4, ge=0, le=16)
+    """Nearest images that the animation of each cluster moves its prototype onto; 0 for no animations."""
     tile_px: int = Field(128, ge=16, le=512)
     """Side of one picture in mosaics and strips."""
     page_images: int = Field(8, ge=0, le=24)

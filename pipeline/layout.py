@@ -104,6 +104,10 @@ class RunPaths:
         """Picture of one cluster: its prototype and how it relates to its nearest images."""
         return f"{self.folder}/clusters/cluster-{cluster:03d}.png"
 
+    def motion(self, cluster: int) -> str:
+        """Animation of one cluster: its prototype moves onto its nearest images."""
+        return f"{self.folder}/clusters/cluster-{cluster:03d}.webp"
+
     @property
     def marker(self) -> str:
         return f"{self.folder}/run.json"

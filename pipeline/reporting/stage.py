@@ -28,7 +28,7 @@ from pipeline.reporting.mosaic import draw_mosaic
 from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import render
 from pipeline.reporting.pixels import png
-from pipeline.reporting.strips import publish_strips
+from pipeline.reporting.strips import picture_keys, publish_strips
 from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
 from pipeline.storage import Storage, read_json, write_json, write_table
 
@@ -69,7 +69,7 @@ def report(
     paths = RunPaths(config.collection, run_id)
     work = _digest(config, crawls, results, selected)
     document = read_json(storage, paths.marker) if storage.exists(paths.marker) else {}
-    files = _files(paths, selected.k, config.reporting.examples)
+    files = _files(paths, selected.k, config)
     if document.get("work") == work and set(files) <= set(storage.list(paths.folder)):
         say("report", f"{storage.uri(paths.folder)} is done already")
         if _is_tracked(storage, config, document):
@@ -149,10 +149,10 @@ def _make(
     write_table(storage, paths.prototypes, prototypes)
     storage.write_bytes(paths.mosaic, mosaic)
     storage.write_bytes(paths.page, page)
-    strips: list[str] = []
+    drawn: list[str] = []
     if options.examples:
-        strips = publish_strips(storage, checkpoint, paths, clusters, tiles, options.strip_images, options.tile_px)
-    for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(strips):
+        drawn = publish_strips(storage, checkpoint, paths, clusters, tiles, options, _moving(config))
+    for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(drawn):
         storage.delete(key)  # of a larger K, or with photos that are not to be shown any more
     return document
 
@@ -205,8 +205,9 @@ def _describe(
         "paths": {
             "run": storage.uri(paths.folder),
             "mosaic": storage.uri(paths.mosaic),
+            "animations": [storage.uri(key) for key in _pictures(paths, selected.k, config) if key.endswith(".webp")],
             "page": storage.uri(paths.page),
-            "strips": [storage.uri(key) for key in _strips(paths, selected.k, config.reporting.examples)],
+            "strips": [storage.uri(key) for key in _pictures(paths, selected.k, config) if key.endswith(".png")],
             "clusters": storage.uri(paths.clusters),
             "spreadsheet": storage.uri(paths.spreadsheet),
             "prototypes": storage.uri(paths.prototypes),
@@ -233,14 +234,20 @@ def _is_tracked(storage: Storage, config: JobConfig, document: dict[str, Any]) -
     return tracking.error is None and tracking.uri == without_credentials(tracking_uri(storage, config))
 
 
-def _files(paths: RunPaths, k: int, examples: bool) -> list[str]:
+def _files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
     """Keys of everything that a report consists of, apart from ``run.json``."""
-    return [paths.prototypes, paths.clusters, paths.spreadsheet, paths.mosaic, paths.page, *_strips(paths, k, examples)]
+    tables = [paths.prototypes, paths.clusters, paths.spreadsheet]
+    return [*tables, paths.mosaic, paths.page, *_pictures(paths, k, config)]
 
 
-def _strips(paths: RunPaths, k: int, examples: bool) -> list[str]:
+def _pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
     """Keys of the clusters' pictures, of which there are none without examples: they are full of photos."""
-    return [paths.strip(cluster) for cluster in range(k if examples else 0)]
+    return picture_keys(paths, k, _moving(config)) if config.reporting.examples else []
+
+
+def _moving(config: JobConfig) -> bool:
+    """Whether there is something that moves, and the user wants to see it."""
+    return bool(config.reporting.motion_images and config.clustering.transforms)
 
 
 def _version(package: str) -> str | None:

@@ -120,6 +120,15 @@ def test_a_strip_shows_the_photos_of_its_cluster(done: tuple[Job, dict[str, Any]
     assert nearly_blue == (4 + 3) * 32 * 32  # the large prototype, and one photo in three versions
 
 
+def test_every_cluster_has_its_animation(done: tuple[Job, dict[str, Any]]) -> None:
+    job, document = done
+    assert document["paths"]["animations"] == [job.storage.uri(job.paths.motion(cluster)) for cluster in range(4)]
+    for cluster, color in enumerate((GREEN, WHITE, RED, BLUE)):
+        shown = Image.open(job.storage.uri(job.paths.motion(cluster)), formats=["WEBP"])
+        assert shown.size == (32, 32)
+        assert np.allclose(np.asarray(shown.convert("RGB")).mean((0, 1)), color, atol=4)
+
+
 def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
     job, document = done
     assert document == read_json(job.storage, job.paths.marker)
@@ -159,7 +168,7 @@ def test_labelled_images_give_every_trial_its_metrics(tmp_path: Path, monkeypatc
 
 def test_every_path_in_run_json_exists(done: tuple[Job, dict[str, Any]]) -> None:
     _, document = done
-    paths = [path for name, path in document["paths"].items() if name not in ("strips", "config")]
+    paths = [path for name, path in document["paths"].items() if name not in ("strips", "animations", "config")]
     assert [path for path in paths if not Path(path).exists()] == []
 
 
@@ -185,8 +194,8 @@ def test_another_selection_replaces_the_whole_report(tmp_path: Path) -> None:
     job.report()
     document = job.report(selected=0)
     assert document["selected"]["k"] == 2
-    strips = [key for key in job.storage.list(job.paths.folder) if "/clusters/" in key]
-    assert strips == [job.paths.strip(0), job.paths.strip(1)]
+    pictures = {key for key in job.storage.list(job.paths.folder) if "/clusters/" in key}
+    assert pictures == {picture(cluster) for cluster in (0, 1) for picture in (job.paths.strip, job.paths.motion)}
 
 
 def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_path: Path) -> None:
