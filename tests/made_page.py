@@ -12,17 +12,17 @@ import torch
 from pipeline.clustering.trial import HistoryPoint, StageRecord, TrialResult
 from pipeline.config import ClusteringConfig, JobConfig, ReportingConfig
 from pipeline.records import TIMESTAMP, Crawl
-from pipeline.reporting.findings import Findings
-from pipeline.reporting.manifest import clusters_schema, clusters_table, members_of
-from pipeline.reporting.mosaic import Tile, ordered
-from pipeline.reporting.page.contents import page_of
-from pipeline.reporting.page.examples import (
+from pipeline.reporting.examples import (
     MOST_UNEXPLAINED,
     examples_of,
     farthest_rows,
     room_for,
     unexplained_rows,
 )
+from pipeline.reporting.findings import Findings
+from pipeline.reporting.manifest import clusters_schema, clusters_table, members_of
+from pipeline.reporting.mosaic import Tile, ordered
+from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import Page
 from pipeline.reporting.quality import quality_of
 from pipeline.reporting.sums import ClusterSums

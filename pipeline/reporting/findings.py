@@ -9,9 +9,7 @@ import pyarrow as pa
 
 from pipeline.clustering.method import ClusteringMethod
 from pipeline.config import ReportingConfig
-from pipeline.reporting.manifest import median_margin, members_of
-from pipeline.reporting.mosaic import Tile, ordered
-from pipeline.reporting.page.examples import (
+from pipeline.reporting.examples import (
     MOST_UNEXPLAINED,
     Examples,
     examples_of,
@@ -19,6 +17,8 @@ from pipeline.reporting.page.examples import (
     room_for,
     unexplained_rows,
 )
+from pipeline.reporting.manifest import median_margin, members_of
+from pipeline.reporting.mosaic import Tile, ordered
 from pipeline.reporting.pixels import to_pictures
 from pipeline.reporting.quality import Quality, quality_of
 from pipeline.reporting.sums import ClusterSums

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
+from pipeline.reporting.examples import MOST_NAMED, Examples
 from pipeline.reporting.manifest import loss_column, members_of
 from pipeline.reporting.mosaic import CRISP_BELOW_PX, Tile
 from pipeline.reporting.page.charts import bars, number
 from pipeline.reporting.page.crawled import plain_text, web_link
-from pipeline.reporting.page.examples import MOST_NAMED, Examples
 from pipeline.reporting.page.summaries import Axes, day, distances, percentages, timeline, top_hashtags
 from pipeline.reporting.pixels import Pixels, to_pictures
 from pipeline.reporting.quality import Quality

@@ -4,8 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.reporting.manifest import members_of
-from pipeline.reporting.page.examples import (
+from pipeline.reporting.examples import (
     GROUPS,
     PICTURES_PER_CLUSTER,
     PICTURES_PER_EXAMPLE,
@@ -15,6 +14,7 @@ from pipeline.reporting.page.examples import (
     room_for,
     unexplained_rows,
 )
+from pipeline.reporting.manifest import members_of
 from tests.made_page import made_clusters
 
 LOSS = "negative_log_likelihood"
