@@ -115,7 +115,9 @@ def line_chart(
 
 
 def number(value: float) -> str:
-    """`value`, which is finite, as people write it: 1,234 or −0.035."""
+    """`value` as people write it: 1,234 or −0.035; a dash where it is not finite."""
+    if not math.isfinite(value):
+        return "–"
     shown = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
     return shown.replace("-", "−") if "e" not in shown else shown
 

@@ -25,7 +25,7 @@ from pipeline.reporting.thumbnails import ThumbnailForm, thumbnail
 
 HASHTAGS = 12
 SHARED_BY = 5
-"""Images that a mean image or a hashtag must come from where no examples are shown: of fewer, it would be one."""
+"""Images that a mean, a timeline or a hashtag must come from where no examples are shown: of one, it would be it."""
 WHITE_DEVIATION = 0.25
 """Root mean square, of 1, that is drawn as white; the same for all clusters, so that they can be compared."""
 PROTOTYPE_SIZE = 2
@@ -115,7 +115,7 @@ def cluster_views(
                 groups=groups,
                 mean_loss=_mean_loss(members),
                 distances=_distances(members, axes, tile.cluster, detailed),
-                timeline=_timeline(members, axes, tile.cluster, detailed),
+                timeline=_timeline(members, axes, tile.cluster, detailed) if shown else Markup(""),
                 dated=members.num_rows - members["taken_at"].null_count,
                 hashtags=_hashtags(members, SHARED_BY if private else 1),
                 neighbours=_neighbours(members, tile.cluster),

@@ -66,7 +66,15 @@ def test_names_are_escaped() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0"), (-5185.4, "−5,185"), (0.03512, "0.0351"), (12.0, "12"), (1e-9, "1e-09"), (-0.5, "−0.5")],
+    [
+        (0, "0"),
+        (-5185.4, "−5,185"),
+        (0.03512, "0.0351"),
+        (12.0, "12"),
+        (1e-9, "1e-09"),
+        (-0.5, "−0.5"),
+        (math.nan, "–"),
+    ],
 )
 def test_numbers_are_as_people_write_them(value: float, shown: str) -> None:
     assert number(value) == shown
