@@ -68,8 +68,14 @@ def prototypes_schema(loss: str) -> pa.Schema:
         _field("cluster", pa.int32(), "the model's index, from 0"),
         _field("size", pa.int64(), "images assigned to it"),
         _field("share", pa.float64(), "size as a part of all images, in [0, 1]"),
-        _field("quality", pa.float64(), "label-free score in [0, 1]: detail, 0 where negative or null"),
-        _field("detail", pa.float64(), "part of its images' edges that the aligned prototype explains, at most 1"),
+        _field(
+            "quality",
+            pa.float64(),
+            "label-free score in [0, 1]: what alignment explains of the outlines beyond the mean image",
+        ),
+        _field(
+            "detail", pa.float64(), "part of its images' outlines (edges at 16 px) that the aligned prototype explains"
+        ),
         _field("unaligned_detail", pa.float64(), "detail of the unaligned mean image in the prototype's place"),
         _field("explained", pa.float64(), "part of the variance around the unaligned mean that alignment explains"),
         _field("sharpness", pa.float64(), "edges of the prototype over those of its images, as mean squares"),

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+OUTLINE_PX = 16
+"""Side of the images in which outlines are looked for."""
 
 
 @dataclass
@@ -24,10 +28,12 @@ class ClusterSums:
     """Sum of the photos' squared pixel values."""
     residual: float = 0.0
     """Sum of squared differences between photos and the prototype aligned to them."""
-    edge_energy: float = 0.0
+    edges: float = 0.0
     """Sum of the photos' squared edges, see `edge_energy`."""
-    edge_residual: float = 0.0
-    """Sum of squared differences between the edges of photos and those of the prototype aligned to them."""
+    outlines: float = 0.0
+    """Sum of the photos' squared outlines, see `outline_energy`."""
+    outline_residual: float = 0.0
+    """Sum of squared differences between the outlines of photos and those of the prototype aligned to them."""
 
     @classmethod
     def nothing(cls, shape: tuple[int, ...]) -> ClusterSums:
@@ -49,8 +55,9 @@ class ClusterSums:
         difference = photos - transformed
         self.energy += float(photos.double().square().sum())
         self.residual += float(difference.double().square().sum())
-        self.edge_energy += edge_energy(photos)
-        self.edge_residual += edge_energy(difference)
+        self.edges += edge_energy(photos)
+        self.outlines += outline_energy(photos)
+        self.outline_residual += outline_energy(difference)
 
     def __iadd__(self, other: ClusterSums) -> ClusterSums:
         self.images += other.images
@@ -58,8 +65,9 @@ class ClusterSums:
         self.deviation_CHW += other.deviation_CHW
         self.energy += other.energy
         self.residual += other.residual
-        self.edge_energy += other.edge_energy
-        self.edge_residual += other.edge_residual
+        self.edges += other.edges
+        self.outlines += other.outlines
+        self.outline_residual += other.outline_residual
         return self
 
     @property
@@ -77,3 +85,9 @@ def edge_energy(images: Tensor) -> float:
     """Sum of squared differences between all neighbouring pixels of (..., H, W), right and below."""
     values = images.double()
     return float(values.diff(dim=-1).square().sum() + values.diff(dim=-2).square().sum())
+
+
+def outline_energy(images: Tensor) -> float:
+    """`edge_energy` of (B, C, H, W) images that are averaged down to `OUTLINE_PX` first; smaller sides stay."""
+    height, width = images.shape[-2:]
+    return edge_energy(adaptive_avg_pool2d(images, (min(height, OUTLINE_PX), min(width, OUTLINE_PX))))

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python look
 
 from tests.benchmarks.bench_accuracy import Experiment, crawls, execute, filled, job_command, last_run, table
 
-SCORES = ("quality", "unaligned_detail", "explained", "sharpness", "median_margin", "size")
+SCORES = ("quality", "detail", "explained", "sharpness", "median_margin", "size")
 """What clusters are ordered by, highest first: the score, its components and, to compare with, size."""
 FIRST = (5, 10)
 

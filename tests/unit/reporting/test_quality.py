@@ -24,6 +24,12 @@ def edges(images: Array) -> Array:
     return np.concatenate([right.reshape(n, -1), below.reshape(n, -1)], axis=1)
 
 
+def outlines(images: Array) -> Array:
+    """Edges of (N, C, 32, 48) images averaged down to 16 x 16: blocks of 2 x 3."""
+    n, c = images.shape[:2]
+    return edges(images.reshape(n, c, 16, 2, 16, 3).mean(axis=(3, 5)))
+
+
 def score(photos: Tensor, transformed: Tensor, prototype: Tensor, aligned: Tensor | None = None) -> Quality:
     sums = ClusterSums.nothing(photos.shape[1:])
     sums.add(photos, transformed, photos if aligned is None else aligned, prototype)
@@ -31,18 +37,49 @@ def score(photos: Tensor, transformed: Tensor, prototype: Tensor, aligned: Tenso
 
 
 def test_the_score_is_that_of_its_definition() -> None:
-    photos, transformed, aligned = noise(0, 7, 3, 8, 6), noise(1, 7, 3, 8, 6), noise(2, 7, 3, 8, 6)
-    prototype = noise(3, 3, 8, 6)
+    ramp = torch.linspace(0, 1, 48).expand(3, 32, 48)
+    photos = 0.3 * noise(0, 7, 3, 32, 48) + ramp.roll(5, dims=2) * torch.linspace(0.2, 1, 7)[:, None, None, None]
+    transformed, aligned, prototype = photos + 0.1 * noise(1, 7, 3, 32, 48), noise(2, 7, 3, 32, 48), ramp
     found = score(photos, transformed, prototype, aligned)
     x, t, a, p = (part.double().numpy() for part in (photos, transformed, aligned, prototype))
-    energy = (edges(x) ** 2).sum()
     mean = x.mean(axis=0, keepdims=True)
-    assert found.detail == pytest.approx(1 - 7 / 6 * ((edges(x) - edges(t)) ** 2).sum() / energy, rel=1e-5)
-    assert found.unaligned_detail == pytest.approx(1 - 7 / 6 * ((edges(x) - edges(mean)) ** 2).sum() / energy, rel=1e-5)
+    energy = (outlines(x) ** 2).sum()
+    unexplained = 7 / 6 * ((outlines(x) - outlines(t)) ** 2).sum() / energy
+    left_over = 7 / 6 * ((outlines(x) - outlines(mean)) ** 2).sum() / energy
+    assert found.detail == pytest.approx(1 - unexplained, rel=1e-5)
+    assert found.unaligned_detail == pytest.approx(1 - left_over, rel=1e-4)
+    assert found.quality == pytest.approx(1 - unexplained / max(left_over, 0.5), rel=1e-4)
+    assert 0 < found.quality < 1
     assert found.explained == pytest.approx(1 - ((x - t) ** 2).sum() / ((x - mean) ** 2).sum(), rel=1e-5)
-    assert found.sharpness == pytest.approx((edges(p[None]) ** 2).sum() / (energy / 7), rel=1e-5)
+    assert found.sharpness == pytest.approx((edges(p[None]) ** 2).sum() / ((edges(x) ** 2).sum() / 7), rel=1e-5)
     assert found.spread == pytest.approx(np.sqrt(((a - p) ** 2).mean()), rel=1e-5)
     assert found.median_margin == 1.5
+
+
+def test_photos_that_are_alike_as_they_are_are_no_worse_for_it() -> None:
+    photos = noise(0, 1, 3, 32, 32) + 0.02 * noise(1, 30, 3, 32, 32)
+    mean = photos.mean(0)
+    assert score(photos, mean.expand_as(photos), mean).quality > 0.9
+
+
+def test_what_the_mean_explains_already_is_no_merit() -> None:
+    frame = torch.zeros(3, 32, 32)
+    frame[:, 4:-4, 4:-4] = 1
+    photos = frame * noise(1, 40, 3, 32, 32)[..., :1, :1]
+    mean = photos.mean(0)
+    found = score(photos, mean.expand_as(photos), mean)
+    assert found.detail is not None
+    assert found.detail > 0.6
+    assert found.quality < 0.6
+
+
+def test_alignment_that_is_a_pixel_off_still_counts() -> None:
+    y = torch.linspace(0, 6 * torch.pi, 64)
+    view = (torch.sin(y)[:, None] * torch.cos(y) / 2 + 0.5).expand(3, 64, 64)
+    view = view + 0.2 * noise(0, 3, 64, 64)
+    photos = torch.stack([view.roll((3 * i, 5 * i), dims=(1, 2)) for i in range(12)])
+    found = score(photos, photos.roll(1, dims=3), view)
+    assert found.quality > 0.8
 
 
 def test_a_prototype_that_matches_every_photo_is_perfect() -> None:
