@@ -66,6 +66,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=None,
         help="try the records of a complete crawl again that could not be reached, and only them",
     )
+    what.add_argument(
+        "--no-examples",
+        action="store_false",
+        dest="examples",
+        default=None,
+        help="leave every photo, caption and link out of the report; prototypes speak for their images",
+    )
     what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
     what.add_argument(
         "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
@@ -110,6 +117,7 @@ CONFIG_KEY = {
     "keep_duplicates": "ingest.keep_duplicates",
     "allow_private_hosts": "ingest.http.allow_private_hosts",
     "retry_unreachable": "ingest.http.retry_unreachable",
+    "examples": "reporting.examples",
     "image_size": "ingest.image_size",
     "warm_start": "clustering.warm_start",
     "workers": "clustering.workers",
@@ -146,9 +154,16 @@ def main() -> None:
 
 def named(row: dict[str, str]) -> dict[str, Any]:
     """The columns of a table of collections, as the flags of those names or keys of the configuration."""
-    lists = {"k", "transforms", "stages"}
-    values = {name: comma_list(value) if name in lists else value for name, value in row.items()}
-    return {CONFIG_KEY.get(name, name): value for name, value in values.items()}
+    import yaml
+
+    values: dict[str, Any] = {}
+    for column, value in row.items():
+        name = column.replace("-", "_")
+        if name in {"k", "transforms", "stages"}:
+            values[CONFIG_KEY.get(name, name)] = comma_list(value)
+        else:
+            values[CONFIG_KEY.get(name, name)] = yaml.safe_load(value) if "." in name else value
+    return values
 
 
 if __name__ == "__main__":

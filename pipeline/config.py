@@ -30,6 +30,7 @@ SourceType = Literal[
 ]  # fmt: skip
 LATEST = "latest"
 """Instead of a run's id."""
+OrderBy = Literal["quality", "size"]
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
 ImageForm = tuple[int, ColorMode, ImageFormat, bool]
@@ -320,10 +321,19 @@ class ClusteringConfig(_Section):
 class ReportingConfig(_Section):
     """What the user sees."""
 
+    order_by: OrderBy = "quality"
+    """What the mosaic and the page begin with: clusters whose prototype explains most, or the largest ones."""
+    examples: bool = True
+    """Whether reports show photos, captions and links; without them prototypes speak for their images."""
     strip_images: int = Field(8, ge=1, le=64)
     """Nearest images that the picture of each cluster shows."""
+    motion_images: int = Field(4, ge=0, le=16)
+    """Nearest images that the animation of each cluster moves its prototype onto; 0 for no animations."""
     tile_px: int = Field(128, ge=16, le=512)
     """Side of one picture in mosaics and strips."""
+    page_images: int = Field(8, ge=0, le=24)
+    """Nearest, random and farthest images of each cluster on the page, each; fewer where clusters are so many that the
+    page would be slow to open."""
 
 
 class JobConfig(_Section):

@@ -4,7 +4,7 @@
 
     <workspace>/<collection>/
       crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json (last: complete)
-      runs/<run_id>/                config.yaml, identity.json, trials/, parquet, pictures, run.json (last)
+      runs/<run_id>/                config.yaml, identity.json, trials/, tables, pictures, page, run.json (last)
     <workspace>/mlflow.db, mlartifacts/   the embedded tracking default
 """
 
@@ -91,12 +91,26 @@ class RunPaths:
         return f"{self.folder}/clusters.parquet"
 
     @property
+    def spreadsheet(self) -> str:
+        """The clusters again, for people."""
+        return f"{self.folder}/clusters.csv"
+
+    @property
     def mosaic(self) -> str:
         return f"{self.folder}/mosaic.png"
+
+    @property
+    def page(self) -> str:
+        """Everything that a person wants to know of the run, as one file."""
+        return f"{self.folder}/report.html"
 
     def strip(self, cluster: int) -> str:
         """Picture of one cluster: its prototype and how it relates to its nearest images."""
         return f"{self.folder}/clusters/cluster-{cluster:03d}.png"
+
+    def motion(self, cluster: int) -> str:
+        """Animation of one cluster: its prototype moves onto its nearest images."""
+        return f"{self.folder}/clusters/cluster-{cluster:03d}.webp"
 
     @property
     def marker(self) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,23 @@ def check_place(config: JobConfig) -> None:
         raise ConfigError(f"clustering.workers: {needed} CPUs are needed, this machine has {cpus}; lower --workers")
 
 
+_shared_slots: threading.Semaphore | None = None
+"""Of tasks in flight, where several collections share the cluster with training."""
+
+
+def leave_room_for_training() -> None:
+    """From now on the tasks of all threads together leave a CPU free.
+
+    Ray gives a CPU that a task leaves to the next task that waits, and a group of workers that needs several at once
+    may wait until no task is left.
+    """
+    import ray
+
+    global _shared_slots  # noqa: PLW0603 (one cluster per process)
+    connect_ray()
+    _shared_slots = threading.Semaphore(max(1, int(ray.cluster_resources().get("CPU", 1)) - 1))
+
+
 def run_bounded(
     submit: Callable[[Item], Any], items: Iterable[Item], in_flight: int | None = None
 ) -> Iterator[tuple[Item, Any]]:
@@ -102,22 +120,31 @@ def run_bounded(
 
     connect_ray()
     bound = in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    slots = _shared_slots or threading.Semaphore(bound)
     pending: dict[Any, Item] = {}
     queue = iter(items)
-    while True:
-        while len(pending) < bound and (item := next(queue, None)) is not None:
-            pending[submit(item)] = item
-        if not pending:
-            return
-        done, _ = ray.wait(list(pending), num_returns=1)
-        for reference in done:
-            item = pending.pop(reference)
-            try:
-                result = ray.get(reference)
-            except _deaths() as error:
-                why = str(error).strip().partition("\n")[0]
-                raise ClusterError(f"task {item} died in every attempt ({why}); run the same command again") from error
-            yield item, result
+    waiting = next(queue, None)
+    try:
+        while waiting is not None or pending:
+            # Only who has no task to wait for may wait for a slot.
+            while waiting is not None and len(pending) < bound and slots.acquire(blocking=not pending):
+                pending[submit(waiting)] = waiting
+                waiting = next(queue, None)
+            done, _ = ray.wait(list(pending), num_returns=1)
+            for reference in done:
+                item = pending.pop(reference)
+                slots.release()
+                try:
+                    result = ray.get(reference)
+                except _deaths() as error:
+                    why = str(error).strip().partition("\n")[0]
+                    raise ClusterError(
+                        f"task {item} died in every attempt ({why}); run the same command again"
+                    ) from error
+                yield item, result
+    finally:
+        if pending:
+            slots.release(len(pending))
 
 
 def _deaths() -> tuple[type[Exception], ...]:

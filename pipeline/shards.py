@@ -112,7 +112,8 @@ def count_samples(storage: Storage, key: str) -> int:
         with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(key))) as tar:
             return sum(name.endswith(".json") for name in tar.getnames())
     except tarfile.TarError as error:
-        raise StorageError(f"{storage.uri(key)}: not a shard ({error}); {_remedy(storage.uri(key))}") from error
+        why = " ".join(str(error).split())
+        raise StorageError(f"{storage.uri(key)}: not a shard ({why}); {_remedy(storage.uri(key))}") from error
 
 
 def _remedy(shard: str) -> str:

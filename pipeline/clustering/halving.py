@@ -1,7 +1,7 @@
 """Seeds that fall behind are not trained to the end: successive halving (Jamieson and Talwalkar, 2016).
 
-Seeds of one K are compared by their loss on all images after equally many iterations, to within a window; the better
-half goes on. Losses of different K are never compared: a larger K nearly always has the lower one.
+Seeds of one K are compared by the mean loss of their window after equally many iterations; the better half goes on.
+Losses of different K are never compared: a larger K nearly always has the lower one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from pipeline.clustering.curriculum import Curriculum
-from pipeline.clustering.trial import Trial, is_done
+from pipeline.clustering.trial import Trial, TrialResult, is_done, loss_at
 from pipeline.config import ClusteringConfig
 from pipeline.layout import RunPaths
 from pipeline.progress import say
@@ -19,9 +19,13 @@ from pipeline.storage import Storage, read_json
 
 def rungs(config: ClusteringConfig) -> list[int]:
     """Iterations after which half of the seeds stop, the last one half way through the longest possible training."""
-    longest = Curriculum(config.schedule, config.transforms).iterations_left()
+    curriculum = Curriculum(config.schedule, config.transforms)
+    if config.warm_start is not None:
+        curriculum.begin_with_all()
+    longest = curriculum.iterations_left()
     n = math.ceil(math.log2(config.seeds))
-    return [longest // 2 ** (n - index) for index in range(n)]
+    found = [longest // 2 ** (n - index) for index in range(n)]
+    return [iteration for iteration in found if iteration >= config.schedule.window]
 
 
 def halve(
@@ -67,6 +71,9 @@ def _reached(storage: Storage, paths: RunPaths, trial: Trial, iteration: int) ->
 
 
 def _loss(storage: Storage, paths: RunPaths, trial: Trial, iteration: int) -> float:
-    """At the rung; of a trial that was over before, in the end."""
+    """At the rung; of a trial that was over before, of its last window."""
     rung = paths.rung(trial.name, iteration)
-    return float(read_json(storage, rung if storage.exists(rung) else paths.trial_marker(trial.name))["loss"])
+    if storage.exists(rung):
+        return float(read_json(storage, rung)["loss"])
+    result = TrialResult.from_json(read_json(storage, paths.trial_marker(trial.name)))
+    return loss_at(result.history, iteration)

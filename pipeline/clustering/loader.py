@@ -39,7 +39,7 @@ class EpochOrder:
     def __init__(self, sizes: Sequence[int], seed: int, window: int | None = None) -> None:
         self.sizes, self.seed = list(sizes), seed
         self.n_images = sum(sizes)
-        self.window = window or self.n_images
+        self.window = self.n_images if window is None else window
         self._lock = Lock()
         self._recent: dict[int, Tensor] = {}
 

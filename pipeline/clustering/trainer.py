@@ -18,15 +18,17 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.clustering.heap import return_large_blocks
 from pipeline.clustering.image_store import ImageStore, kept_bytes, open_images
 from pipeline.clustering.images import ImageSet
 from pipeline.clustering.patience import patiently
 from pipeline.clustering.training import TrialTraining
+from pipeline.clustering.trial import loss_at
 from pipeline.clustering.trial_queue import TrialQueue, View, Work
 from pipeline.config import ClusteringConfig
-from pipeline.errors import ClusteringError, PipelineError
+from pipeline.errors import ClusteringError, PipelineError, user_error
 from pipeline.progress import Progress, say
 from pipeline.session import connect_ray
 from pipeline.storage import write_json
@@ -74,7 +76,7 @@ def plan_groups(config: ClusteringConfig, trials: int) -> GroupPlan:
         threads = max(1, cpus // (config.workers * max(1, min(trials, cpus // config.workers))))
     plan = GroupPlan(config.workers, threads, gpus, 1)
     # A worker does not span nodes.
-    places = sum(min(int(node.get(name, 0) / amount) for name, amount in plan.resources.items()) for node in nodes)
+    places = sum(min(_places(node.get(name, 0), amount) for name, amount in plan.resources.items()) for node in nodes)
     if places < config.workers:
         worker = " and ".join(f"{amount:g} {name}" for name, amount in plan.resources.items())
         raise ClusteringError(
@@ -82,6 +84,11 @@ def plan_groups(config: ClusteringConfig, trials: int) -> GroupPlan:
             "lower --workers or clustering.cpus_per_worker, or add nodes"
         )
     return GroupPlan(config.workers, threads, gpus, max(1, min(trials, places // config.workers)))
+
+
+def _places(available: float, amount: float) -> int:
+    """How many times `amount` of something fits; a part of a GPU is part of one GPU."""
+    return int(available) * int(1 / amount) if amount < 1 else int(available / amount)
 
 
 def _choose_gpu(config: ClusteringConfig) -> bool:
@@ -108,14 +115,18 @@ class TrainingPool:
         connect_ray()
         self._config = config
         self._plan = plan_groups(config, trials)
-        self._queue = ray.remote(TrialQueue).options(num_cpus=0).remote()
-        store = ray.remote(ImageStore).options(num_cpus=0, max_restarts=-1, max_task_retries=STORE_RETRIES)
+        # Beside the driver: with it the job ends anyway, and any other node may be lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        beside = {"num_cpus": 0, "scheduling_strategy": here}
+        self._queue = ray.remote(TrialQueue).options(**beside).remote()
+        store = ray.remote(ImageStore).options(**beside, max_restarts=-1, max_task_retries=STORE_RETRIES)
         self._store = store.remote(kept_bytes())
         self._ends: dict[str, Future[None]] = {}
         self._groups: dict[Future[None], str] = {}
         self._threads = ThreadPoolExecutor(self._plan.most, "group")
         self._started = 0
         self._fruitless = 0
+        self._fatal: Exception | None = None
         self._view = _Console()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._manage, daemon=True)
@@ -127,6 +138,7 @@ class TrainingPool:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=10)
+        self._end_all(ClusteringError("the job ended before the trial did"))
         # A group that still starts ends by itself: no trial waits. After an error, its threads end with Ray.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -135,6 +147,8 @@ class TrainingPool:
 
         Raises the ClusteringError of the first trial that cannot be trained, when all others are done.
         """
+        if self._fatal is not None:
+            raise self._fatal
         ends = [self._ends.setdefault(work.name, Future()) for work in works]
         ray.get(self._queue.add.remote(list(works)))
         errors = [end.exception() for end in ends]
@@ -156,11 +170,15 @@ class TrainingPool:
                 if len(self._groups) < min(self._plan.most, view.waiting + len(view.running)) and view.waiting:
                     self._start_group()
         except Exception as error:  # whoever waits for a trial must not wait for ever
-            for end in list(self._ends.values()):
-                if not end.done():
-                    end.set_exception(error)
+            self._fatal = error
+            self._end_all(error)
         finally:
             self._view.close()
+
+    def _end_all(self, error: Exception) -> None:
+        for end in list(self._ends.values()):
+            if not end.done():
+                end.set_exception(error)
 
     def _end(self, name: str, error: PipelineError | None) -> None:
         end = self._ends[name]
@@ -181,14 +199,22 @@ class TrainingPool:
             name = self._groups.pop(group)
             had_a_trial = ray.get(self._queue.release.remote(name))
             error = group.exception()
-            if error is None or had_a_trial:  # a trial that is lost is counted by itself
+            # A trial that is lost is counted by itself, and room for a group may come.
+            if error is None or had_a_trial or _was_without_room(error):
                 continue
             self._fruitless += 1
-            if self._fruitless > self._config.max_failures:
+            if self._fruitless > self._config.max_failures and not self._groups:
                 raise ClusteringError(
                     f"{self._fruitless} groups of workers ended before they had a trial: "
                     f"{' '.join(str(error).split())[-300:]}"
                 ) from error
+
+
+def _was_without_room(error: BaseException) -> bool:
+    """Whether a group of workers was given up since the cluster had no room for it in time."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(getattr(error, "controller_failure", error.__cause__), WorkerGroupStartupTimeoutError)
 
 
 def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, store: Any) -> None:
@@ -240,9 +266,10 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             _train(work, images, get_device(), group, queue if first else None)
         except ClusteringError as error:  # on all workers alike
             if first:
-                ray.get(queue.give_up.remote(group, error))
+                ray.get(queue.give_up.remote(group, user_error(error) or error))
         except PipelineError as error:  # on this one, perhaps: the group starts again, as far as it may
-            ray.get(queue.trouble.remote(group, error))
+            # As it was raised: Ray takes its own kind of error for an argument that could not be computed.
+            ray.get(queue.trouble.remote(group, user_error(error) or error))
             raise
 
 
@@ -273,7 +300,7 @@ def _train(work: Work, images: ImageSet, device: torch.device, group: str, queue
     document = result.to_json()
     if work.until is not None and not training.curriculum.done:
         key = work.paths.rung(work.trial.name, work.until)
-        document = {"iteration": result.iterations, "loss": result.loss}
+        document = {"iteration": result.iterations, "loss": loss_at(result.history, work.until)}
     patiently(lambda: write_json(work.storage, key, document), work.storage.uri(key), note)
     ray.get(queue.finish.remote(group, result.loss))
 

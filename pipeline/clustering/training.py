@@ -84,10 +84,15 @@ class TrialTraining:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         # Half of what is in memory, so that the other half can be read meanwhile.
-        window = images.resident_images if images.resident_images >= len(images) else images.resident_images // 2
+        window = images.resident_images
+        if window < len(images):
+            window = max(1, window // 2)
         order = EpochOrder(images.sizes, trial.seed, window)
         self.loader = Loader(images, BatchStream(order, config.batch_size, self.rank, self.world_size), device)
-        initial = initial_images(images, trial.k, trial.seed, config.initialization)
+        resumes = storage.exists(checkpoint_key)
+        initial = torch.zeros(trial.k, *images.shape)
+        if not resumes:
+            initial = initial_images(images, trial.k, trial.seed, config.initialization)
         self.method = build_method(config, initial, trial.seed, device.type).to(device)
         self.optimizer = torch.optim.Adam(
             [
@@ -104,7 +109,7 @@ class TrialTraining:
         """Where training begins, for the user."""
         self.seconds = 0.0
         self.history: list[HistoryPoint] = []
-        if self.storage.exists(self.checkpoint_key):
+        if resumes:
             self._resume()
         elif earlier_key is not None:
             take_over(self.method, storage, earlier_key, images, trial.seed)
@@ -138,9 +143,12 @@ class TrialTraining:
                 if self.rank == 0 and time.monotonic() - saved_at >= self.config.checkpoint_every_s:
                     checkpoints.write(self._state(with_optimizer=True))
                     saved_at = time.monotonic()
+        except BaseException:
+            checkpoints.close()
+            raise
         finally:
             self.loader.close()
-            checkpoints.close()
+        # While the last checkpoint is still being written, perhaps: the other workers do not wait for it.
         loss = self.evaluate()
         if not math.isfinite(loss):
             raise self._not_a_number(self.iteration)

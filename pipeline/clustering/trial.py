@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,6 +86,11 @@ class TrialResult:
         stages = [StageRecord(**stage) for stage in document["stages"]]
         history = [HistoryPoint(**point) for point in document["history"]]
         return cls(**{**document, "stages": stages, "history": history})
+
+
+def loss_at(history: Sequence[HistoryPoint], iteration: int) -> float:
+    """Mean loss of the first window that ends at `iteration` or later; of the last one where none does."""
+    return next((point.loss for point in history if point.iteration >= iteration), history[-1].loss)
 
 
 def best_of_each_k(results: Iterable[TrialResult]) -> list[TrialResult]:

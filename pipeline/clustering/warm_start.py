@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import yaml
@@ -14,7 +13,7 @@ from pipeline.clustering.images import ImageSet, to_float
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.trial import Trial
 from pipeline.config import LATEST, JobConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths, runs_of
 from pipeline.progress import say
 from pipeline.storage import Storage, read_json
@@ -66,10 +65,13 @@ def with_earlier_run(storage: Storage, config: JobConfig, digests: set[str]) -> 
 
 def earlier_checkpoint(storage: Storage, collection: str, run_id: str, k: int) -> str:
     """Key of the model that a trial of `k` starts from: the run's best trial of that K, or the one that it kept."""
-    (run,) = [run for run in _finished(storage, collection) if run.run_id == run_id]
+    run = _read(storage, RunPaths(collection, run_id))
     same = [trial for trial in run.trials if trial.k == k]
     trial = same[0] if same else run.selected
-    return RunPaths(collection, run_id).checkpoint(trial.name)
+    key = RunPaths(collection, run_id).checkpoint(trial.name)
+    if not storage.exists(key):
+        raise ConfigError(f"clustering.warm_start: {storage.uri(key)} is gone; choose another run, or none")
+    return key
 
 
 @torch.no_grad()
@@ -119,19 +121,27 @@ def _worst_explained(earlier: DTI, images: ImageSet, n: int, seed: int) -> tuple
 
 def _finished(storage: Storage, collection: str) -> list[EarlierRun]:
     keys = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
-    return [_read(read_json(storage, key)) for key in keys]
+    return [_read(storage, RunPaths(collection, key.split("/")[-2])) for key in keys]
 
 
-def _read(document: dict[str, Any]) -> EarlierRun:
-    trials = [Trial(trial["k"], trial["seed"]) for trial in sorted(document["trials"], key=lambda t: t["loss"])]
-    crawls = frozenset(crawl["digest"] for crawl in document["crawls"] if crawl["images"])
-    selected = Trial(document["selected"]["k"], document["selected"]["seed"])
-    return EarlierRun(document["run_id"], document["created_at"], crawls, trials, selected)
+def _read(storage: Storage, paths: RunPaths) -> EarlierRun:
+    document = read_json(storage, paths.marker)
+    try:
+        trials = [Trial(trial["k"], trial["seed"]) for trial in sorted(document["trials"], key=lambda t: t["loss"])]
+        crawls = frozenset(crawl["digest"] for crawl in document["crawls"] if crawl["images"])
+        selected = Trial(document["selected"]["k"], document["selected"]["seed"])
+        return EarlierRun(paths.run_id, document["created_at"], crawls, trials, selected)
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{storage.uri(paths.marker)}: not a run; delete its folder, or report it again") from error
 
 
 def _differences(storage: Storage, config: JobConfig, run_id: str) -> list[str]:
     """Names of what the run and `config` do not have in common, but must."""
-    found = yaml.safe_load(storage.read_bytes(RunPaths(config.collection, run_id).config))
+    key = RunPaths(config.collection, run_id).config
+    try:
+        found = yaml.safe_load(storage.read_bytes(key))
+    except yaml.YAMLError as error:
+        raise StorageError(f"{storage.uri(key)}: not YAML; delete the folder of that run") from error
     asked = config.model_dump(mode="json")
     return [
         f"{section}.{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from pipeline.errors import ConfigError, PipelineError, SourceError, user_error
 from pipeline.job.collection import run_collection
 from pipeline.job.pool import LazyPool
 from pipeline.progress import about, say
-from pipeline.session import connect_ray
+from pipeline.session import leave_room_for_training
 from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
         else:
             jobs[config.collection] = config
     if jobs:
-        with LazyPool(list(jobs.values())) as pool, ThreadPoolExecutor(_at_once(), "collection") as threads:
+        with LazyPool(list(jobs.values())) as pool, _threads(_at_once()) as threads:
             running = {threads.submit(_run, config, pool.train): name for name, config in jobs.items()}
             for done, future in enumerate(as_completed(running), start=1):
                 name = running[future]
@@ -64,11 +65,23 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
     say("done", f"all {len(rows)} collections")
 
 
+@contextmanager
+def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
+    """As many threads; after an interruption, what has not begun does not begin."""
+    threads = ThreadPoolExecutor(n, "collection")
+    try:
+        yield threads
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+    threads.shutdown()
+
+
 def _at_once() -> int:
     """Collections under way at once: twice as many as the cluster has GPUs, or CPUs where it has none."""
     import ray
 
-    connect_ray()
+    leave_room_for_training()
     resources = ray.cluster_resources()
     return max(AT_ONCE, int(2 * (resources.get("GPU") or resources.get("CPU", 1))))
 
@@ -92,7 +105,8 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
             if "collection" not in (reader.fieldnames or ()):
                 raise SourceError(f"--manifest {table}: expected a header with a column named collection")
             found = 0
-            for number, row in enumerate(reader, start=2):
+            for row in reader:
+                number = reader.line_num
                 if None in row:
                     raise SourceError(f"--manifest {table}, row {number}: more cells than the header has")
                 found += 1

@@ -7,6 +7,7 @@ A cluster keeps the model's index in every table and picture. The tables describ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from pipeline.errors import PipelineError
 from pipeline.layout import CrawlPaths
 from pipeline.records import RECORD_FIELDS, Crawl
 from pipeline.reporting.pixels import Pixels, png, to_image
+from pipeline.reporting.quality import Quality
 from pipeline.storage import Storage
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 LOSS_COLUMNS: dict[Method, str] = {
     "dti-gmm": "negative_log_likelihood",
@@ -34,6 +36,8 @@ _LOSS_DOCS = {
     "squared_error": "per pixel and channel, between the image and its transformed prototype",
 }
 _TRANSFORM = "transform_"
+SOURCES = ("source_uri", "file_name", "shortcode", "caption", "hashtags", "source_url")
+"""Columns of ``clusters.parquet`` that lead to a photo or say what its post said; null where examples are left out."""
 _DESCRIPTIVE = ("source_uri", "file_name", "shortcode", "caption", "taken_at", "hashtags", "source_url", "label")
 
 
@@ -64,6 +68,19 @@ def prototypes_schema(loss: str) -> pa.Schema:
         _field("cluster", pa.int32(), "the model's index, from 0"),
         _field("size", pa.int64(), "images assigned to it"),
         _field("share", pa.float64(), "size as a part of all images, in [0, 1]"),
+        _field(
+            "quality",
+            pa.float64(),
+            "label-free score in [0, 1]: what alignment explains of the outlines beyond the mean image",
+        ),
+        _field(
+            "detail", pa.float64(), "part of its images' outlines (edges at 16 px) that the aligned prototype explains"
+        ),
+        _field("unaligned_detail", pa.float64(), "detail of the unaligned mean image in the prototype's place"),
+        _field("explained", pa.float64(), "part of the variance around the unaligned mean that alignment explains"),
+        _field("sharpness", pa.float64(), "edges of the prototype over those of its images, as mean squares"),
+        _field("spread", pa.float64(), "root mean square of images aligned back minus the prototype, in [0, 1]"),
+        _field("median_margin", pa.float64(), "median margin to the runner-up, in the unit of the loss"),
         _field("mixing_proportion", pa.float64(), "learned weight in the mixture; 1/K where the method has none"),
         _field(f"mean_{loss}", pa.float64(), f"mean {loss} of its images; null where it has none"),
         _field("nearest", pa.list_(pa.string()), "image_ids of the best explained images, best first"),
@@ -106,8 +123,22 @@ def check_counts(storage: Storage, clusters: pa.Table, crawls: Sequence[Crawl]) 
         raise PipelineError(f"images of crawls {sorted(found)} were assigned, which do not belong to this run")
 
 
+def without_sources(clusters: pa.Table) -> pa.Table:
+    """`clusters` with nothing in the columns that say what an image is of and where it came from: `SOURCES`."""
+    for name in SOURCES:
+        field = clusters.schema.field(name)
+        clusters = clusters.set_column(
+            clusters.schema.get_field_index(name), field, pa.nulls(clusters.num_rows, field.type)
+        )
+    return clusters
+
+
 def prototypes_table(
-    clusters: pa.Table, pictures: Sequence[Pixels], proportions: Sequence[float], n_nearest: int
+    clusters: pa.Table,
+    pictures: Sequence[Pixels],
+    proportions: Sequence[float],
+    qualities: Sequence[Quality],
+    n_nearest: int,
 ) -> pa.Table:
     """One row per prototype, in the model's order, empty clusters included.
 
@@ -115,18 +146,20 @@ def prototypes_table(
         clusters: as `clusters_table` made it.
         pictures: K prototypes, uint8 (H, W, C).
         proportions: K mixing proportions.
+        qualities: K scores.
         n_nearest: number of nearest images that are named.
 
     Raises PipelineError where an image is assigned to a prototype that does not exist.
     """
     loss = loss_column(clusters.schema)
     rows: list[dict[str, Any]] = []
-    for cluster, (picture, proportion) in enumerate(zip(pictures, proportions, strict=True)):
+    for cluster, (picture, proportion, quality) in enumerate(zip(pictures, proportions, qualities, strict=True)):
         members = members_of(clusters, cluster)
         row = {
             "cluster": cluster,
             "size": members.num_rows,
             "share": members.num_rows / max(1, clusters.num_rows),
+            **asdict(quality),
             "mixing_proportion": float(proportion),
             f"mean_{loss}": float(members[loss].to_numpy().mean(dtype=np.float64)) if members.num_rows else None,
             "nearest": nearest_of(clusters, cluster, n_nearest)["image_id"].to_pylist(),
@@ -142,6 +175,12 @@ def members_of(clusters: pa.Table, cluster: int) -> pa.Table:
     """Rows of the images of one cluster, best explained first."""
     start, end = np.searchsorted(clusters["cluster"].to_numpy(), [cluster, cluster + 1])
     return clusters.slice(start, end - start)
+
+
+def median_margin(clusters: pa.Table, cluster: int) -> float | None:
+    """Median margin to the runner-up of the images of one cluster; None where it has none."""
+    margins = members_of(clusters, cluster)["margin"].to_numpy()
+    return float(np.median(margins)) if len(margins) else None
 
 
 def nearest_of(clusters: pa.Table, cluster: int, n: int) -> pa.Table:

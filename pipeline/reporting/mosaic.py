@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.config import OrderBy
 from pipeline.reporting.pixels import Pixels, to_image
 
 INK, PALE, PAPER, EDGE = "#1c1c1e", "#76767b", "#ffffff", "#dcdce0"
@@ -38,6 +39,8 @@ class Tile:
     """`size` as a part of all images, in [0, 1]."""
     picture: Pixels
     """uint8 (H, W, C)."""
+    quality: float = 0.0
+    """Label-free score in [0, 1]; see `quality.py`."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,27 @@ class Strip:
     """Each photo, transformed to look like the prototype."""
 
 
+def ordered(tiles: Sequence[Tile], by: OrderBy) -> list[Tile]:
+    """`tiles`, highest `by` first; the other of quality and size decides among equals, then the index."""
+    if by == "quality":
+        return sorted(tiles, key=lambda tile: (-tile.quality, -tile.size, tile.cluster))
+    return sorted(tiles, key=lambda tile: (-tile.size, -tile.quality, tile.cluster))
+
+
 def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) -> Image.Image:
-    """All `tiles`, largest cluster first, each with its index, size and share.
+    """All `tiles` in their order, each with its index, size and share.
 
     Args:
         title: first words of the heading; cut where the picture is too narrow for it. Characters that no font on
             this machine has lose their accents or become question marks.
         subtitle: the rest of the heading, paler.
-        tiles: at least one, in any order.
+        tiles: at least one.
         tile_px: side of one prototype in the picture.
     """
     text_px, title_px = _text_px(tile_px), _title_px(tile_px)
-    ordered = sorted(tiles, key=lambda tile: (-tile.size, tile.cluster))
-    columns = math.ceil(math.sqrt(len(ordered) * 1.5))
-    rows = math.ceil(len(ordered) / columns)
-    widest = max(_width(f"#{tile.cluster}  {tile.size:,}   {tile.share:.1%}", text_px) for tile in ordered)
+    columns = math.ceil(math.sqrt(len(tiles) * 1.5))
+    rows = math.ceil(len(tiles) / columns)
+    widest = max(_width(f"#{tile.cluster}  {tile.size:,}   {tile.share:.1%}", text_px) for tile in tiles)
     cell, line = max(tile_px, widest), tile_px + text_px + 4
     gap, margin = max(10, tile_px // 8), max(16, tile_px // 4)
     title, font = _legible(title, title_px)
@@ -76,7 +85,7 @@ def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) 
     canvas = Image.new("RGB", (width, top + rows * (line + gap) - gap + margin), PAPER)
     draw = ImageDraw.Draw(canvas)
     _heading(draw, (margin, margin), title, subtitle, width - 2 * margin, title_px, font)
-    for index, tile in enumerate(ordered):
+    for index, tile in enumerate(tiles):
         x = margin + index % columns * (cell + gap)
         y = top + index // columns * (line + gap)
         _paste(canvas, tile.picture, (x, y), tile_px)

@@ -21,14 +21,18 @@ from pipeline.layout import RunPaths
 from pipeline.progress import say
 from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
-from pipeline.reporting.manifest import clusters_schema, prototypes_table
-from pipeline.reporting.mosaic import Tile, draw_mosaic
-from pipeline.reporting.pixels import png, to_pictures
-from pipeline.reporting.strips import publish_strips
+from pipeline.reporting.cluster_files import write_clusters_csv, write_clusters_parquet
+from pipeline.reporting.findings import find
+from pipeline.reporting.manifest import clusters_schema, prototypes_table, without_sources
+from pipeline.reporting.mosaic import draw_mosaic
+from pipeline.reporting.page.contents import page_of
+from pipeline.reporting.page.render import render
+from pipeline.reporting.pixels import png
+from pipeline.reporting.strips import picture_keys, publish_strips
 from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
 from pipeline.storage import Storage, read_json, write_json, write_table
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of ``run.json``."""
 
 
@@ -65,15 +69,14 @@ def report(
     paths = RunPaths(config.collection, run_id)
     work = _digest(config, crawls, results, selected)
     document = read_json(storage, paths.marker) if storage.exists(paths.marker) else {}
-    files = _files(paths, selected.k)
+    files = _files(paths, selected.k, config)
     if document.get("work") == work and set(files) <= set(storage.list(paths.folder)):
         say("report", f"{storage.uri(paths.folder)} is done already")
         if _is_tracked(storage, config, document):
             return document
     else:
-        sizes, metrics = _make(storage, config, paths, crawls, results, selected)
         document = {"schema_version": SCHEMA_VERSION, "work": work}
-        document |= _describe(storage, config, paths, crawls, results, selected, reason, sizes, metrics)
+        document |= _make(storage, config, paths, crawls, results, selected, reason)
     configuration = [paths.config] if storage.exists(paths.config) else []
     scores = [trial["metrics"] for trial in document["trials"]]
     tracking = track(storage, config, run_id, crawls, results, scores, selected, [*configuration, *files])
@@ -88,7 +91,7 @@ def report(
 def closing_lines(document: dict[str, Any]) -> list[str]:
     """What the user needs after a job whose `report` returned `document`: a label and a place, or a command, per line.
 
-    Example: ``mosaic    /photos/workspace/rome/runs/run-1/mosaic.png``. Where images have labels, how well the
+    Example: ``page      /photos/workspace/rome/runs/run-1/report.html``. Where images have labels, how well the
     clusters agree with them stands first.
     """
     tracking = Tracking(**document["tracking"])
@@ -101,7 +104,7 @@ def closing_lines(document: dict[str, Any]) -> list[str]:
     if metrics := document["metrics"]:
         scores = f"accuracy {metrics['accuracy']:.3f}, NMI {metrics['nmi']:.3f}"
         lines["metrics"] = f"{scores} on {_count(metrics['labelled_images'], 'labelled image')}"
-    lines |= {"run": document["paths"]["run"], "mosaic": document["paths"]["mosaic"], "MLflow": mlflow}
+    lines |= {"run": document["paths"]["run"], "page": document["paths"]["page"], "MLflow": mlflow}
     return [f"{label:<9} {line}" for label, line in lines.items()]
 
 
@@ -112,11 +115,9 @@ def _make(
     crawls: list[Crawl],
     results: Sequence[TrialResult],
     selected: TrialResult,
-) -> tuple[list[int], list[Metrics | None]]:
-    """Publish tables and pictures in place of an earlier report.
-
-    Returns the size of each cluster of the selected trial, and the metrics of each trial where images have labels.
-    """
+    reason: str,
+) -> dict[str, Any]:
+    """Publish tables, pictures and the page in place of an earlier report; return what ``run.json`` says of them."""
     checkpoint = paths.checkpoint(selected.trial.name)
     options = config.reporting
     method = _kept_method(storage, paths, selected)
@@ -129,22 +130,31 @@ def _make(
             if result.trial != selected.trial:
                 assigned = assign_crawls(storage, paths.checkpoint(result.trial.name), crawls, schema)
             metrics[index] = evaluate(assigned["label"].to_pylist(), assigned["cluster"].to_numpy(), result.k)
-    pictures = to_pictures(method.prototypes_KCHW())
-    prototypes = prototypes_table(clusters, list(pictures), method.shares_K().tolist(), options.strip_images)
-    numbers = prototypes.select(["cluster", "size", "share"]).to_pylist()
-    tiles = [Tile(**row, picture=picture) for row, picture in zip(numbers, pictures, strict=True)]
+    findings = find(storage, checkpoint, config.collection, method, clusters, options)
+    tiles = sorted(findings.tiles, key=lambda tile: tile.cluster)
+    pictures, nearest = [tile.picture for tile in tiles], options.strip_images if options.examples else 0
+    prototypes = prototypes_table(clusters, pictures, findings.proportions, findings.qualities, nearest)
     subtitle = f"{_count(selected.k, 'prototype')} of {_count(clusters.num_rows, 'image')}"
-    mosaic = png(draw_mosaic(config.collection, subtitle, tiles, options.tile_px))
+    mosaic = png(draw_mosaic(config.collection, subtitle, findings.tiles, options.tile_px))
+    sizes = [tile.size for tile in tiles]
+    document = _describe(storage, config, paths, crawls, results, selected, reason, sizes, metrics)
+    tracked = without_credentials(tracking_uri(storage, config))
+    page = render(page_of(findings, document, config, tracked, crawls, results, selected))
 
     # The earlier report ends here, its marker first.
     storage.delete(paths.marker)
-    write_table(storage, paths.clusters, clusters)
+    rows = clusters if options.examples else without_sources(clusters)
+    write_clusters_parquet(storage, paths.clusters, rows)
+    write_clusters_csv(storage, paths.spreadsheet, rows)
     write_table(storage, paths.prototypes, prototypes)
     storage.write_bytes(paths.mosaic, mosaic)
-    strips = publish_strips(storage, checkpoint, paths, clusters, tiles, options.strip_images, options.tile_px)
-    for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(strips):
-        storage.delete(key)  # of a larger K
-    return [tile.size for tile in tiles], metrics
+    storage.write_bytes(paths.page, page)
+    drawn: list[str] = []
+    if options.examples:
+        drawn = publish_strips(storage, checkpoint, paths, clusters, tiles, options, _moving(config))
+    for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(drawn):
+        storage.delete(key)  # of a larger K, or with photos that are not to be shown any more
+    return document
 
 
 def _kept_method(storage: Storage, paths: RunPaths, selected: TrialResult) -> ClusteringMethod:
@@ -195,8 +205,11 @@ def _describe(
         "paths": {
             "run": storage.uri(paths.folder),
             "mosaic": storage.uri(paths.mosaic),
-            "strips": [storage.uri(paths.strip(cluster)) for cluster in range(selected.k)],
+            "animations": [storage.uri(key) for key in _pictures(paths, selected.k, config) if key.endswith(".webp")],
+            "page": storage.uri(paths.page),
+            "strips": [storage.uri(key) for key in _pictures(paths, selected.k, config) if key.endswith(".png")],
             "clusters": storage.uri(paths.clusters),
+            "spreadsheet": storage.uri(paths.spreadsheet),
             "prototypes": storage.uri(paths.prototypes),
             "checkpoint": storage.uri(paths.checkpoint(selected.trial.name)),
             "config": storage.uri(paths.config),
@@ -221,9 +234,20 @@ def _is_tracked(storage: Storage, config: JobConfig, document: dict[str, Any]) -
     return tracking.error is None and tracking.uri == without_credentials(tracking_uri(storage, config))
 
 
-def _files(paths: RunPaths, k: int) -> list[str]:
+def _files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
     """Keys of everything that a report consists of, apart from ``run.json``."""
-    return [paths.prototypes, paths.clusters, paths.mosaic, *(paths.strip(cluster) for cluster in range(k))]
+    tables = [paths.prototypes, paths.clusters, paths.spreadsheet]
+    return [*tables, paths.mosaic, paths.page, *_pictures(paths, k, config)]
+
+
+def _pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
+    """Keys of the clusters' pictures, of which there are none without examples: they are full of photos."""
+    return picture_keys(paths, k, _moving(config)) if config.reporting.examples else []
+
+
+def _moving(config: JobConfig) -> bool:
+    """Whether there is something that moves, and the user wants to see it."""
+    return bool(config.reporting.motion_images and config.clustering.transforms)
 
 
 def _version(package: str) -> str | None:

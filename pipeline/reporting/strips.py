@@ -1,22 +1,22 @@
-"""The picture of each cluster, drawn and published by Ray tasks that read only the shards they show."""
+"""The pictures of each cluster, drawn and published by Ray tasks that read only the shards they show."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from pipeline.clustering.method import ClusteringMethod
+from pipeline.config import ReportingConfig
 from pipeline.layout import CrawlPaths, RunPaths
 from pipeline.progress import Progress
 from pipeline.reporting.assign import trained_method
-from pipeline.reporting.manifest import nearest_of, transform_columns
+from pipeline.reporting.manifest import nearest_of
 from pipeline.reporting.mosaic import Strip, Tile, draw_strip
+from pipeline.reporting.motion import draw_motion
 from pipeline.reporting.pixels import Pixels, png, to_images, to_pictures
+from pipeline.reporting.survey import image_keys, parameters_of
 from pipeline.session import run_bounded
 from pipeline.shards import read_shard
 from pipeline.storage import Storage
@@ -31,10 +31,10 @@ def publish_strips(
     paths: RunPaths,
     clusters: pa.Table,
     tiles: list[Tile],
-    images_per_strip: int,
-    tile_px: int,
+    options: ReportingConfig,
+    moving: bool,
 ) -> list[str]:
-    """Draw one strip per tile with its nearest images and publish it; return their keys, in the tiles' order.
+    """Draw and publish a strip per tile with its nearest images, and its animation; return all keys.
 
     Args:
         storage: workspace with the shards and the model; it travels to the tasks.
@@ -42,26 +42,33 @@ def publish_strips(
         paths: of the run.
         clusters: as `manifest.clusters_table` made it.
         tiles: the prototypes, empty clusters included.
-        images_per_strip: nearest images to show.
-        tile_px: side of one picture in the strip.
+        options: how many images to show, and how large.
+        moving: whether to draw animations.
     """
     import ray
 
     task = ray.remote(num_cpus=1)(_publish)
-    shown = [(tile, nearest_of(clusters, tile.cluster, images_per_strip)) for tile in tiles]
+    n = max(options.strip_images, options.motion_images)
+    shown = [(tile, nearest_of(clusters, tile.cluster, n)) for tile in tiles]
     chunks = [shown[start : start + CLUSTERS_PER_TASK] for start in range(0, len(shown), CLUSTERS_PER_TASK)]
     with Progress("draw", len(tiles), "cluster") as progress:
-        submit = lambda chunk: task.remote(storage, checkpoint, paths, chunk, tile_px)  # noqa: E731
+        submit = lambda chunk: task.remote(storage, checkpoint, paths, chunk, options, moving)  # noqa: E731
         for chunk, _ in run_bounded(submit, chunks):
             progress.advance(len(chunk))
-    return [paths.strip(tile.cluster) for tile in tiles]
+    return picture_keys(paths, len(tiles), moving)
+
+
+def picture_keys(paths: RunPaths, k: int, moving: bool) -> list[str]:
+    """Keys of the strips of `k` clusters and, where they move, of their animations."""
+    strips = [paths.strip(cluster) for cluster in range(k)]
+    return strips + [paths.motion(cluster) for cluster in range(k if moving else 0)]
 
 
 def strip_of(method: ClusteringMethod, tile: Tile, photos: list[Pixels], rows: pa.Table) -> Strip:
     """The strip of `tile` with `photos`, whose transformation parameters stand in `rows`, in the same order."""
     if not photos:
         return Strip(tile, (), (), ())
-    parameters = _parameters(rows)
+    parameters = parameters_of(rows)
     cluster_B = torch.full((len(photos),), tile.cluster, dtype=torch.int64)
     with torch.no_grad():
         aligned_prototypes = to_pictures(method.transform(cluster_B, parameters))
@@ -70,37 +77,35 @@ def strip_of(method: ClusteringMethod, tile: Tile, photos: list[Pixels], rows: p
 
 
 def _publish(
-    storage: Storage, checkpoint: str, paths: RunPaths, shown: list[tuple[Tile, pa.Table]], tile_px: int
+    storage: Storage,
+    checkpoint: str,
+    paths: RunPaths,
+    shown: list[tuple[Tile, pa.Table]],
+    options: ReportingConfig,
+    moving: bool,
 ) -> None:
     method = trained_method(storage.root, checkpoint)
-    photos = _read_photos(storage, paths.collection, [rows for _, rows in shown])
+    found = _read_photos(storage, paths.collection, [rows for _, rows in shown])
     for tile, rows in shown:
-        strip = strip_of(method, tile, [photos[key] for key in _image_keys(rows)], rows)
-        storage.write_bytes(paths.strip(tile.cluster), png(draw_strip(strip, tile_px)))
+        photos = [found[key] for key in image_keys(rows)]
+        still = rows.slice(0, options.strip_images)
+        strip = strip_of(method, tile, photos[: still.num_rows], still)
+        storage.write_bytes(paths.strip(tile.cluster), png(draw_strip(strip, options.tile_px)))
+        if moving:
+            few, side_px = photos[: options.motion_images], options.tile_px
+            motion = draw_motion(method, tile.cluster, parameters_of(rows.slice(0, len(few))), few, side_px)
+            storage.write_bytes(paths.motion(tile.cluster), motion)
 
 
 def _read_photos(storage: Storage, collection: str, tables: list[pa.Table]) -> dict[tuple[str, int, str], Pixels]:
     """The pictures that `tables` name, by crawl, shard and image id; every shard is read once."""
     wanted: dict[tuple[str, int], set[str]] = defaultdict(set)
     for rows in tables:
-        for crawl_id, shard, image_id in _image_keys(rows):
+        for crawl_id, shard, image_id in image_keys(rows):
             wanted[crawl_id, shard].add(image_id)
     return {
         (crawl_id, shard, sample.image_id): sample.pixels()
         for (crawl_id, shard), image_ids in wanted.items()
         for sample in read_shard(storage, CrawlPaths(collection, crawl_id).shard(shard))
         if sample.image_id in image_ids
-    }
-
-
-def _image_keys(rows: pa.Table) -> Iterator[tuple[str, int, str]]:
-    columns: list[list[Any]] = [rows[name].to_pylist() for name in ("crawl_id", "shard", "image_id")]
-    return zip(*columns, strict=True)
-
-
-def _parameters(rows: pa.Table) -> dict[str, Tensor]:
-    """(B, p) parameters per module; a module that was never switched on has none."""
-    columns = transform_columns(rows.schema)
-    return {
-        module: torch.tensor(rows[name].to_pylist()) for module, name in columns.items() if not rows[name].null_count
     }

@@ -108,7 +108,7 @@ def test_one_command_leaves_everything(finished: tuple[Path, str]) -> None:
     assert len(list((run / "clusters").glob("*.png"))) == document["selected"]["k"]
     assert (run / "mosaic.png").stat().st_size > 0
     assert "31 records: 30 accepted, 1 rejected (1 not_an_image)" in console
-    assert [line.split()[1] for line in console.splitlines()[-3:-1]] == [str(run), str(run / "mosaic.png")]
+    assert [line.split()[1] for line in console.splitlines()[-3:-1]] == [str(run), str(run / "report.html")]
     assert f"sqlite:///{workspace / 'mlflow.db'}" in console.splitlines()[-1]
 
 

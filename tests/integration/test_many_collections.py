@@ -39,12 +39,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
             (folder / name / f"{seed}.jpg").write_bytes(encoded(photograph(seed)))
     table = folder / "collections.csv"
     table.write_text(
-        "collection,source,k,select_k\n"
-        f'rome,{folder}/rome,"2,3",2\n'
-        f"gone,{folder}/nothing-here,2,\n"
-        f"oslo,{folder}/oslo,2,\n"
-        f"oslo,{folder}/oslo,4,\n"
-        f"many,{folder}/oslo,64,\n"
+        "collection,source,k,select-k,clustering.schedule\n"
+        f'rome,{folder}/rome,"2,3",2,"{{window: 5, min_iterations: 5, max_iterations: 10, final_iterations: 5}}"\n'
+        f"gone,{folder}/nothing-here,2,,\n"
+        f"oslo,{folder}/oslo,2,,\n"
+        f"oslo,{folder}/oslo,4,,\n"
+        f"many,{folder}/oslo,64,,\n"
     )
     return folder / "workspace", run_table(table, folder / "workspace"), table
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from pipeline.errors import PipelineError, StorageError
 from pipeline.layout import CrawlPaths, RunPaths
 from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
+from pipeline.reporting.manifest import SOURCES
 from pipeline.reporting.stage import report
 from pipeline.storage import LocalStorage, read_json, read_table
 from tests.made_collection import BLUE, GREEN, RED, WHITE, make_crawl, make_trial, sample, write_shard_at
@@ -116,6 +120,15 @@ def test_a_strip_shows_the_photos_of_its_cluster(done: tuple[Job, dict[str, Any]
     assert nearly_blue == (4 + 3) * 32 * 32  # the large prototype, and one photo in three versions
 
 
+def test_every_cluster_has_its_animation(done: tuple[Job, dict[str, Any]]) -> None:
+    job, document = done
+    assert document["paths"]["animations"] == [job.storage.uri(job.paths.motion(cluster)) for cluster in range(4)]
+    for cluster, color in enumerate((GREEN, WHITE, RED, BLUE)):
+        shown = Image.open(job.storage.uri(job.paths.motion(cluster)), formats=["WEBP"])
+        assert shown.size == (32, 32)
+        assert np.allclose(np.asarray(shown.convert("RGB")).mean((0, 1)), color, atol=4)
+
+
 def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
     job, document = done
     assert document == read_json(job.storage, job.paths.marker)
@@ -155,7 +168,7 @@ def test_labelled_images_give_every_trial_its_metrics(tmp_path: Path, monkeypatc
 
 def test_every_path_in_run_json_exists(done: tuple[Job, dict[str, Any]]) -> None:
     _, document = done
-    paths = [path for name, path in document["paths"].items() if name not in ("strips", "config")]
+    paths = [path for name, path in document["paths"].items() if name not in ("strips", "animations", "config")]
     assert [path for path in paths if not Path(path).exists()] == []
 
 
@@ -181,8 +194,8 @@ def test_another_selection_replaces_the_whole_report(tmp_path: Path) -> None:
     job.report()
     document = job.report(selected=0)
     assert document["selected"]["k"] == 2
-    strips = [key for key in job.storage.list(job.paths.folder) if "/clusters/" in key]
-    assert strips == [job.paths.strip(0), job.paths.strip(1)]
+    pictures = {key for key in job.storage.list(job.paths.folder) if "/clusters/" in key}
+    assert pictures == {picture(cluster) for cluster in (0, 1) for picture in (job.paths.strip, job.paths.motion)}
 
 
 def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_path: Path) -> None:
@@ -202,12 +215,12 @@ def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_pat
 def test_a_report_that_lost_a_picture_is_made_again(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     job.report()
-    for lost in (job.paths.mosaic, job.paths.strip(3), job.paths.clusters):
+    for lost in (job.paths.mosaic, job.paths.strip(3), job.paths.clusters, job.paths.page, job.paths.spreadsheet):
         job.storage.delete(lost)
     document = job.report(tracking_uri=f"sqlite:///{tmp_path}/other.db")
     assert document["tracking"]["error"] is None
     assert all(Path(path).is_file() for path in (document["paths"]["mosaic"], *document["paths"]["strips"]))
-    assert job.storage.exists(job.paths.clusters)
+    assert all(job.storage.exists(key) for key in (job.paths.clusters, job.paths.page, job.paths.spreadsheet))
 
 
 def test_only_the_tracking_is_tried_again_after_the_server_was_down(tmp_path: Path) -> None:
@@ -222,6 +235,42 @@ def test_only_the_tracking_is_tried_again_after_the_server_was_down(tmp_path: Pa
     assert document["tracking"]["error"] is None
     assert document == read_json(job.storage, job.paths.marker)
     assert {key for key in after if after[key] != before[key]} == {job.paths.marker}
+
+
+def test_a_report_without_examples_has_no_photo_caption_or_link(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    job.report()
+    assert "café" in job.storage.read_bytes(job.paths.page).decode()
+    document = job.report(reporting=job.config.reporting.model_copy(update={"examples": False}))
+    assert document["paths"]["strips"] == []
+    assert [key for key in job.storage.list(job.paths.folder) if "/clusters/" in key] == []
+    for key in (job.paths.page, job.paths.spreadsheet):
+        text = job.storage.read_bytes(key).decode()
+        assert "café" not in text
+        assert "/photos/" not in text
+    clusters = read_table(job.storage, job.paths.clusters)
+    assert all(clusters[name].null_count == clusters.num_rows for name in SOURCES)
+    assert sorted(clusters["image_id"].to_pylist()) == ["b1", "g1", "g2", "r1", "r1", "r2", "r3", "r4"]
+    assert read_table(job.storage, job.paths.prototypes)["nearest"].to_pylist() == [[]] * 4
+    before = written(job)
+    assert job.report(reporting=job.config.reporting.model_copy(update={"examples": False})) == document
+    assert written(job) == before
+
+
+def test_the_page_shows_the_photos_of_every_cluster(done: tuple[Job, dict[str, Any]]) -> None:
+    job, document = done
+    page = job.storage.read_bytes(job.paths.page).decode()
+    assert document["paths"]["page"] == job.storage.uri(job.paths.page)
+    pictures = re.findall(r'class="photo crisp" src="data:image/webp;base64,([^"]+)"', page)
+    colors = {
+        tuple(
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).mean((0, 1)).round(-1).astype(int)
+        )
+        for data in pictures
+    }
+    assert colors == {(220, 30, 30), (30, 200, 40), (30, 40, 210)}
+    (uploaded,) = Path(job.storage.uri("mlartifacts")).rglob("report.html")
+    assert uploaded.read_text() == page
 
 
 def test_images_that_vanished_from_a_shard_fail_the_report(tmp_path: Path) -> None:

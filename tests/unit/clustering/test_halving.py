@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clustering.halving import better_half, halve, rungs
-from pipeline.clustering.trial import Trial
+from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult, loss_at
 from pipeline.config import ClusteringConfig
 from pipeline.layout import RunPaths
 from pipeline.storage import LocalStorage, write_json
@@ -42,7 +42,9 @@ class Training:
             self.trained.append((trial.name, until))
             loss = 100.0 * trial.k - until * (trial.seed + 1)
             if trial == Trial(8, 0):
-                write_json(self.storage, self.paths.trial_marker(trial.name), {"loss": -1e9})
+                history = [HistoryPoint(until, -1e9, 1e-3, 1, 0, 0.5, 0.1)]
+                result = TrialResult(8, 0, 5.0, until, 1, 1.0, 1, [], history)
+                write_json(self.storage, self.paths.trial_marker(trial.name), result.to_json())
                 self.storage.write_bytes(self.paths.checkpoint(trial.name), b"")
             else:
                 write_json(self.storage, self.paths.rung(trial.name, until), {"loss": loss})
@@ -60,3 +62,13 @@ def test_the_better_half_of_each_k_goes_on(tmp_path: Path, capsys: pytest.Captur
     training.trained.clear()
     assert halve(training.storage, training.paths, config(4), trials, training) == [Trial(4, 3), Trial(8, 0)]
     assert not training.trained
+
+
+def test_a_trial_that_is_further_is_compared_where_the_others_are() -> None:
+    history = [HistoryPoint(10 * i, 100.0 - i, 1e-3, 1, 0, 0.5, 0.1) for i in range(1, 5)]
+    assert [loss_at(history, iteration) for iteration in (10, 15, 40, 99)] == [99, 98, 96, 96]
+
+
+def test_a_warm_start_is_shorter_and_so_are_its_rungs() -> None:
+    warm = config(2).model_copy(update={"warm_start": "run"})
+    assert rungs(warm) == [600]

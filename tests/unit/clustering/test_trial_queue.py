@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.clustering.trainer import _places
 from pipeline.clustering.trial import Trial
 from pipeline.clustering.trial_queue import TrialQueue, Work
 from pipeline.config import ClusteringConfig
@@ -78,3 +79,16 @@ def test_a_view_says_what_is_new_once(queue: TrialQueue) -> None:
     assert (view.waiting, view.done, list(view.running)) == (1, 1, ["c/run/k=4-seed=0"])
     assert view.ended == {"c/run/k=8-seed=0": None}
     assert (queue.view().lines, queue.view().ended) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("available", "amount", "places"), [(2, 0.4, 4), (8, 0.25, 32), (3, 1, 3), (4, 2, 2), (5, 2, 2), (0, 0.5, 0)]
+)
+def test_a_part_of_a_gpu_is_part_of_one_gpu(available: float, amount: float, places: int) -> None:
+    assert _places(available, amount) == places
+
+
+def test_a_group_that_never_had_a_trial_is_known(queue: TrialQueue) -> None:
+    queue.take("a")
+    assert queue.release("a")
+    assert not queue.release("b")

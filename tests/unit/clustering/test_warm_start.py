@@ -17,7 +17,7 @@ from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial import Trial
 from pipeline.clustering.warm_start import earlier_checkpoint, take_over, with_earlier_run
 from pipeline.config import ClusteringConfig, JobConfig, dump_config, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths
 from pipeline.storage import LocalStorage, write_json
 from tests.unit.clustering.test_training import collection
@@ -94,6 +94,8 @@ def finished(storage: LocalStorage, run_id: str, digest: str, day: int, config: 
     paths = RunPaths("c", run_id)
     trials = [{"k": 4, "seed": 0, "loss": 2.0}, {"k": 4, "seed": 1, "loss": 1.0}, {"k": 8, "seed": 0, "loss": 0.5}]
     storage.write_bytes(paths.config, dump_config(config).encode())
+    for trial in trials:
+        storage.write_bytes(paths.checkpoint(Trial(int(trial["k"]), int(trial["seed"])).name), b"")
     write_json(
         storage,
         paths.marker,
@@ -123,6 +125,17 @@ def test_a_trial_starts_from_the_best_of_its_k_or_the_kept_one(tmp_path: Path) -
     finished(storage, "first", "a", 1, job())
     assert earlier_checkpoint(storage, "c", "first", 4) == RunPaths("c", "first").checkpoint("k=4-seed=1")
     assert earlier_checkpoint(storage, "c", "first", 16) == RunPaths("c", "first").checkpoint("k=8-seed=0")
+
+
+def test_what_is_gone_or_broken_is_said(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    finished(storage, "first", "a", 1, job())
+    storage.delete(RunPaths("c", "first").checkpoint("k=8-seed=0"))
+    with pytest.raises(ConfigError, match="is gone; choose another run"):
+        earlier_checkpoint(storage, "c", "first", 16)
+    write_json(storage, RunPaths("c", "odd").marker, {"run_id": "odd"})
+    with pytest.raises(StorageError, match="odd/run.json: not a run"):
+        with_earlier_run(storage, job(**{"clustering.warm_start": "latest"}), {"b"})
 
 
 def test_a_run_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ from pipeline.reporting.manifest import (
     clusters_schema,
     clusters_table,
     loss_column,
+    median_margin,
     members_of,
     nearest_of,
     prototypes_schema,
     prototypes_table,
     transform_columns,
 )
+from pipeline.reporting.quality import Quality
 from pipeline.storage import LocalStorage, read_table, write_table
 from tests.made_collection import BLUE, GREEN, RED, plain
 
@@ -48,7 +50,8 @@ def crawl(accepted: int, crawl_id: str = "c1") -> Crawl:
 
 def prototypes(clusters: pa.Table, n_nearest: int = 2) -> pa.Table:
     pictures = [plain(RED), plain(GREEN), plain(BLUE)]
-    return prototypes_table(clusters, pictures, [0.5, 0.25, 0.25], n_nearest)
+    qualities = [Quality(quality, quality, None, None, None, None, None) for quality in (0.25, 0.5, 0.75)]
+    return prototypes_table(clusters, pictures, [0.5, 0.25, 0.25], qualities, n_nearest)
 
 
 anywhere = st.lists(st.tuples(st.integers(0, 2), st.floats(-1e6, 1e6, width=32)), max_size=40)
@@ -146,3 +149,16 @@ def test_an_image_of_two_crawls_is_near_only_once() -> None:
     twice = [rows([(0, 1.0), (0, 2.0), (0, 3.0)], crawl_id) for crawl_id in ("c1", "c2")]
     nearest = nearest_of(clusters_table(twice, SCHEMA), 0, 2)
     assert nearest["image_id"].to_pylist() == ["image-0", "image-1"]
+
+
+def test_the_score_stands_beside_its_cluster() -> None:
+    table = prototypes(clusters_table([rows([(0, 1.0)])], SCHEMA))
+    assert table["quality"].to_pylist() == [0.25, 0.5, 0.75]
+    assert table["explained"].null_count == 3
+
+
+def test_the_median_margin_is_that_of_the_cluster() -> None:
+    table = rows([(0, 1.0), (0, 2.0), (0, 3.0), (1, 4.0)])
+    margins = pa.array([3.0, 10.0, 5.0, 99.0], pa.float32())
+    table = table.set_column(table.schema.get_field_index("margin"), SCHEMA.field("margin"), margins)
+    assert [median_margin(clusters_table([table], SCHEMA), cluster) for cluster in range(3)] == [5.0, 99.0, None]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config import OrderBy
 from pipeline.reporting import mosaic
-from pipeline.reporting.mosaic import PAPER, Strip, Tile, draw_mosaic, draw_strip
+from pipeline.reporting.mosaic import PAPER, Strip, Tile, draw_mosaic, draw_strip, ordered
 from tests.made_collection import BLUE, GREEN, RED, Color, plain
 
 TILE_PX = 32
@@ -24,10 +25,17 @@ def place(image: Image.Image, color: Color) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right), int(bottom)
 
 
-def test_the_largest_cluster_comes_first() -> None:
+def test_tiles_stand_in_their_order() -> None:
     image = draw_mosaic("paris", "", [tile(0, 1, RED), tile(1, 7, GREEN), tile(2, 2, BLUE)], TILE_PX)
-    corners = [place(image, color)[1::-1] for color in (GREEN, BLUE, RED)]
+    corners = [place(image, color)[1::-1] for color in (RED, GREEN, BLUE)]
     assert corners == sorted(corners)
+
+
+@pytest.mark.parametrize(("by", "expected"), [("quality", [2, 3, 1, 0]), ("size", [1, 2, 3, 0])])
+def test_the_best_or_the_largest_cluster_comes_first(by: OrderBy, expected: list[int]) -> None:
+    scores = [(1, 0.5), (7, 0.5), (2, 0.9), (2, 0.8)]
+    tiles = [Tile(i, size, size / 12, plain(RED), quality) for i, (size, quality) in enumerate(scores)]
+    assert [tile.cluster for tile in ordered(tiles, by)] == expected
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 40])

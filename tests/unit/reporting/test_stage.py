@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.reporting.stage import closing_lines
 
-PATHS = {"run": "/w/rome/runs/run-1", "mosaic": "/w/rome/runs/run-1/mosaic.png"}
+PATHS = {"run": "/w/rome/runs/run-1", "page": "/w/rome/runs/run-1/report.html"}
 
 
 def lines(uri: str, error: str | None = None, metrics: dict[str, float] | None = None) -> list[str]:
@@ -16,7 +16,7 @@ def lines(uri: str, error: str | None = None, metrics: dict[str, float] | None =
 def test_the_last_lines_say_where_everything_is() -> None:
     assert lines("http://mlflow:5000") == [
         "run       /w/rome/runs/run-1",
-        "mosaic    /w/rome/runs/run-1/mosaic.png",
+        "page      /w/rome/runs/run-1/report.html",
         "MLflow    http://mlflow:5000",
     ]
 

@@ -1,0 +1,71 @@
+"""From what a run found to what its page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.clustering.trial import TrialResult
+from pipeline.config import JobConfig, dump_config
+from pipeline.records import Crawl
+from pipeline.reporting.findings import Findings
+from pipeline.reporting.manifest import loss_column
+from pipeline.reporting.page.charts import number
+from pipeline.reporting.page.clusters import cluster_views, example_views
+from pipeline.reporting.page.render import Page, Unexplained
+from pipeline.reporting.page.summaries import axes_of
+from pipeline.reporting.page.training import training_figures
+from pipeline.reporting.tracking import without_credentials
+
+LOSS_NAMES = {"negative_log_likelihood": "negative log-likelihood", "squared_error": "squared error"}
+"""Of the loss columns, in words."""
+
+
+def page_of(
+    findings: Findings,
+    document: Mapping[str, Any],
+    config: JobConfig,
+    tracked: str,
+    crawls: Sequence[Crawl],
+    results: Sequence[TrialResult],
+    selected: TrialResult,
+) -> Page:
+    """The page of a run.
+
+    Args:
+        findings: of the kept trial.
+        document: what ``run.json`` says, without where it was tracked.
+        config: of the job.
+        tracked: the tracking server or database, without credentials. The page is one of the files that are recorded
+            there, so it names the run and cannot know its id.
+        crawls: what was clustered.
+        results: of all trials.
+        selected: the kept one.
+    """
+    clusters = findings.clusters
+    return Page(
+        document=document,
+        tracked={"uri": tracked, "experiment": config.collection, "run": document["run_id"]},
+        configuration=without_credentials(dump_config(config.model_copy(update={"tracking_uri": None}))),
+        order_by=config.reporting.order_by,
+        loss=LOSS_NAMES[loss_column(clusters.schema)],
+        private=not config.reporting.examples,
+        clusters=cluster_views(
+            clusters,
+            axes_of(clusters),
+            findings.tiles,
+            findings.qualities,
+            findings.sums,
+            findings.examples,
+            findings.thumbnails,
+            findings.form,
+        ),
+        unexplained=Unexplained(
+            fence=number(float(f"{findings.fence:.4g}")),
+            images=findings.unexplained,
+            shown=example_views(findings.worst, findings.thumbnails),
+            clusters=findings.worst["cluster"].to_pylist(),
+        ),
+        figures=training_figures(results, selected),
+        crawls=crawls,
+    )
