@@ -18,6 +18,13 @@ from tests.s3_server import CREDENTIALS
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
+ALIVE = """
+import sys, time
+import ray
+ray.init()
+while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
+    time.sleep(0.1)
+"""
 
 
 def processes_of(mark: str) -> dict[int, str]:
@@ -109,6 +116,11 @@ class Cluster:
             yield node
         finally:
             node.kill()
+
+    def wait_for_nodes(self, n: int) -> None:
+        """Until so many have joined: they take a while after they have started."""
+        code, _, err = ended(self.start("-c", ALIVE, str(n)))
+        assert code == 0, err
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """A job of this cluster: a Python command in the root of the project."""

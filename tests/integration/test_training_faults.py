@@ -51,6 +51,7 @@ def cluster(s3_endpoint: str) -> Iterator[Cluster]:
 def other(cluster: Cluster) -> Iterator[Node]:
     """The second node."""
     with cluster.another_node(cpus=1) as node:
+        cluster.wait_for_nodes(2)
         yield node
 
 
@@ -85,6 +86,7 @@ def undisturbed(cluster: Cluster, photographs: Path, tmp_path_factory: pytest.Te
     """Loss where nothing happens."""
     workspace = str(tmp_path_factory.mktemp("undisturbed"))
     with cluster.another_node(cpus=1):
+        cluster.wait_for_nodes(2)
         code, _, err = ended(cluster.start(*command(photographs, workspace)), PATIENCE_S)
     assert code == 0, err
     return loss(workspace)

@@ -134,7 +134,7 @@ def test_what_is_gone_or_broken_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is gone; choose another run"):
         earlier_checkpoint(storage, "c", "first", 16)
     write_json(storage, RunPaths("c", "odd").marker, {"run_id": "odd"})
-    with pytest.raises(StorageError, match="odd/run.json: not a run"):
+    with pytest.raises(StorageError, match=r"odd/run\.json: not a run"):
         with_earlier_run(storage, job(**{"clustering.warm_start": "latest"}), {"b"})
 
 
