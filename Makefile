@@ -1,11 +1,11 @@
 # make demo: set everything up and find the visual trends of a demonstration collection.
-# make test: set everything up and run the tests.
+# make test: set everything up and run the tests; make test-faults: those that wait for faults to be noticed, too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-faults lint clean
 
 setup: $(VENV)/installed
 
@@ -20,6 +20,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults
 
 lint: setup
 	$(BIN)/ruff format --check .

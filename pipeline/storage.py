@@ -136,7 +136,7 @@ class S3Storage:
             import boto3
             from botocore.config import Config
 
-            self._client = boto3.client("s3", config=Config(retries={"mode": "adaptive", "max_attempts": 12}))
+            self._client = boto3.client("s3", config=Config(retries={"mode": "adaptive", "max_attempts": 8}))
         return self._client
 
     def uri(self, key: str) -> str:

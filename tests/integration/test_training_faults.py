@@ -104,6 +104,7 @@ def test_a_killed_worker_changes_nothing(
     assert loss(str(tmp_path)) == undisturbed
 
 
+@pytest.mark.faults
 def test_a_stuck_worker_ends_the_attempt(
     cluster: Cluster, photographs: Path, undisturbed: float, other: Node, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_stuck_worker_ends_the_attempt(
     assert loss(str(tmp_path)) == undisturbed
 
 
+@pytest.mark.faults
 def test_a_lost_node_changes_nothing(
     cluster: Cluster, photographs: Path, undisturbed: float, other: Node, tmp_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_lost_node_changes_nothing(
     assert loss(str(tmp_path)) == undisturbed
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("other")
 def test_storage_that_fails_for_a_minute_changes_nothing(
     cluster: Cluster, photographs: Path, undisturbed: float, s3_server: S3Server, s3_bucket: str
