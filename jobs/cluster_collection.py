@@ -17,7 +17,7 @@ examples:
   python jobs/cluster_collection.py --config jobs/configs/demo.yaml --collection rome --source photos/rome \\
       --set clustering.batch_size=128 --set clustering.schedule.max_iterations=3000
 
-  python jobs/cluster_collection.py --manifest collections.csv --workspace s3://bucket/trends --k 8,16,32
+  python jobs/cluster_collection.py --manifest collections.csv --workspace trends --k 8,16,32
 
 Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
 exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.

@@ -21,7 +21,7 @@ from tests.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
 
 __all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 TRIAL = "k=3-seed=0"
 TRAINS = "ray::RayTrainWorker"
 SETTINGS = (
@@ -104,7 +104,6 @@ def test_a_killed_worker_changes_nothing(
     assert loss(str(tmp_path)) == undisturbed
 
 
-@pytest.mark.faults
 def test_a_stuck_worker_ends_the_attempt(
     cluster: Cluster, photographs: Path, undisturbed: float, other: Node, tmp_path: Path
 ) -> None:
@@ -116,7 +115,6 @@ def test_a_stuck_worker_ends_the_attempt(
     assert loss(str(tmp_path)) == undisturbed
 
 
-@pytest.mark.faults
 def test_a_lost_node_changes_nothing(
     cluster: Cluster, photographs: Path, undisturbed: float, other: Node, tmp_path: Path
 ) -> None:
@@ -131,7 +129,6 @@ def test_a_lost_node_changes_nothing(
     assert loss(str(tmp_path)) == undisturbed
 
 
-@pytest.mark.faults
 @pytest.mark.usefixtures("other")
 def test_storage_that_fails_for_a_minute_changes_nothing(
     cluster: Cluster, photographs: Path, undisturbed: float, s3_server: S3Server, s3_bucket: str
