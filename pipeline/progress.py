@@ -92,3 +92,8 @@ def say(stage: str, message: str) -> None:
     """One line about `stage` on the console, in line with its progress."""
     subject = f"{_subject.get()}: " if _subject.get() else ""
     print(f"{stage:<9} {subject}{message}", flush=True)
+
+
+def counted(n: int, noun: str) -> str:
+    """Such as 1 image, or 1,200 images."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -104,22 +104,19 @@ def leave_room_for_training() -> None:
     _shared_slots = threading.Semaphore(max(1, int(ray.cluster_resources().get("CPU", 1)) - 1))
 
 
-def run_bounded(
-    submit: Callable[[Item], Any], items: Iterable[Item], in_flight: int | None = None
-) -> Iterator[tuple[Item, Any]]:
-    """Run one Ray task per item, `in_flight` at once, and yield (item, result) as they finish.
+def run_bounded(submit: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+    """Run one Ray task per item, twice the cluster's CPUs at once, and yield (item, result) as they finish.
 
     Args:
         submit: starts the task of an item and returns its object reference.
         items: consumed lazily, so that a long list is never all in flight.
-        in_flight: bound on running tasks; twice the cluster's CPUs by default.
 
     Raises ClusterError where a task's process or node dies as often as Ray tries it, and what the task itself raises.
     """
     import ray
 
     connect_ray()
-    bound = in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    bound = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     slots = _shared_slots or threading.Semaphore(bound)
     pending: dict[Any, Item] = {}
     queue = iter(items)

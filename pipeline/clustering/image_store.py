@@ -103,11 +103,7 @@ def open_images(
             shards = list(threads.map(open_shard, range(len(shard_keys))))
         return ImageSet([len(shard) for shard in shards], shards.__getitem__)
     count = ray.remote(**EVERYWHERE)(count_samples)
-    sizes = [
-        size
-        for _, size in sorted(
-            run_bounded(lambda index: count.remote(storage, shard_keys[index]), range(len(shard_keys)))
-        )
-    ]
+    counted = dict(run_bounded(lambda key: count.remote(storage, key), shard_keys))
+    sizes = [counted[key] for key in shard_keys]
     image_bytes = decoded_bytes // max(1, sum(sizes))
     return ImageSet(sizes, open_shard, resident_images=max(1, memory_bytes // max(1, image_bytes)))

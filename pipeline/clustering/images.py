@@ -73,6 +73,11 @@ class ImageSet:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def window(self) -> int:
+        """Images to draw from at a time: all, or half of what is in memory, so that the next can be read meanwhile."""
+        return len(self) if self.resident_images >= len(self) else max(1, self.resident_images // 2)
+
     def __getitem__(self, indices_B: Tensor) -> Tensor:
         """(B, C, H, W): a copy of the images of these indices, in this order."""
         indices = indices_B.numpy()

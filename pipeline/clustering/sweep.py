@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -118,42 +119,41 @@ def sweep(
         images = sum(crawl.accepted for crawl in crawls)
         of = f"{images} images of {len(crawls)} crawl{'s' if len(crawls) > 1 else ''}"
         say("cluster", f"{len(missing)} trials on {of}, {config.workers} worker(s) each: {paths.run_id}")
-        _train(storage, paths, config, crawls, trials, train)
+        train_until = _training(storage, paths, config, crawls, train)
+        if config.halving:
+            worth_it = halve(storage, paths, config, trials, train_until)
+            missing = [trial for trial in worth_it if not is_done(storage, paths, trial)]
+        if missing:
+            train_until(missing, None)
     done = [trial for trial in trials if is_done(storage, paths, trial)]
     if absent := set(config.k) - {trial.k for trial in done}:
         raise ConfigError(f"run {paths.run_id}: no trial of k {sorted(absent)} is trained; run the cluster stage first")
     return [_result(storage, paths, trial) for trial in done]
 
 
-def _train(
+def _training(
     storage: Storage,
     paths: RunPaths,
     config: ClusteringConfig,
     crawls: list[Crawl],
-    trials: list[Trial],
     train: Callable[[list[Work]], None],
-) -> None:
-    """Train what is missing of `trials`; with halving, only those that are worth it to the end."""
+) -> Callable[[list[Trial], int | None], None]:
+    """Trains trials of this run until an iteration, or to the end, by `train`."""
     from pipeline.clustering.trial_queue import Work
     from pipeline.clustering.warm_start import earlier_checkpoint
 
     keys = shard_keys(crawls)
     decoded = sum(crawl.accepted * crawl.image_size**2 * CHANNELS[crawl.color_mode] for crawl in crawls)
 
-    def work(trial: Trial, until: int | None) -> Work:
-        run, earlier = config.warm_start, None
-        if run is not None:
-            earlier = earlier_checkpoint(storage, paths.collection, run, trial.k)
-        return Work(storage, paths, config, trial, keys, decoded, earlier, until)
+    @functools.cache
+    def earlier(k: int) -> str | None:
+        run = config.warm_start
+        return None if run is None else earlier_checkpoint(storage, paths.collection, run, k)
 
-    def train_until(chosen: list[Trial], iteration: int | None) -> None:
-        train([work(trial, iteration) for trial in chosen])
+    def train_until(trials: list[Trial], until: int | None) -> None:
+        train([Work(storage, paths, config, trial, keys, decoded, earlier(trial.k), until) for trial in trials])
 
-    if config.halving:
-        trials = halve(storage, paths, config, trials, train_until)
-    missing = [trial for trial in trials if not is_done(storage, paths, trial)]
-    if missing:
-        train_until(missing, None)
+    return train_until
 
 
 def check_k(config: ClusteringConfig, images: int, what: str) -> None:

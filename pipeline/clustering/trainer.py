@@ -311,7 +311,6 @@ class _Console:
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._iterations: dict[str, int] = {}
-        self._totals: dict[str, int] = {}
         self._quiet_for = 0.0
 
     def show(self, view: View) -> None:
@@ -328,11 +327,10 @@ class _Console:
             before = self._iterations.get(name, window.iteration)
             advanced += max(0, window.iteration - before)
             self._iterations[name] = window.iteration
-            self._totals[name] = window.iteration + window.iterations_left
         if not advanced:
             return
-        done = sum(self._iterations[name] for name in windows)
-        total = sum(self._totals[name] for name in windows)
+        done = sum(window.iteration for window in windows.values())
+        total = done + sum(window.iterations_left for window in windows.values())
         if self._bar is None:
             self._bar = Progress("cluster", total, "it", done - advanced)
         self._bar.set_total(total)

@@ -83,11 +83,7 @@ class TrialTraining:
         self.storage, self.checkpoint_key = storage, checkpoint_key
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        # Half of what is in memory, so that the other half can be read meanwhile.
-        window = images.resident_images
-        if window < len(images):
-            window = max(1, window // 2)
-        order = EpochOrder(images.sizes, trial.seed, window)
+        order = EpochOrder(images.sizes, trial.seed, images.window)
         self.loader = Loader(images, BatchStream(order, config.batch_size, self.rank, self.world_size), device)
         resumes = storage.exists(checkpoint_key)
         initial = torch.zeros(trial.k, *images.shape)

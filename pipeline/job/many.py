@@ -37,7 +37,7 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
         SourceError: the table cannot be read, or has no row.
         PipelineError: some collections failed; they are listed before, the others are done.
     """
-    rows = list(_rows(table))
+    rows = _rows(table)
     failed: dict[str, PipelineError] = {}
     jobs: dict[str, JobConfig] = {}
     for number, row in rows:
@@ -49,6 +49,7 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
         else:
             jobs[config.collection] = config
     if jobs:
+        leave_room_for_training()
         with LazyPool(list(jobs.values())) as pool, _threads(_at_once()) as threads:
             running = {threads.submit(_run, config, pool.train): name for name, config in jobs.items()}
             for done, future in enumerate(as_completed(running), start=1):
@@ -81,7 +82,6 @@ def _at_once() -> int:
     """Collections under way at once: twice as many as the cluster has GPUs, or CPUs where it has none."""
     import ray
 
-    leave_room_for_training()
     resources = ray.cluster_resources()
     return max(AT_ONCE, int(2 * (resources.get("GPU") or resources.get("CPU", 1))))
 
@@ -97,32 +97,31 @@ def _run(config: JobConfig, train: Callable[[list[Work]], None]) -> PipelineErro
     return None
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
     """The rows of `table` with their numbers, without empty cells."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             if "collection" not in (reader.fieldnames or ()):
                 raise SourceError(f"--manifest {table}: expected a header with a column named collection")
-            found = 0
+            rows = []
             for row in reader:
                 number = reader.line_num
                 if None in row:
                     raise SourceError(f"--manifest {table}, row {number}: more cells than the header has")
-                found += 1
-                yield number, {name: cell.strip() for name, cell in row.items() if cell and cell.strip()}
-            if not found:
-                raise SourceError(f"--manifest {table}: no rows below the header")
+                rows.append((number, {name: cell.strip() for name, cell in row.items() if cell and cell.strip()}))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"--manifest {table}: {getattr(error, 'strerror', None) or error}") from error
+    if not rows:
+        raise SourceError(f"--manifest {table}: no rows below the header")
+    return rows
 
 
 def _check(config: JobConfig, others: dict[str, JobConfig]) -> None:
     """Raise ConfigError where `config` cannot go with the jobs before it."""
     if config.collection in others:
         raise ConfigError(f"collection {config.collection}: named by an earlier row already")
-    for other in others.values():
-        for name in OF_A_GROUP:
-            if getattr(config.clustering, name) != getattr(other.clustering, name):
-                raise ConfigError(f"clustering.{name}: is the same for all collections; set it outside the table")
-        break
+    first = next(iter(others.values()), config)
+    for name in OF_A_GROUP:
+        if getattr(config.clustering, name) != getattr(first.clustering, name):
+            raise ConfigError(f"clustering.{name}: is the same for all collections; set it outside the table")

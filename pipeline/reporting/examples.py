@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.reporting.manifest import loss_column, members_of, nearest_of
+from pipeline.reporting.manifest import first_images, loss_column, members_of, nearest_of
 from pipeline.reporting.thumbnails import ThumbnailForm
 
 PAGE_BYTES = 14_500_000
@@ -95,12 +95,7 @@ def random_rows(rows: pa.Table, n: int) -> pa.Table:
 def farthest_rows(rows: pa.Table, n: int) -> pa.Table:
     """The `n` different images of `rows` with the highest loss, highest first."""
     losses = rows[loss_column(rows.schema)].to_numpy()
-    found: dict[str, int] = {}
-    for row in np.argsort(-losses, kind="stable"):
-        if len(found) == n:
-            break
-        found.setdefault(rows["image_id"][int(row)].as_py(), int(row))
-    return rows.take(pa.array(found.values(), pa.int64()))
+    return first_images(rows, map(int, np.argsort(-losses, kind="stable")), n)
 
 
 def unexplained_rows(clusters: pa.Table) -> tuple[float, pa.Table]:

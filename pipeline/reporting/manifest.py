@@ -6,7 +6,7 @@ A cluster keeps the model's index in every table and picture. The tables describ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -186,12 +186,18 @@ def median_margin(clusters: pa.Table, cluster: int) -> float | None:
 def nearest_of(clusters: pa.Table, cluster: int, n: int) -> pa.Table:
     """Rows of the `n` best explained images of a cluster; an image that several crawls brought counts once."""
     members = members_of(clusters, cluster)
-    rows: dict[str, int] = {}
-    for row, image_id in enumerate(members["image_id"]):
-        if len(rows) == n:
+    return first_images(members, range(members.num_rows), n)
+
+
+def first_images(rows: pa.Table, order: Iterable[int], n: int) -> pa.Table:
+    """The first `n` of `rows` in this order; an image that several crawls brought counts once."""
+    image_ids = rows["image_id"]
+    found: dict[str, int] = {}
+    for row in order:
+        if len(found) == n:
             break
-        rows.setdefault(image_id.as_py(), row)
-    return members.take(pa.array(rows.values(), pa.int64()))
+        found.setdefault(image_ids[row].as_py(), row)
+    return rows.take(pa.array(found.values(), pa.int64()))
 
 
 def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:

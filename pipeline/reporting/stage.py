@@ -18,7 +18,7 @@ from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, digest
 from pipeline.errors import StorageError
 from pipeline.layout import RunPaths
-from pipeline.progress import say
+from pipeline.progress import counted, say
 from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
 from pipeline.reporting.cluster_files import write_clusters_csv, write_clusters_parquet
@@ -103,7 +103,7 @@ def closing_lines(document: dict[str, Any]) -> list[str]:
     lines = {}
     if metrics := document["metrics"]:
         scores = f"accuracy {metrics['accuracy']:.3f}, NMI {metrics['nmi']:.3f}"
-        lines["metrics"] = f"{scores} on {_count(metrics['labelled_images'], 'labelled image')}"
+        lines["metrics"] = f"{scores} on {counted(metrics['labelled_images'], 'labelled image')}"
     lines |= {"run": document["paths"]["run"], "page": document["paths"]["page"], "MLflow": mlflow}
     return [f"{label:<9} {line}" for label, line in lines.items()]
 
@@ -134,7 +134,7 @@ def _make(
     tiles = sorted(findings.tiles, key=lambda tile: tile.cluster)
     pictures, nearest = [tile.picture for tile in tiles], options.strip_images if options.examples else 0
     prototypes = prototypes_table(clusters, pictures, findings.proportions, findings.qualities, nearest)
-    subtitle = f"{_count(selected.k, 'prototype')} of {_count(clusters.num_rows, 'image')}"
+    subtitle = f"{counted(selected.k, 'prototype')} of {counted(clusters.num_rows, 'image')}"
     mosaic = png(draw_mosaic(config.collection, subtitle, findings.tiles, options.tile_px))
     sizes = [tile.size for tile in tiles]
     document = _describe(storage, config, paths, crawls, results, selected, reason, sizes, metrics)
@@ -256,7 +256,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pyarrow as pa
 import torch
 
@@ -16,7 +14,7 @@ from pipeline.reporting.manifest import nearest_of
 from pipeline.reporting.mosaic import Strip, Tile, draw_strip
 from pipeline.reporting.motion import draw_motion
 from pipeline.reporting.pixels import Pixels, png, to_images, to_pictures
-from pipeline.reporting.survey import image_keys, parameters_of
+from pipeline.reporting.survey import by_shard, image_keys, parameters_of
 from pipeline.session import run_bounded
 from pipeline.shards import read_shard
 from pipeline.storage import Storage
@@ -99,10 +97,7 @@ def _publish(
 
 def _read_photos(storage: Storage, collection: str, tables: list[pa.Table]) -> dict[tuple[str, int, str], Pixels]:
     """The pictures that `tables` name, by crawl, shard and image id; every shard is read once."""
-    wanted: dict[tuple[str, int], set[str]] = defaultdict(set)
-    for rows in tables:
-        for crawl_id, shard, image_id in image_keys(rows):
-            wanted[crawl_id, shard].add(image_id)
+    wanted = by_shard(key for rows in tables for key in image_keys(rows))
     return {
         (crawl_id, shard, sample.image_id): sample.pixels()
         for (crawl_id, shard), image_ids in wanted.items()

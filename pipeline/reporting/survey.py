@@ -145,6 +145,14 @@ def image_keys(rows: pa.Table) -> list[ImageKey]:
     return list(zip(*columns, strict=True))
 
 
+def by_shard(keys: Iterable[ImageKey]) -> dict[tuple[str, int], set[str]]:
+    """Image ids by crawl and shard."""
+    found: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for crawl_id, shard, image_id in keys:
+        found[crawl_id, shard].add(image_id)
+    return found
+
+
 @dataclass(frozen=True)
 class _ShardPart:
     """What a task needs to know of one shard."""
@@ -174,11 +182,9 @@ def _by_shard(clusters: pa.Table, shown: set[ImageKey]) -> Iterator[_ShardPart]:
     order = [(name, "ascending") for name in place]
     needed = [*place, "image_id", "cluster", *transform_columns(clusters.schema).values()]
     rows = clusters.select(needed).sort_by(order).combine_chunks()
-    drawn: dict[tuple[str, int], set[str]] = defaultdict(set)
-    for crawl_id, shard, image_id in shown:
-        drawn[crawl_id, shard].add(image_id)
+    drawn = by_shard(shown)
     start = 0
     for run in clusters.group_by(place).aggregate([([], "count_all")]).sort_by(order).to_pylist():
         crawl_id, shard, n = run["crawl_id"], run["shard"], run["count_all"]
-        yield _ShardPart(crawl_id, shard, rows.slice(start, n), drawn[crawl_id, shard])
+        yield _ShardPart(crawl_id, shard, rows.slice(start, n), drawn.get((crawl_id, shard), set()))
         start += n

@@ -57,9 +57,7 @@ def measure(storage: LocalStorage, keys: list[str], part_in_memory: float) -> li
     store = ray.remote(ImageStore).options(num_cpus=0).remote(min(kept_bytes(), int(part_in_memory * decoded)))
     started = time.perf_counter()
     images = open_images(store, storage, keys, decoded, int(part_in_memory * decoded))
-    whole = images.resident_images >= len(images)
-    order = EpochOrder(images.sizes, 0, images.resident_images if whole else images.resident_images // 2)
-    loader = Loader(images, BatchStream(order, BATCH), torch.device("cpu"))
+    loader = Loader(images, BatchStream(EpochOrder(images.sizes, 0, images.window), BATCH), torch.device("cpu"))
     per_epoch = len(images) // BATCH
     rates = []
     for epoch in range(EPOCHS):

@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.reporting.examples import MOST_NAMED, Examples
+from pipeline.reporting.examples import MOST_NAMED
+from pipeline.reporting.findings import Findings
 from pipeline.reporting.manifest import loss_column, members_of
 from pipeline.reporting.mosaic import CRISP_BELOW_PX, Tile
 from pipeline.reporting.page.charts import bars, number
 from pipeline.reporting.page.crawled import plain_text, web_link
-from pipeline.reporting.page.summaries import Axes, day, distances, percentages, timeline, top_hashtags
+from pipeline.reporting.page.summaries import Axes, axes_of, day, distances, percentages, timeline, top_hashtags
 from pipeline.reporting.pixels import Pixels, to_pictures
 from pipeline.reporting.quality import Quality
 from pipeline.reporting.sums import ClusterSums
@@ -70,44 +71,26 @@ class ClusterView:
     """The most frequent runners-up among its images: cluster and number of images."""
 
 
-def cluster_views(
-    clusters: pa.Table,
-    axes: Axes,
-    tiles: Sequence[Tile],
-    qualities: Sequence[Quality],
-    sums: Sequence[ClusterSums],
-    examples: Mapping[int, Examples],
-    thumbnails: Mapping[ImageKey, Thumbnails],
-    form: ThumbnailForm,
-) -> list[ClusterView]:
-    """One view per tile, in the tiles' order.
-
-    Args:
-        clusters: as `manifest.clusters_table` made it.
-        axes: shared by all clusters.
-        tiles: in any order.
-        qualities: one per cluster, in the model's order.
-        sums: as `qualities`.
-        examples: by cluster; empty where none may be shown.
-        thumbnails: of all examples.
-        form: of the pictures.
-    """
+def cluster_views(findings: Findings) -> list[ClusterView]:
+    """One view per tile of `findings`, in the tiles' order; all on the same axes."""
+    clusters, tiles, examples, form = findings.clusters, findings.tiles, findings.examples, findings.form
+    axes = axes_of(clusters)
     shares = percentages([tile.size for tile in tiles])
     private, detailed = not examples, len(tiles) <= MOST_NAMED
     views = []
     for tile, share in zip(tiles, shares, strict=True):
-        members, own = members_of(clusters, tile.cluster), sums[tile.cluster]
+        members, own = members_of(clusters, tile.cluster), findings.sums[tile.cluster]
         groups = {}
         if chosen := examples.get(tile.cluster):
             named = {"nearest": chosen.nearest, "random": chosen.random, "farthest": chosen.farthest}
-            groups = {name: example_views(rows, thumbnails) for name, rows in named.items() if rows.num_rows}
+            groups = {name: example_views(rows, findings.thumbnails) for name, rows in named.items() if rows.num_rows}
         shown = tile.size >= (SHARED_BY if private else 1)
         large = ThumbnailForm(tile.picture.shape[0], PROTOTYPE_SIZE * form.limit_bytes)
         views.append(
             ClusterView(
                 tile=tile,
                 share=share,
-                quality=qualities[tile.cluster],
+                quality=findings.qualities[tile.cluster],
                 crisp=min(tile.picture.shape[:2]) < CRISP_BELOW_PX,
                 prototype=data_uri(thumbnail(tile.picture, large)),
                 mean=data_uri(thumbnail(to_pictures(own.mean_CHW[None])[0], form)) if shown else None,

@@ -13,7 +13,6 @@ from pipeline.reporting.manifest import loss_column
 from pipeline.reporting.page.charts import number
 from pipeline.reporting.page.clusters import cluster_views, example_views
 from pipeline.reporting.page.render import Page, Unexplained
-from pipeline.reporting.page.summaries import axes_of
 from pipeline.reporting.page.training import training_figures
 from pipeline.reporting.tracking import without_credentials
 
@@ -42,24 +41,14 @@ def page_of(
         results: of all trials.
         selected: the kept one.
     """
-    clusters = findings.clusters
     return Page(
         document=document,
         tracked={"uri": tracked, "experiment": config.collection, "run": document["run_id"]},
         configuration=without_credentials(dump_config(config.model_copy(update={"tracking_uri": None}))),
         order_by=config.reporting.order_by,
-        loss=LOSS_NAMES[loss_column(clusters.schema)],
+        loss=LOSS_NAMES[loss_column(findings.clusters.schema)],
         private=not config.reporting.examples,
-        clusters=cluster_views(
-            clusters,
-            axes_of(clusters),
-            findings.tiles,
-            findings.qualities,
-            findings.sums,
-            findings.examples,
-            findings.thumbnails,
-            findings.form,
-        ),
+        clusters=cluster_views(findings),
         unexplained=Unexplained(
             fence=number(float(f"{findings.fence:.4g}")),
             images=findings.unexplained,

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.config import OrderBy
+from pipeline.progress import counted
 from pipeline.records import Crawl
 from pipeline.reporting.page.clusters import ClusterView, ExampleView
 from pipeline.reporting.page.training import Figure
@@ -65,7 +66,7 @@ def render(page: Page) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": _count, "decimal": _decimal, "noun": _noun}
+    environment.filters |= {"count": _count, "decimal": _decimal, "noun": counted}
     losses = Counter[str]()
     for crawl in page.crawls:
         losses.update(crawl.rejected)
@@ -102,7 +103,3 @@ def _count(value: float) -> str:
 
 def _decimal(value: float) -> str:
     return f"{value:,.4f}".replace("-", "−")
-
-
-def _noun(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
 
 from markupsafe import Markup
 
-from pipeline.clustering.trial import HistoryPoint, TrialResult, best_of_each_k
+from pipeline.clustering.trial import TrialResult, best_of_each_k
 from pipeline.reporting.page.charts import Line, line_chart, number
+
+Point = TypeVar("Point")
 
 ITERATIONS = "iterations"
 MOST_TICKS = 10
@@ -37,10 +40,8 @@ def training_figures(results: Sequence[TrialResult], selected: TrialResult) -> l
     own = _thinned(selected.history)
     iterations = [float(point.iteration) for point in own]
     total = sum(point.reassigned for point in selected.history)
-    reassigned = _thinned_pairs(
-        [float(point.iteration) for point in selected.history],
-        [float(n) for n in accumulate(point.reassigned for point in selected.history)],
-    )
+    # Counted up before it is thinned out.
+    reassigned = [float(n) for n in _thinned(list(accumulate(point.reassigned for point in selected.history)))]
     shares = [
         Line("largest share", iterations, [point.largest_share for point in own], "main", named=True),
         Line("smallest share", iterations, [point.smallest_share for point in own], "pale", named=True),
@@ -58,7 +59,11 @@ def training_figures(results: Sequence[TrialResult], selected: TrialResult) -> l
             f"{total:,} in the kept trial, counted up: prototypes that had next to no images and started again from"
             " the largest cluster.",
             line_chart(
-                [Line("reassigned", *reassigned, "main")], f"{total} reassignments", ITERATIONS, stages, from_zero=True
+                [Line("reassigned", iterations, reassigned, "main")],
+                f"{total} reassignments",
+                ITERATIONS,
+                stages,
+                from_zero=True,
             ),
         ),
     ]
@@ -87,14 +92,11 @@ def _loss_by_k(results: Sequence[TrialResult], selected: TrialResult) -> Figure:
 
 def _losses(results: Sequence[TrialResult], selected: TrialResult, stages: Sequence[tuple[float, str]]) -> Figure:
     shown = sorted(results, key=lambda r: (r is selected, -r.loss))[-MOST_TRIALS:]
-    lines = [
-        Line(
-            r.trial.name,
-            *_series(r, lambda point: point.loss),
-            "main" if r is selected else "pale",
-        )
-        for r in shown
-    ]
+    lines = []
+    for r in shown:
+        points = _thinned(r.history)
+        iterations, losses = [float(point.iteration) for point in points], [point.loss for point in points]
+        lines.append(Line(r.trial.name, iterations, losses, "main" if r is selected else "pale"))
     caption = f"The kept trial, {selected.trial.name}, stands out; dashed lines are the ends of its stages."
     if len(shown) < len(results):
         caption += f" Shown are {len(shown)} of {len(results)} trials, those with the lowest loss."
@@ -104,17 +106,7 @@ def _losses(results: Sequence[TrialResult], selected: TrialResult, stages: Seque
     return Figure("Loss while training", caption, line_chart(lines, description, ITERATIONS, stages))
 
 
-def _series(result: TrialResult, value: Callable[[HistoryPoint], float]) -> tuple[list[float], list[float]]:
-    points = _thinned(result.history)
-    return [float(point.iteration) for point in points], [value(point) for point in points]
-
-
-def _thinned(history: Sequence[HistoryPoint]) -> list[HistoryPoint]:
-    """At most `MOST_POINTS` of `history`, evenly, the last one included."""
-    step = -(-len(history) // MOST_POINTS) if history else 1
-    return list(history[::-1][::step])[::-1]
-
-
-def _thinned_pairs(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
-    step = -(-len(x) // MOST_POINTS) if x else 1
-    return x[::-1][::step][::-1], y[::-1][::step][::-1]
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """At most `MOST_POINTS` of `points`, evenly, the last one included."""
+    step = -(-len(points) // MOST_POINTS) if points else 1
+    return list(points[::-1][::step])[::-1]

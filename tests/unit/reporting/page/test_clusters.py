@@ -10,7 +10,6 @@ from PIL import Image
 
 from pipeline.config import ReportingConfig
 from pipeline.reporting.page.clusters import ClusterView, cluster_views, deviation_picture
-from pipeline.reporting.page.summaries import axes_of
 from pipeline.reporting.sums import ClusterSums
 from tests.made_page import made_clusters, made_findings
 
@@ -18,16 +17,7 @@ from tests.made_page import made_clusters, made_findings
 def views(k: int = 3, images: int = 60, **options: bool) -> list[ClusterView]:
     clusters = made_clusters(k, images)
     findings = made_findings(clusters, k, ReportingConfig.model_validate(options))
-    return cluster_views(
-        clusters,
-        axes_of(clusters),
-        findings.tiles,
-        findings.qualities,
-        findings.sums,
-        findings.examples,
-        findings.thumbnails,
-        findings.form,
-    )
+    return cluster_views(findings)
 
 
 def test_views_come_in_the_tiles_order_with_their_own_numbers() -> None:
