@@ -49,6 +49,19 @@ def training(folder: Path, **more: Any) -> TrialTraining:
     )
 
 
+@pytest.fixture(autouse=True)
+def checkpoints_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine one would be left out while the one before it is still being written."""
+    begin = CheckpointWriter.write
+
+    def write(writer: CheckpointWriter, state: dict[str, Any]) -> bool:
+        begun = begin(writer, state)
+        writer.close()
+        return begun
+
+    monkeypatch.setattr(CheckpointWriter, "write", write)
+
+
 class Killed(Exception):  # noqa: N818
     """Stands for the end of the process."""
 
