@@ -1,0 +1,92 @@
+"""Reports that are there already, with all that it takes to make them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.clustering.trial import Trial, TrialResult
+from pipeline.config import JobConfig
+from pipeline.errors import ConfigError, StorageError
+from pipeline.layout import RunPaths, runs_of
+from pipeline.records import Crawl
+from pipeline.reporting.tracking import tracking_uri, without_credentials
+from pipeline.shards import complete_crawls
+from pipeline.storage import Storage, read_json
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run that was reported: the arguments of `stage.report`, and what it wrote."""
+
+    run_id: str
+    config: JobConfig
+    crawls: list[Crawl]
+    """Those that it was reported with, as they are now."""
+    results: list[TrialResult]
+    selected: TrialResult
+    reason: str
+    document: dict[str, Any]
+    """Content of ``run.json``."""
+
+
+def past_runs(storage: Storage, collection: str, tracked: str | None = None) -> Iterator[PastRun]:
+    """The reported runs of `collection`, the earliest first; see `past_run`."""
+    markers = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
+    created = {key.split("/")[-2]: str(read_json(storage, key).get("created_at")) for key in markers}
+    for run_id in sorted(created, key=lambda run_id: (created[run_id], run_id)):
+        yield past_run(storage, collection, run_id, tracked)
+
+
+def past_run(storage: Storage, collection: str, run_id: str, tracked: str | None = None) -> PastRun:
+    """The reported run `run_id`.
+
+    Args:
+        storage: workspace.
+        collection: of the run.
+        run_id: of the run.
+        tracked: MLflow server or database. Default: where the run was tracked, without user and password.
+
+    Raises:
+        ConfigError: there is no such report.
+        StorageError: what it was made from is gone or damaged.
+    """
+    paths = RunPaths(collection, run_id)
+    if not storage.exists(paths.marker):
+        raise ConfigError(f"run {run_id!r}: no report of that name in {storage.uri(runs_of(collection))}")
+    document = read_json(storage, paths.marker)
+    try:
+        trials = [Trial(trial["k"], trial["seed"]) for trial in document["trials"]]
+        results = [TrialResult.from_json(read_json(storage, paths.trial_marker(trial.name))) for trial in trials]
+        selected = Trial(document["selected"]["k"], document["selected"]["seed"])
+        by_id = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, collection)}
+        return PastRun(
+            run_id=run_id,
+            config=_config(storage, paths, document, tracked),
+            crawls=[by_id[crawl["crawl_id"]] for crawl in document["crawls"]],
+            results=results,
+            selected=next(result for result in results if result.trial == selected),
+            reason=document["selected"]["reason"],
+            document=document,
+        )
+    except (KeyError, TypeError, StopIteration, ValidationError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise StorageError(
+            f"{storage.uri(paths.folder)}: not a report of this version ({why}); run the job that made it again"
+        ) from error
+
+
+def _config(storage: Storage, paths: RunPaths, document: dict[str, Any], tracked: str | None) -> JobConfig:
+    """The configuration of the run's last report."""
+    values = yaml.safe_load(storage.read_bytes(paths.config))
+    clustering = {**values["clustering"], "k": sorted({trial["k"] for trial in document["trials"]}), "select_k": None}
+    asked = {"workspace": storage.root, "run_id": paths.run_id, "stages": ["report"]}
+    reported = {"reporting": document["reporting"], "clustering": clustering}
+    uri = tracked or document["tracking"]["uri"]
+    config = JobConfig.model_validate({**values, **asked, **reported, "tracking_uri": uri})
+    default = config.model_copy(update={"tracking_uri": None})
+    return default if without_credentials(tracking_uri(storage, default)) == uri else config
