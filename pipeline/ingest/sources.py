@@ -62,6 +62,10 @@ def _read_one(source: str, source_type: SourceType, url_column: str | None) -> I
     if source_type in {"auto", "megadepth"} and not tree.exists():
         tree = scene_of(source) or tree
     found = _detect(tree) if source_type == "auto" else source_type
+    if url_column is not None and found != "table" and tree.exists():
+        raise SourceError(
+            f"source {tree.root}: a {found} has no columns; leave --url-column out, or crawl it by itself"
+        )
     if found in {"idx", "npz"}:
         if not isinstance(tree, LocalTree):
             return array_records(tree, "idx" if found == "idx" else "npz")

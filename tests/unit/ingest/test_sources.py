@@ -243,6 +243,14 @@ def test_an_absent_source_a_file_and_an_empty_folder_are_refused(tmp_path: Path)
             list(read_records(str(tmp_path / source)))
 
 
+def test_a_column_of_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg")
+    with pytest.raises(SourceError, match=r"a folder has no columns; leave --url-column out"):
+        list(read_records(str(tmp_path), url_column="address"))
+    with pytest.raises(SourceError, match="no such file or folder"):
+        list(read_records(str(tmp_path / "absent"), url_column="address"))
+
+
 def test_addresses_are_refused() -> None:
     for source in ("gs://bucket/crawl", "https://example.org/crawl"):
         with pytest.raises(SourceError, match="no other addresses; put addresses of images into a file"):

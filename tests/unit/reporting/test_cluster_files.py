@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,15 +76,33 @@ def test_no_image_makes_an_empty_file(tmp_path: Path) -> None:
     assert rows_of(tmp_path, clusters) == []
 
 
-def test_duckdb_reads_one_cluster(tmp_path: Path) -> None:
-    duckdb = pytest.importorskip("duckdb", reason="needs duckdb")
-    clusters = made_clusters(7, 300)
+def readme_queries() -> list[str]:
+    """The SQL of the README's section about the tables."""
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    section = text.split("### Asking the tables")[1].split("\n### ")[0]
+    return [block for block in section.split("\n\n") if block.startswith("    SELECT")]
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pa.Table:
+    """What is in ``clusters.parquet`` of the working directory, where ``prototypes.parquet`` lies, too."""
+    clusters = made_clusters(9, 300)
     parquet(tmp_path, clusters)
-    query = f"""SELECT image_id FROM '{tmp_path}/clusters.parquet' WHERE cluster = 3
-                ORDER BY negative_log_likelihood LIMIT 5"""
-    found = [row[0] for row in duckdb.sql(query).fetchall()]
-    members = clusters.filter(pc.equal(clusters["cluster"], 3))
-    assert found == members["image_id"].to_pylist()[:5]
+    rows = [{"cluster": cluster, "quality": cluster / 8} for cluster in range(9)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prototypes.parquet")
+    monkeypatch.chdir(tmp_path)
+    return clusters
+
+
+def test_the_readme_s_best_images_of_a_cluster(tables: pa.Table) -> None:
+    found = [row[0] for row in duckdb.execute(readme_queries()[0]).fetchall()]
+    members = tables.filter(pc.equal(tables["cluster"], 7))
+    assert found == members["image_id"].to_pylist()[:100]
+
+
+def test_the_readme_s_hashtags_of_what_is_worth_a_look(tables: pa.Table) -> None:
+    tags = [tag for row in tables.to_pylist() if row["cluster"] > 4 for tag in row["hashtags"] or ()]
+    assert dict(duckdb.execute(readme_queries()[1]).fetchall()) == dict(Counter(tags).most_common(20))
 
 
 def test_the_spreadsheet_has_a_line_per_image_in_the_same_order(
