@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StorageError
+
+TABLES_AHEAD = 8
+"""Tables that are read at once."""
 
 
 class Storage(Protocol):
@@ -113,6 +119,9 @@ class LocalStorage:
                 part.unlink()
 
 
+_making_a_client = threading.Lock()  # threads may use one client, but not make one at the same moment
+
+
 class S3Storage:
     """A prefix of an S3 bucket through boto3; an object appears whole or not at all.
 
@@ -132,11 +141,12 @@ class S3Storage:
 
     @property
     def client(self) -> Any:
-        if self._client is None:
-            import boto3
-            from botocore.config import Config
+        with _making_a_client:
+            if self._client is None:
+                import boto3
+                from botocore.config import Config
 
-            self._client = boto3.client("s3", config=Config(retries={"mode": "adaptive", "max_attempts": 8}))
+                self._client = boto3.client("s3", config=Config(retries={"mode": "adaptive", "max_attempts": 8}))
         return self._client
 
     def uri(self, key: str) -> str:
@@ -214,6 +224,22 @@ def read_table(storage: Storage, key: str, columns: list[str] | None = None) -> 
         return pq.read_table(pa.BufferReader(storage.read_bytes(key)), columns=columns)
     except pa.ArrowException as error:
         raise StorageError(f"{storage.uri(key)}: not a Parquet table ({error})") from error
+
+
+def read_tables(storage: Storage, keys: Iterable[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The Parquet tables stored as `keys`, in order; the next few are read already, since a bucket takes its time."""
+    with ThreadPoolExecutor(TABLES_AHEAD, "table") as threads:
+        ahead: deque[Future[pa.Table]] = deque()
+        try:
+            for key in keys:
+                ahead.append(threads.submit(read_table, storage, key, columns))
+                if len(ahead) == TABLES_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pipeline.config import IngestConfig
 from pipeline.errors import PipelineError
 from pipeline.layout import CrawlPaths
 from pipeline.records import Crawl
-from pipeline.storage import Storage, read_table
+from pipeline.storage import Storage, read_tables
 
 RATES = ("seconds", "records_per_second", "bytes_per_second")
 """Statistics that `rates` gives."""
@@ -43,8 +43,7 @@ def account(storage: Storage, paths: CrawlPaths, records: int, n_shards: int, co
         "caption",
         "taken_at",
     ]
-    for index in range(n_shards):
-        table = read_table(storage, paths.rows(index), columns)
+    for table in read_tables(storage, map(paths.rows, range(n_shards)), columns):
         accepted = table.filter(pc.field("status") == "accepted")
         for image_id in accepted["image_id"].to_pylist():
             content.update(image_id.encode())

@@ -22,7 +22,7 @@ from pipeline.ingest.near_duplicates import as_looks, originals_of
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Crawl
 from pipeline.shards import publish_shard, read_shard
-from pipeline.storage import Storage, read_table, write_table
+from pipeline.storage import Storage, read_table, read_tables, write_table
 
 DUPLICATE_DETAIL = "the same bytes as the image in duplicate_of"
 NEAR_DUPLICATE_DETAIL = "looks like the image in duplicate_of"
@@ -59,9 +59,8 @@ def identity(sha256: str, fingerprint: str, keep_duplicates: bool) -> str:
 def known_images(storage: Storage, crawls: Iterable[Crawl], config: IngestConfig) -> Known:
     """What complete `crawls` have in the form of `config`, or have found to look like what they have."""
     found = [np.empty(0, KNOWN)]
-    for paths, index in _shards_of(crawls, config):
-        columns = ["sha256", "fingerprint", "image_id", "duplicate_of", "reason", "status"]
-        table = read_table(storage, paths.rows(index), columns)
+    columns = ["sha256", "fingerprint", "image_id", "duplicate_of", "reason", "status"]
+    for table in read_tables(storage, _rows_of(crawls, config), columns):
         kept = (pc.field("status") == "accepted") | (pc.field("reason") == "near_duplicate")
         known = [
             (
@@ -96,9 +95,8 @@ def find_repeats(
     new: list[tuple[int, str]] = []
     looks: list[bytes] = []
     namers: dict[str, set[int]] = {}
-    for index in range(n_shards):
-        columns = ["status", "sha256", "fingerprint", "image_id", "look", "duplicate_of"]
-        table = read_table(storage, paths.rows(index), columns)
+    columns = ["status", "sha256", "fingerprint", "image_id", "look", "duplicate_of"]
+    for index, table in enumerate(read_tables(storage, map(paths.rows, range(n_shards)), columns)):
         for name in table["duplicate_of"].drop_null().to_pylist():
             namers.setdefault(name, set()).add(index)
         for row in table.filter(pc.field("status") == "accepted").to_pylist():
@@ -173,8 +171,7 @@ def _near_duplicates(
 ) -> Iterator[tuple[tuple[int, str], str]]:
     """Each of the `new` images (shard, image) that looks like another one, by `looks`, and which that is."""
     image_ids, before = [], []
-    for paths, index in _shards_of(earlier, config):
-        table = read_table(storage, paths.rows(index), ["status", "image_id", "look"])
+    for table in read_tables(storage, _rows_of(earlier, config), ["status", "image_id", "look"]):
         for row in table.filter(pc.field("status") == "accepted").to_pylist():
             if row["look"] is not None:
                 image_ids.append(row["image_id"])
@@ -185,9 +182,8 @@ def _near_duplicates(
         yield new[place - kept], image_ids[original]
 
 
-def _shards_of(crawls: Iterable[Crawl], config: IngestConfig) -> Iterator[tuple[CrawlPaths, int]]:
-    """The shards of those `crawls` whose images have the form of `config`."""
+def _rows_of(crawls: Iterable[Crawl], config: IngestConfig) -> Iterator[str]:
+    """Keys of the shards' rows of those `crawls` whose images have the form of `config`."""
     for crawl in crawls:
         if crawl.image_form == config.image_form:
-            for index in range(crawl.n_shards):
-                yield CrawlPaths(crawl.collection, crawl.crawl_id), index
+            yield from map(CrawlPaths(crawl.collection, crawl.crawl_id).rows, range(crawl.n_shards))

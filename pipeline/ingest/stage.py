@@ -37,7 +37,7 @@ from pipeline.progress import Progress, say
 from pipeline.records import Crawl, CrawlRecord
 from pipeline.session import connect_ray, run_bounded
 from pipeline.shards import complete_crawls
-from pipeline.storage import Storage, read_table, write_json, write_table
+from pipeline.storage import Storage, read_table, read_tables, write_json, write_table
 
 SCHEMA_VERSION = 3
 """Of shards, rows and crawl.json. Part of the crawl's id: a change of the format is a new crawl."""
@@ -239,9 +239,9 @@ def _retry_unreachable(tasks: _Tasks, reopened: bool) -> int:
 def _count_unreachable(tasks: _Tasks) -> Counter[int]:
     """Number of unreachable records by shard, of all shards that have some."""
     found: Counter[int] = Counter()
-    for index in range(tasks.plan.n_shards) if tasks.has_urls else ():
-        reasons = read_table(tasks.storage, tasks.paths.rows(index), ["reason"])["reason"].to_pylist()
-        if unreachable := reasons.count(UNREACHABLE):
+    keys = map(tasks.paths.rows, range(tasks.plan.n_shards)) if tasks.has_urls else ()
+    for index, table in enumerate(read_tables(tasks.storage, keys, ["reason"])):
+        if unreachable := table["reason"].to_pylist().count(UNREACHABLE):
             found[index] = unreachable
     return found
 

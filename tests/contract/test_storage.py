@@ -12,7 +12,17 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage, read_json, read_table, write_json
+from pipeline.storage import (
+    TABLES_AHEAD,
+    LocalStorage,
+    S3Storage,
+    Storage,
+    open_storage,
+    read_json,
+    read_table,
+    read_tables,
+    write_json,
+)
 from pipeline.storage import write_table as publish_table
 from tests.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
 
@@ -101,6 +111,26 @@ def test_json_and_tables_come_back(storage: Storage) -> None:
     publish_table(storage, "x.parquet", table)
     assert read_table(storage, "x.parquet") == table
     assert read_table(storage, "x.parquet", ["b"]) == table.select(["b"])
+
+
+def test_many_tables_come_in_order_and_none_is_read_long_before_it_is_asked_for(storage: Storage) -> None:
+    keys = [f"{i}.parquet" for i in range(3 * TABLES_AHEAD)]
+    for i, key in enumerate(keys):
+        publish_table(storage, key, pa.table({"a": [i], "b": [0]}))
+    asked = iter(keys)
+    tables = read_tables(storage, asked, ["a"])
+    assert next(tables) == pa.table({"a": [0]})
+    assert next(asked) == keys[TABLES_AHEAD]
+    rest = [table["a"][0].as_py() for table in tables]
+    assert rest == [i for i in range(1, len(keys)) if i != TABLES_AHEAD]
+
+
+def test_a_table_that_is_missing_among_many_is_a_storage_error(storage: Storage) -> None:
+    publish_table(storage, "0.parquet", pa.table({"a": [0]}))
+    tables = read_tables(storage, ["0.parquet", "1.parquet"])
+    assert next(tables).num_rows == 1
+    with pytest.raises(StorageError, match=r"1\.parquet"):
+        next(tables)
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff"])
