@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -30,6 +28,7 @@ from pipeline.reporting.page.render import render
 from pipeline.reporting.pixels import png
 from pipeline.reporting.strips import picture_keys, publish_strips
 from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
+from pipeline.reporting.versions import versions
 from pipeline.storage import Storage, read_json, write_json, write_table
 
 SCHEMA_VERSION = 4
@@ -214,10 +213,7 @@ def _describe(
             "checkpoint": storage.uri(paths.checkpoint(selected.trial.name)),
             "config": storage.uri(paths.config),
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("visual-trends", "torch", "ray", "mlflow", "pillow", "pyarrow")},
-        },
+        "versions": versions(),
     }
 
 
@@ -248,11 +244,3 @@ def _pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
 def _moving(config: JobConfig) -> bool:
     """Whether there is something that moves, and the user wants to see it."""
     return bool(config.reporting.motion_images and config.clustering.transforms)
-
-
-def _version(package: str) -> str | None:
-    """None where it is not installed, such as this package in a job that brings its own working directory."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

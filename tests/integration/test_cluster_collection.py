@@ -176,16 +176,17 @@ def test_the_impossible_is_refused_before_any_work(
     assert not workspace.exists()
 
 
-def test_help_waits_for_no_heavy_import() -> None:
+@pytest.mark.parametrize(("job", "flag"), [(JOB, "--select-k"), ("jobs/assign_collection.py", "--crawl")])
+def test_help_waits_for_no_heavy_import(job: str, flag: str) -> None:
     check = (
         "import runpy, sys; sys.argv = ['job', '--help']\n"
-        "try: runpy.run_path('jobs/cluster_collection.py', run_name='__main__')\n"
+        f"try: runpy.run_path('{job}', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "sys.exit(bool({'torch', 'ray', 'mlflow', 'pydantic', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert "--select-k" in done.stdout
+    assert flag in done.stdout
 
 
 def free_port() -> str:
