@@ -10,8 +10,8 @@ from pipeline.ingest.stage import ingest
 from pipeline.layout import crawls_of
 from pipeline.progress import say
 from pipeline.records import Crawl
-from pipeline.reporting.later_crawl import assign_crawl, check_model
 from pipeline.reporting.changes import in_words
+from pipeline.reporting.later_crawl import assign_crawl, check_model
 from pipeline.reporting.past_runs import PastRun, latest_run, past_run
 from pipeline.session import check_place
 from pipeline.shards import complete_crawls

@@ -16,7 +16,7 @@ from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, digest
 from pipeline.errors import StorageError
 from pipeline.layout import RunPaths
-from pipeline.progress import counted, say
+from pipeline.progress import Laps, counted, rated, say
 from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
 from pipeline.reporting.cluster_files import write_clusters_csv, write_clusters_parquet
@@ -119,6 +119,7 @@ def _make(
     """Publish tables, pictures and the page in place of an earlier report; return what ``run.json`` says of them."""
     checkpoint = paths.checkpoint(selected.trial.name)
     options = config.reporting
+    laps = Laps()
     method = _kept_method(storage, paths, selected)
     schema = clusters_schema(config.clustering)
     clusters = assign_crawls(storage, checkpoint, crawls, schema)
@@ -129,7 +130,9 @@ def _make(
             if result.trial != selected.trial:
                 assigned = assign_crawls(storage, paths.checkpoint(result.trial.name), crawls, schema)
             metrics[index] = evaluate(assigned["label"].to_pylist(), assigned["cluster"].to_numpy(), result.k)
+    laps.end("assign")
     findings = find(storage, checkpoint, config.collection, method, clusters, options)
+    laps.end("survey")
     tiles = sorted(findings.tiles, key=lambda tile: tile.cluster)
     pictures, nearest = [tile.picture for tile in tiles], options.strip_images if options.examples else 0
     prototypes = prototypes_table(clusters, pictures, findings.proportions, findings.qualities, nearest)
@@ -139,6 +142,7 @@ def _make(
     document = _describe(storage, config, paths, crawls, results, selected, reason, sizes, metrics)
     tracked = without_credentials(tracking_uri(storage, config))
     page = render(page_of(findings, document, config, tracked, crawls, results, selected))
+    say("page", rated(selected.k, "cluster", laps.end("page")))
 
     # The earlier report ends here, its marker first.
     storage.delete(paths.marker)
@@ -148,12 +152,14 @@ def _make(
     write_table(storage, paths.prototypes, prototypes)
     storage.write_bytes(paths.mosaic, mosaic)
     storage.write_bytes(paths.page, page)
+    laps.end("tables")
     drawn: list[str] = []
     if options.examples:
         drawn = publish_strips(storage, checkpoint, paths, clusters, tiles, options, _moving(config))
     for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(drawn):
         storage.delete(key)  # of a larger K, or with photos that are not to be shown any more
-    return document
+    laps.end("pictures")
+    return {**document, "seconds": laps.seconds}
 
 
 def _kept_method(storage: Storage, paths: RunPaths, selected: TrialResult) -> ClusteringMethod:
