@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from pipeline import progress
 from pipeline.progress import Laps, rated
 
 
@@ -21,7 +22,7 @@ def test_a_rate_stands_beside_what_it_comes_from(n: int, seconds: float, expecte
 
 def test_parts_take_the_time_since_the_part_before(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.5, 13.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     laps = Laps()
     assert laps.end("assign") == 2.5
     laps.end("page")
