@@ -12,7 +12,7 @@ from pipeline.config import ReportingConfig
 from pipeline.layout import CrawlPaths, RunPaths
 from pipeline.progress import Progress, rated, say
 from pipeline.reporting.assign import trained_method
-from pipeline.reporting.manifest import nearest_of
+from pipeline.reporting.manifest import by_cluster, nearest_of
 from pipeline.reporting.mosaic import Strip, Tile, draw_strip
 from pipeline.reporting.motion import draw_motion
 from pipeline.reporting.pixels import Pixels, png, to_images, to_pictures
@@ -50,7 +50,8 @@ def publish_strips(
     task = ray.remote(num_cpus=1)(_publish)
     started = time.monotonic()
     n = max(options.strip_images, options.motion_images)
-    shown = [(tile, nearest_of(clusters, tile.cluster, n)) for tile in tiles]
+    apart = by_cluster(clusters, len(tiles))
+    shown = [(tile, nearest_of(apart[tile.cluster], n)) for tile in tiles]
     chunks = [shown[start : start + CLUSTERS_PER_TASK] for start in range(0, len(shown), CLUSTERS_PER_TASK)]
     with Progress("draw", len(tiles), "cluster") as progress:
         submit = lambda chunk: task.remote(storage, checkpoint, paths, chunk, options, moving)  # noqa: E731
