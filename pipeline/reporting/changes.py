@@ -109,7 +109,10 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
     lines = [f"{words}: {_listed(document['changes'][name])}" for name, words in named.items()]
     state = "is" if unexplained == 1 else "are"
     worse = f"{unexplained:,} of {counted(images, 'image')} ({unexplained / images:.1%}) {state} explained worse than"
-    return [*lines, f"{worse} {EXPLAINED:.0%} of the run's own; of the same views it would be {1 - EXPLAINED:.0%}"]
+    return [
+        *lines,
+        f"{worse} {EXPLAINED:.0%} of the run's own; of the same views it would be about {1 - EXPLAINED:.0%}",
+    ]
 
 
 def _listed(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -85,5 +85,5 @@ def test_few_clusters_are_named_and_none_that_stayed() -> None:
     assert in_words(document) == [
         "more often: none",
         "less often: none",
-        "0 of 4 images (0.0%) are explained worse than 99% of the run's own; of the same views it would be 1%",
+        "0 of 4 images (0.0%) are explained worse than 99% of the run's own; of the same views it would be about 1%",
     ]
