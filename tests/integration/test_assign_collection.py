@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -84,9 +85,21 @@ def files(storage: LocalStorage) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def assigned(tmp_path_factory: pytest.TempPathFactory) -> LocalStorage:
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the run; to be copied."""
+    return Path(leave_run(tmp_path_factory.mktemp("reported")).root)
+
+
+@pytest.fixture
+def storage(reported: Path, tmp_path: Path) -> LocalStorage:
+    """A workspace with the run, of the test's own."""
+    return LocalStorage(str(shutil.copytree(reported, tmp_path / "workspace")))
+
+
+@pytest.fixture(scope="module")
+def assigned(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStorage:
     """A workspace in which tuesday is assigned to the prototypes of monday."""
-    storage = leave_run(tmp_path_factory.mktemp("workspace"))
+    storage = LocalStorage(str(shutil.copytree(reported, tmp_path_factory.mktemp("assigned") / "workspace")))
     leave_tuesday(storage)
     assert assign(storage) == [f"assigned  {storage.uri('paris/runs/run-1/assignments/tuesday')}"]
     return storage
@@ -156,8 +169,9 @@ def test_without_examples_the_tables_name_no_source(assigned: LocalStorage) -> N
     assert read_table(assigned, PATHS.clusters)["caption"].to_pylist() == ["café"] * 5
 
 
-def test_an_interrupted_job_continues_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = leave_run(tmp_path)
+def test_an_interrupted_job_continues_with_what_is_missing(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leave_tuesday(storage)
     leave_crawl(storage, "wednesday", [[("g9", GREEN)]])
 
@@ -180,8 +194,7 @@ def test_an_interrupted_job_continues_with_what_is_missing(tmp_path: Path, monke
     assert {key for key in before if after[key] != before[key]} == {wednesday.clusters}
 
 
-def test_an_assignment_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
-    storage = leave_run(tmp_path)
+def test_an_assignment_that_lost_a_file_is_made_again(storage: LocalStorage) -> None:
     leave_tuesday(storage)
     assign(storage)
     storage.delete(PATHS.picture)
@@ -189,8 +202,10 @@ def test_an_assignment_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
     assert storage.exists(PATHS.picture)
 
 
-def test_a_run_without_later_crawls_has_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert assign(leave_run(tmp_path)) == []
+def test_a_run_without_later_crawls_has_nothing_to_do(
+    storage: LocalStorage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert assign(storage) == []
     assert "nothing to do: run run-1 learned from every complete crawl" in capsys.readouterr().out
 
 
@@ -214,16 +229,14 @@ def test_what_can_never_be_done_is_refused(assigned: LocalStorage, asked: dict[s
     assert files(assigned) == before
 
 
-def test_a_model_that_is_gone_is_missed_before_any_work(tmp_path: Path) -> None:
-    storage = leave_run(tmp_path)
+def test_a_model_that_is_gone_is_missed_before_any_work(storage: LocalStorage) -> None:
     leave_tuesday(storage)
     storage.delete(RunPaths("paris", "run-1").checkpoint("k=3-seed=0"))
     with pytest.raises(StorageError, match=r"checkpoint.pt is missing; run the job that trained it"):
         assign(storage)
 
 
-def test_images_that_vanished_leave_no_assignment(tmp_path: Path) -> None:
-    storage = leave_run(tmp_path)
+def test_images_that_vanished_leave_no_assignment(storage: LocalStorage) -> None:
     crawl = leave_tuesday(storage)
     write_json(storage, CrawlPaths("paris", "tuesday").marker, asdict(replace(crawl, accepted=6)))
     with pytest.raises(PipelineError, match="tuesday: 5 images were assigned, 6 were ingested"):
@@ -238,8 +251,7 @@ def run_job(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_one_command_ingests_a_source_and_assigns_it(tmp_path: Path) -> None:
-    storage = leave_run(tmp_path / "workspace")
+def test_one_command_ingests_a_source_and_assigns_it(storage: LocalStorage, tmp_path: Path) -> None:
     source = tmp_path / "november"
     source.mkdir()
     for index, color in enumerate([GREEN] * 6 + [BLUE] * 2):
