@@ -10,6 +10,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.job.arguments import (
+    CONFIG_KEY,
+    add_configuration_flags,
+    add_result_flags,
+    add_source_flags,
+    configured,
+)
+
 EXAMPLES = """\
 examples:
   python jobs/cluster_collection.py --collection trevifountain --source crawls/trevifountain --k 8,16,32
@@ -43,37 +51,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CSV",
         help="table of many collections: columns collection, source, and any of these flags or of the configuration",
     )
-    what.add_argument(
-        "--source",
-        action="append",
-        metavar="SRC",
-        help="folder, dump, tar, table of addresses or arrays, local or s3://bucket/prefix; may be repeated",
-    )
-    what.add_argument("--source-type", metavar="NAME", help="what the sources are, such as table [found by looking]")
-    what.add_argument("--url-column", metavar="NAME", help="column of addresses in a table [found by its name]")
+    add_source_flags(what)
     what.add_argument(
         "--keep-duplicates", action="store_true", default=None, help="keep reposts, too [the first of each image]"
     )
-    what.add_argument(
-        "--allow-private-hosts",
-        action="store_true",
-        default=None,
-        help="download from addresses outside the public internet, too; only for crawls that you wrote",
-    )
-    what.add_argument(
-        "--retry-unreachable",
-        action="store_true",
-        default=None,
-        help="try the records of a complete crawl again that could not be reached, and only them",
-    )
-    what.add_argument(
-        "--no-examples",
-        action="store_false",
-        dest="examples",
-        default=None,
-        help="leave every photo, caption and link out of the report; prototypes speak for their images",
-    )
-    what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
+    add_result_flags(what)
     what.add_argument(
         "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
     )
@@ -99,30 +81,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--warm-start", metavar="RUN", help="earlier run of this collection to go on from, or latest [none]"
     )
     how.add_argument("--workers", metavar="N", help="processes that train together [1]")
-    how.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any part of the configuration")
-    how.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="one value; may be repeated"
-    )
+    add_configuration_flags(how)
     return parser.parse_args(argv)
-
-
-CONFIG_KEY = {
-    "k": "clustering.k",
-    "select_k": "clustering.select_k",
-    "seeds": "clustering.seeds",
-    "method": "clustering.method",
-    "transforms": "clustering.transforms",
-    "source_type": "ingest.source_type",
-    "url_column": "ingest.url_column",
-    "keep_duplicates": "ingest.keep_duplicates",
-    "allow_private_hosts": "ingest.http.allow_private_hosts",
-    "retry_unreachable": "ingest.http.retry_unreachable",
-    "examples": "reporting.examples",
-    "image_size": "ingest.image_size",
-    "warm_start": "clustering.warm_start",
-    "workers": "clustering.workers",
-}
-"""Where in the configuration a flag belongs, if not at its top level."""
 
 
 def main() -> None:
@@ -136,9 +96,7 @@ def main() -> None:
     from pipeline.storage import open_storage
 
     file, overrides, table = (arguments.pop(name) for name in ("config", "overrides", "manifest"))
-    flags: dict[str, Any] = {CONFIG_KEY.get(n, n): v for n, v in arguments.items() if v is not None}
-    if len(flags.get("source", ())) == 1:
-        (flags["source"],) = flags["source"]
+    flags = configured(arguments)
     with ray_session():
         if table is not None:
             from pipeline.job.many import run_collections

@@ -5,6 +5,7 @@
     <workspace>/<collection>/
       crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json (last: complete)
       runs/<run_id>/                config.yaml, identity.json, trials/, tables, pictures, page, run.json (last)
+        assignments/<crawl_id>/     tables and a picture of a crawl that was assigned later, assignment.json (last)
     <workspace>/mlflow.db, mlartifacts/   the embedded tracking default
 """
 
@@ -45,6 +46,42 @@ class CrawlPaths:
     @property
     def marker(self) -> str:
         return f"{self.folder}/crawl.json"
+
+
+@dataclass(frozen=True)
+class AssignmentPaths:
+    """Keys of what a run says of a crawl that it need not have learned from."""
+
+    collection: str
+    run_id: str
+    crawl_id: str
+
+    @property
+    def folder(self) -> str:
+        return f"{self.collection}/runs/{self.run_id}/assignments/{self.crawl_id}"
+
+    @property
+    def clusters(self) -> str:
+        return f"{self.folder}/clusters.parquet"
+
+    @property
+    def spreadsheet(self) -> str:
+        """The clusters again, for people."""
+        return f"{self.folder}/clusters.csv"
+
+    @property
+    def changes(self) -> str:
+        """Every cluster here and in the run."""
+        return f"{self.folder}/changes.csv"
+
+    @property
+    def picture(self) -> str:
+        """The prototypes with both of their shares."""
+        return f"{self.folder}/changes.png"
+
+    @property
+    def marker(self) -> str:
+        return f"{self.folder}/assignment.json"
 
 
 @dataclass(frozen=True)
@@ -111,6 +148,9 @@ class RunPaths:
     def motion(self, cluster: int) -> str:
         """Animation of one cluster: its prototype moves onto its nearest images."""
         return f"{self.folder}/clusters/cluster-{cluster:03d}.webp"
+
+    def assignment(self, crawl_id: str) -> AssignmentPaths:
+        return AssignmentPaths(self.collection, self.run_id, crawl_id)
 
     @property
     def marker(self) -> str:

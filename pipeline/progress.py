@@ -6,6 +6,7 @@ A terminal gets one line that moves; a log (``ray job logs``, a file) gets a new
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -92,6 +93,26 @@ def say(stage: str, message: str) -> None:
     """One line about `stage` on the console, in line with its progress."""
     subject = f"{_subject.get()}: " if _subject.get() else ""
     print(f"{stage:<9} {subject}{message}", flush=True)
+
+
+class Laps:
+    """Seconds that the parts of a job take, which follow each other from now on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def end(self, part: str) -> float:
+        """`part` ends and the next one begins; the seconds that it took."""
+        now = time.monotonic()
+        self.seconds[part], self._since = round(now - self._since, 3), now
+        return self.seconds[part]
+
+
+def rated(n: int, noun: str, seconds: float) -> str:
+    """Such as 1,200 images in 4.0 s, 300 images/s."""
+    rate = n / max(seconds, 1e-3)
+    return f"{counted(n, noun)} in {seconds:.1f} s, {rate:{',.0f' if rate >= 100 else '.3g'}} {noun}s/s"
 
 
 def counted(n: int, noun: str) -> str:

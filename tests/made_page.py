@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.clustering.trial import HistoryPoint, StageRecord, TrialResult
-from pipeline.config import ClusteringConfig, JobConfig, ReportingConfig
+from pipeline.config import ClusteringConfig, JobConfig, Method, ReportingConfig
 from pipeline.records import TIMESTAMP, Crawl
 from pipeline.reporting.examples import (
     MOST_UNEXPLAINED,
@@ -20,7 +20,7 @@ from pipeline.reporting.examples import (
     unexplained_rows,
 )
 from pipeline.reporting.findings import Findings
-from pipeline.reporting.manifest import clusters_schema, clusters_table, members_of
+from pipeline.reporting.manifest import by_cluster, clusters_schema, clusters_table, loss_column
 from pipeline.reporting.mosaic import Tile, ordered
 from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import Page
@@ -35,11 +35,15 @@ DIFFERENT = 60
 
 
 def made_clusters(
-    k: int, images: int, captions: Sequence[str] = ("a view",), links: Sequence[str] = ("https://example.org/photo",)
+    k: int,
+    images: int,
+    captions: Sequence[str] = ("a view",),
+    links: Sequence[str] = ("https://example.org/photo",),
+    method: Method = "dti-gmm",
 ) -> pa.Table:
     """`images` rows in `k` clusters, the first one the largest, with captions and links in turn."""
     rng = np.random.default_rng(0)
-    schema = clusters_schema(ClusteringConfig(transforms=["color", "projective"]))
+    schema = clusters_schema(ClusteringConfig(method=method, transforms=["color", "projective"]))
     share = 1 / np.arange(1, k + 1)
     sizes = np.floor(images * share / share.sum()).astype(int)
     sizes[0] += images - sizes.sum()
@@ -56,7 +60,7 @@ def made_clusters(
         "crawl_id": ["monday"] * images,
         "shard": np.zeros(images, np.int32),
         "cluster": cluster,
-        "negative_log_likelihood": loss,
+        loss_column(schema): loss,
         "posterior": np.ones(images, np.float32),
         "runner_up": ((cluster + 1) % k).astype(np.int32),
         "margin": np.ones(images, np.float32),
@@ -71,7 +75,8 @@ def made_findings(clusters: pa.Table, k: int, options: ReportingConfig) -> Findi
     room = room_for(k, options.page_images if options.examples else 0)
     noise = rng.integers(0, 256, (DIFFERENT, SIDE, SIDE, 3), np.uint8)
     files = [thumbnail(picture, room.form) for picture in noise]
-    examples = {c: examples_of(clusters, c, room.examples) for c in range(k)} if room.examples else {}
+    apart = by_cluster(clusters, k)
+    examples = {c: examples_of(members, room.examples) for c, members in enumerate(apart)} if room.examples else {}
     fence, unexplained = unexplained_rows(clusters)
     worst = farthest_rows(unexplained, MOST_UNEXPLAINED if examples else 0)
     shown = [worst, *(rows for three in examples.values() for rows in (three.nearest, three.random, three.farthest))]
@@ -82,8 +87,8 @@ def made_findings(clusters: pa.Table, k: int, options: ReportingConfig) -> Findi
     }
     photos = torch.from_numpy(noise).permute(0, 3, 1, 2).float() / 255
     tiles, qualities, sums = [], [], []
-    for cluster in range(k):
-        size = members_of(clusters, cluster).num_rows
+    for cluster, members in enumerate(apart):
+        size = members.num_rows
         blend = (cluster + 1) / (k + 1)
         own = photos[:2]
         part = ClusterSums.nothing((3, SIDE, SIDE))
@@ -124,12 +129,13 @@ def made_page(
     collection: str = "rome",
     captions: Sequence[str] = ("a view",),
     links: Sequence[str] = ("https://example.org/photo",),
+    method: Method = "dti-gmm",
     **options: Any,
 ) -> Page:
     """A page of `k` clusters of `images` images; `options` are those of reporting."""
     reporting = ReportingConfig(**options)
     config = JobConfig(collection=collection, stages=["report"], reporting=reporting)
-    clusters = made_clusters(k, images, captions, links)
+    clusters = made_clusters(k, images, captions, links, method)
     findings = made_findings(clusters, k, reporting)
     crawl = Crawl(collection, "monday", 1, images + 30, images, {"not_an_image": 20, "duplicate": 10}, SIDE, "digest")
     results = [made_trial(other, seed) for other in (max(1, k // 2), k, 2 * k) for seed in (0, 1)]
@@ -138,7 +144,7 @@ def made_page(
         "collection": collection,
         "run_id": "run-1",
         "created_at": "2026-05-17T12:00:00+00:00",
-        "method": "dti-gmm",
+        "method": method,
         "transforms": ["color", "projective"],
         "crawls": [{"crawl_id": "monday", "digest": "digest", "images": images}],
         "counts": {

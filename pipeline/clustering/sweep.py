@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from pipeline.clustering.trial import Trial, TrialResult, best_of_each_k, is_don
 from pipeline.config import LATEST, ClusteringConfig, JobConfig, digest, dump_config
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths
-from pipeline.progress import say
+from pipeline.progress import rated, say
 from pipeline.records import CHANNELS, Crawl
 from pipeline.shards import shard_keys
 from pipeline.storage import Storage, read_json, write_json
@@ -119,16 +120,24 @@ def sweep(
         images = sum(crawl.accepted for crawl in crawls)
         of = f"{images} images of {len(crawls)} crawl{'s' if len(crawls) > 1 else ''}"
         say("cluster", f"{len(missing)} trials on {of}, {config.workers} worker(s) each: {paths.run_id}")
+        started = time.monotonic()
         train_until = _training(storage, paths, config, crawls, train)
         if config.halving:
             worth_it = halve(storage, paths, config, trials, train_until)
             missing = [trial for trial in worth_it if not is_done(storage, paths, trial)]
         if missing:
             train_until(missing, None)
+            say("cluster", _speed([_result(storage, paths, trial) for trial in missing], time.monotonic() - started))
     done = [trial for trial in trials if is_done(storage, paths, trial)]
     if absent := set(config.k) - {trial.k for trial in done}:
         raise ConfigError(f"run {paths.run_id}: no trial of k {sorted(absent)} is trained; run the cluster stage first")
     return [_result(storage, paths, trial) for trial in done]
+
+
+def _speed(results: list[TrialResult], seconds: float) -> str:
+    """How fast trials that ended were trained, of which some may have begun in an earlier job, on one line."""
+    images, training = sum(result.image_passes for result in results), sum(result.seconds for result in results)
+    return f"{rated(len(results), 'trial', seconds)}; within a trial {rated(images, 'image', training)}"
 
 
 def _training(

@@ -302,7 +302,7 @@ def _train(work: Work, images: ImageSet, device: torch.device, group: str, queue
         key = work.paths.rung(work.trial.name, work.until)
         document = {"iteration": result.iterations, "loss": loss_at(result.history, work.until)}
     patiently(lambda: write_json(work.storage, key, document), work.storage.uri(key), note)
-    ray.get(queue.finish.remote(group, result.loss))
+    ray.get(queue.finish.remote(group, result.loss, result.image_passes, result.seconds))
 
 
 class _Console:

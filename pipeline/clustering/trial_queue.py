@@ -15,6 +15,7 @@ from pipeline.clustering.trial import Trial
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError, PipelineError
 from pipeline.layout import RunPaths
+from pipeline.progress import rated
 from pipeline.storage import Storage
 
 
@@ -144,13 +145,13 @@ class TrialQueue:
         """Why the workers of `group` are about to end; another attempt may do better."""
         self._troubles[group] = error
 
-    def finish(self, group: str, loss: float) -> None:
+    def finish(self, group: str, loss: float, image_passes: int, seconds: float) -> None:
         """The trial of `group` is done, and its result is in the workspace."""
         work = self._held.pop(group)
         self._windows.pop(group, None)
         self._done += 1
         state = "done" if work.until is None else f"compared at iteration {work.until}"
-        self._lines.append(f"{work.title}: {state}, loss {loss:.6g}")
+        self._lines.append(f"{work.title}: {state}, loss {loss:.6g}; {rated(image_passes, 'image', seconds)}")
         self._end(work, None)
 
     def give_up(self, group: str, error: PipelineError) -> None:

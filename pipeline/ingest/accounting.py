@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pipeline.config import IngestConfig
 from pipeline.errors import PipelineError
 from pipeline.layout import CrawlPaths
+from pipeline.progress import rated
 from pipeline.records import Crawl
 from pipeline.storage import Storage, read_tables
 
@@ -85,6 +86,12 @@ def rates(crawl: Crawl, records: int, seconds: float) -> dict[str, float]:
         "records_per_second": round(records / seconds, 3),
         "bytes_per_second": round(share * crawl.statistics["bytes"] / seconds),
     }
+
+
+def rates_in_words(records: int, found: Mapping[str, float]) -> str:
+    """What `rates` found for `records` records, on one line."""
+    volume = tqdm.format_sizeof(found["bytes_per_second"], "B")
+    return f"{rated(records, 'record', found['seconds'])}, {volume}/s"
 
 
 def in_words(crawl: Crawl) -> str:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import HttpConfig, IngestConfig, JobConfig, digest
 from pipeline.errors import ConfigError, StorageError
-from pipeline.ingest.accounting import RATES, account, in_words, rates, sizes_in_words
+from pipeline.ingest.accounting import RATES, account, in_words, rates, rates_in_words, sizes_in_words
 from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_images
 from pipeline.ingest.downloads import is_url
 from pipeline.ingest.host_limits import limits_of, start_limiter
@@ -94,8 +94,8 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
             write_table(storage, paths.repeats, repeats)
         _drop(tasks, read_table(storage, paths.repeats))
     crawl = account(storage, paths, plan.records, plan.n_shards, config.ingest)
-    speed = rates(crawl, built, time.monotonic() - started) if complete is None else _rates_of(complete)
-    crawl = replace(crawl, statistics={**crawl.statistics, **speed})
+    speed = rates(crawl, built, time.monotonic() - started)
+    crawl = replace(crawl, statistics={**crawl.statistics, **(speed if complete is None else _rates_of(complete))})
     document = {
         **asdict(crawl),
         "schema_version": SCHEMA_VERSION,
@@ -106,6 +106,7 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     write_json(storage, paths.marker, document)
     say("ingest", in_words(crawl))
     say("ingest", sizes_in_words(crawl.statistics))
+    say("ingest", rates_in_words(built, speed))
     if UNREACHABLE in crawl.rejected:
         say("ingest", "--retry-unreachable with the same command tries the unreachable records again, and only them")
     if not crawl.accepted and crawl.rejected.get("duplicate", 0) + crawl.rejected.get("near_duplicate", 0):

@@ -17,7 +17,7 @@ from pipeline.clustering.checkpoint import load_method
 from pipeline.clustering.method import ClusteringMethod
 from pipeline.errors import StorageError
 from pipeline.layout import CrawlPaths
-from pipeline.progress import Progress, say
+from pipeline.progress import Progress, rated, say
 from pipeline.records import Crawl
 from pipeline.reporting.manifest import check_counts, clusters_table, loss_column, transform_columns
 from pipeline.reporting.pixels import to_images
@@ -56,8 +56,7 @@ def assign_crawls(storage: Storage, checkpoint: str, crawls: list[Crawl], schema
             progress.advance(part.num_rows)
     clusters = clusters_table(parts, schema)
     check_counts(storage, clusters, crawls)
-    seconds = time.monotonic() - started
-    say("assign", f"{clusters.num_rows} images in {seconds:.1f} s, {clusters.num_rows / seconds:.0f} img/s")
+    say("assign", rated(clusters.num_rows, "image", time.monotonic() - started))
     return clusters
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.reporting.manifest import first_images, loss_column, members_of, nearest_of
+from pipeline.reporting.manifest import first_images, loss_column, nearest_of
 from pipeline.reporting.thumbnails import ThumbnailForm
 
 PAGE_BYTES = 14_500_000
@@ -73,10 +73,9 @@ def _share(k: int, n: int) -> int:
     return max(0, int((PAGE_BYTES - text) / BASE64 / pictures))
 
 
-def examples_of(clusters: pa.Table, cluster: int, n: int) -> Examples:
-    """At most `n` images of each kind; `clusters` as `manifest.clusters_table` made it."""
-    members = members_of(clusters, cluster)
-    return Examples(nearest_of(clusters, cluster, n), random_rows(members, n), farthest_rows(members, n))
+def examples_of(members: pa.Table, n: int) -> Examples:
+    """At most `n` images of each kind; `members` are the rows of one cluster, best explained first."""
+    return Examples(nearest_of(members, n), random_rows(members, n), farthest_rows(members, n))
 
 
 def random_rows(rows: pa.Table, n: int) -> pa.Table:

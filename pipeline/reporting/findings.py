@@ -17,7 +17,7 @@ from pipeline.reporting.examples import (
     room_for,
     unexplained_rows,
 )
-from pipeline.reporting.manifest import median_margin, members_of
+from pipeline.reporting.manifest import by_cluster, median_margin
 from pipeline.reporting.mosaic import Tile, ordered
 from pipeline.reporting.pixels import to_pictures
 from pipeline.reporting.quality import Quality, quality_of
@@ -74,7 +74,8 @@ def find(
     prototypes_KCHW = method.prototypes_KCHW()
     k = len(prototypes_KCHW)
     room = room_for(k, options.page_images if options.examples else 0)
-    examples = {cluster: examples_of(clusters, cluster, room.examples) for cluster in range(k)} if room.examples else {}
+    apart = by_cluster(clusters, k)
+    examples = {c: examples_of(members, room.examples) for c, members in enumerate(apart)} if room.examples else {}
     fence, unexplained = unexplained_rows(clusters)
     worst = farthest_rows(unexplained, MOST_UNEXPLAINED if examples else 0)
     shown = [worst, *(rows for three in examples.values() for rows in (three.nearest, three.random, three.farthest))]
@@ -82,10 +83,10 @@ def find(
     survey = survey_clusters(storage, checkpoint, collection, clusters, keys, room.form)
     sums = [survey.sums_of(cluster, tuple(prototypes_KCHW.shape[1:])) for cluster in range(k)]
     qualities = [
-        quality_of(sums[cluster], prototype_CHW, median_margin(clusters, cluster))
-        for cluster, prototype_CHW in enumerate(prototypes_KCHW)
+        quality_of(own, prototype_CHW, median_margin(members))
+        for own, prototype_CHW, members in zip(sums, prototypes_KCHW, apart, strict=True)
     ]
-    sizes = [members_of(clusters, cluster).num_rows for cluster in range(k)]
+    sizes = [members.num_rows for members in apart]
     tiles = [
         Tile(cluster, size, size / max(1, clusters.num_rows), picture, quality.quality)
         for cluster, (size, picture, quality) in enumerate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ LOSS_COLUMNS: dict[Method, str] = {
     "ti-kmeans": "squared_error",
     "kmeans": "squared_error",
 }
+LOSS_NAMES = {"negative_log_likelihood": "negative log-likelihood", "squared_error": "squared error"}
+"""Of the loss columns, in words."""
 _LOSS_DOCS = {
     "negative_log_likelihood": "of the image under the mixture, in nats",
     "squared_error": "per pixel and channel, between the image and its transformed prototype",
@@ -153,8 +156,10 @@ def prototypes_table(
     """
     loss = loss_column(clusters.schema)
     rows: list[dict[str, Any]] = []
-    for cluster, (picture, proportion, quality) in enumerate(zip(pictures, proportions, qualities, strict=True)):
-        members = members_of(clusters, cluster)
+    apart = by_cluster(clusters, len(pictures))
+    for cluster, (members, picture, proportion, quality) in enumerate(
+        zip(apart, pictures, proportions, qualities, strict=True)
+    ):
         row = {
             "cluster": cluster,
             "size": members.num_rows,
@@ -162,7 +167,7 @@ def prototypes_table(
             **asdict(quality),
             "mixing_proportion": float(proportion),
             f"mean_{loss}": float(members[loss].to_numpy().mean(dtype=np.float64)) if members.num_rows else None,
-            "nearest": nearest_of(clusters, cluster, n_nearest)["image_id"].to_pylist(),
+            "nearest": nearest_of(members, n_nearest)["image_id"].to_pylist(),
             "pixels": png(to_image(picture)),
         }
         rows.append(row)
@@ -171,21 +176,26 @@ def prototypes_table(
     return pa.Table.from_pylist(rows, schema=prototypes_schema(loss))
 
 
-def members_of(clusters: pa.Table, cluster: int) -> pa.Table:
-    """Rows of the images of one cluster, best explained first."""
-    start, end = np.searchsorted(clusters["cluster"].to_numpy(), [cluster, cluster + 1])
-    return clusters.slice(start, end - start)
+def by_cluster(clusters: pa.Table, k: int) -> list[pa.Table]:
+    """Rows of the images of each of `k` clusters, best explained first; nothing is copied.
+
+    `clusters` is sorted by cluster, as `clusters_table` made it.
+    """
+    ends = np.searchsorted(clusters["cluster"].to_numpy(), np.arange(k + 1)).tolist()
+    return [clusters.slice(start, end - start) for start, end in pairwise(ends)]
 
 
-def median_margin(clusters: pa.Table, cluster: int) -> float | None:
+def median_margin(members: pa.Table) -> float | None:
     """Median margin to the runner-up of the images of one cluster; None where it has none."""
-    margins = members_of(clusters, cluster)["margin"].to_numpy()
+    margins = members["margin"].to_numpy()
     return float(np.median(margins)) if len(margins) else None
 
 
-def nearest_of(clusters: pa.Table, cluster: int, n: int) -> pa.Table:
-    """Rows of the `n` best explained images of a cluster; an image that several crawls brought counts once."""
-    members = members_of(clusters, cluster)
+def nearest_of(members: pa.Table, n: int) -> pa.Table:
+    """Rows of the `n` best explained images of a cluster; an image that several crawls brought counts once.
+
+    `members` are its rows, best explained first.
+    """
     return first_images(members, range(members.num_rows), n)
 
 

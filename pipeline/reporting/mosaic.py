@@ -41,6 +41,13 @@ class Tile:
     """uint8 (H, W, C)."""
     quality: float = 0.0
     """Label-free score in [0, 1]; see `quality.py`."""
+    earlier_share: float | None = None
+    """`share` among other images that these are compared with, if they are."""
+
+    @property
+    def shown_share(self) -> str:
+        """`share` in percent, after what it is compared with."""
+        return " to ".join(f"{share:.1%}" for share in (self.earlier_share, self.share) if share is not None)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def ordered(tiles: Sequence[Tile], by: OrderBy) -> list[Tile]:
 
 
 def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) -> Image.Image:
-    """All `tiles` in their order, each with its index, size and share.
+    """All `tiles` in their order, each with its index, size and share, after the share it is compared with, if any.
 
     Args:
         title: first words of the heading; cut where the picture is too narrow for it. Characters that no font on
@@ -75,7 +82,7 @@ def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) 
     text_px, title_px = _text_px(tile_px), _title_px(tile_px)
     columns = math.ceil(math.sqrt(len(tiles) * 1.5))
     rows = math.ceil(len(tiles) / columns)
-    widest = max(_width(f"#{tile.cluster}  {tile.size:,}   {tile.share:.1%}", text_px) for tile in tiles)
+    widest = max(_width(f"#{tile.cluster}  {tile.size:,}   {tile.shown_share}", text_px) for tile in tiles)
     cell, line = max(tile_px, widest), tile_px + text_px + 4
     gap, margin = max(10, tile_px // 8), max(16, tile_px // 4)
     title, font = _legible(title, title_px)
@@ -93,7 +100,7 @@ def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) 
         name = f"#{tile.cluster}  "
         draw.text((x, y), name, INK, _font(text_px))
         draw.text((x + _width(name, text_px), y), f"{tile.size:,}", PALE, _font(text_px))
-        draw.text((x + cell, y), f"{tile.share:.1%}", PALE, _font(text_px), anchor="ra")
+        draw.text((x + cell, y), tile.shown_share, PALE, _font(text_px), anchor="ra")
     return canvas
 
 

@@ -36,10 +36,18 @@ class PastRun:
 
 def past_runs(storage: Storage, collection: str, tracked: str | None = None) -> Iterator[PastRun]:
     """The reported runs of `collection`, the earliest first; see `past_run`."""
-    markers = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
-    created = {key.split("/")[-2]: str(read_json(storage, key).get("created_at")) for key in markers}
-    for run_id in sorted(created, key=lambda run_id: (created[run_id], run_id)):
+    for run_id in _reported(storage, collection):
         yield past_run(storage, collection, run_id, tracked)
+
+
+def latest_run(storage: Storage, collection: str, tracked: str | None = None) -> PastRun:
+    """The run of `collection` that was reported last; see `past_run`. Raises ConfigError where there is none."""
+    reported = _reported(storage, collection)
+    if not reported:
+        raise ConfigError(
+            f"collection {collection!r}: no report in {storage.uri(runs_of(collection))}; cluster it first"
+        )
+    return past_run(storage, collection, reported[-1], tracked)
 
 
 def past_run(storage: Storage, collection: str, run_id: str, tracked: str | None = None) -> PastRun:
@@ -78,6 +86,13 @@ def past_run(storage: Storage, collection: str, run_id: str, tracked: str | None
         raise StorageError(
             f"{storage.uri(paths.folder)}: not a report of this version ({why}); run the job that made it again"
         ) from error
+
+
+def _reported(storage: Storage, collection: str) -> list[str]:
+    """Ids of the reported runs of `collection`, the earliest first."""
+    markers = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
+    created = {key.split("/")[-2]: str(read_json(storage, key).get("created_at")) for key in markers}
+    return sorted(created, key=lambda run_id: (created[run_id], run_id))
 
 
 def _config(storage: Storage, paths: RunPaths, document: dict[str, Any], tracked: str | None) -> JobConfig:

@@ -30,6 +30,12 @@ def to_image(picture: Pixels) -> Image.Image:
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("RGB")
 
 
+def read_png(data: bytes) -> Pixels:
+    """The picture in the content of a PNG file, as `png` made it."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        return np.atleast_3d(np.asarray(image))
+
+
 def png(image: Image.Image) -> bytes:
     """`image` as the content of a PNG file."""
     buffer = io.BytesIO()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,7 +16,7 @@ from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, digest
 from pipeline.errors import StorageError
 from pipeline.layout import RunPaths
-from pipeline.progress import counted, say
+from pipeline.progress import Laps, counted, rated, say
 from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
 from pipeline.reporting.cluster_files import write_clusters_csv, write_clusters_parquet
@@ -30,6 +28,7 @@ from pipeline.reporting.page.render import render
 from pipeline.reporting.pixels import png
 from pipeline.reporting.strips import picture_keys, publish_strips
 from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
+from pipeline.reporting.versions import versions
 from pipeline.storage import Storage, read_json, write_json, write_table
 
 SCHEMA_VERSION = 4
@@ -120,6 +119,7 @@ def _make(
     """Publish tables, pictures and the page in place of an earlier report; return what ``run.json`` says of them."""
     checkpoint = paths.checkpoint(selected.trial.name)
     options = config.reporting
+    laps = Laps()
     method = _kept_method(storage, paths, selected)
     schema = clusters_schema(config.clustering)
     clusters = assign_crawls(storage, checkpoint, crawls, schema)
@@ -130,7 +130,9 @@ def _make(
             if result.trial != selected.trial:
                 assigned = assign_crawls(storage, paths.checkpoint(result.trial.name), crawls, schema)
             metrics[index] = evaluate(assigned["label"].to_pylist(), assigned["cluster"].to_numpy(), result.k)
+    laps.end("assign")
     findings = find(storage, checkpoint, config.collection, method, clusters, options)
+    laps.end("survey")
     tiles = sorted(findings.tiles, key=lambda tile: tile.cluster)
     pictures, nearest = [tile.picture for tile in tiles], options.strip_images if options.examples else 0
     prototypes = prototypes_table(clusters, pictures, findings.proportions, findings.qualities, nearest)
@@ -140,6 +142,7 @@ def _make(
     document = _describe(storage, config, paths, crawls, results, selected, reason, sizes, metrics)
     tracked = without_credentials(tracking_uri(storage, config))
     page = render(page_of(findings, document, config, tracked, crawls, results, selected))
+    say("page", rated(selected.k, "cluster", laps.end("page")))
 
     # The earlier report ends here, its marker first.
     storage.delete(paths.marker)
@@ -149,12 +152,14 @@ def _make(
     write_table(storage, paths.prototypes, prototypes)
     storage.write_bytes(paths.mosaic, mosaic)
     storage.write_bytes(paths.page, page)
+    laps.end("tables")
     drawn: list[str] = []
     if options.examples:
         drawn = publish_strips(storage, checkpoint, paths, clusters, tiles, options, _moving(config))
     for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(drawn):
         storage.delete(key)  # of a larger K, or with photos that are not to be shown any more
-    return document
+    laps.end("pictures")
+    return {**document, "seconds": laps.seconds}
 
 
 def _kept_method(storage: Storage, paths: RunPaths, selected: TrialResult) -> ClusteringMethod:
@@ -214,10 +219,7 @@ def _describe(
             "checkpoint": storage.uri(paths.checkpoint(selected.trial.name)),
             "config": storage.uri(paths.config),
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("visual-trends", "torch", "ray", "mlflow", "pillow", "pyarrow")},
-        },
+        "versions": versions(),
     }
 
 
@@ -248,11 +250,3 @@ def _pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
 def _moving(config: JobConfig) -> bool:
     """Whether there is something that moves, and the user wants to see it."""
     return bool(config.reporting.motion_images and config.clustering.transforms)
-
-
-def _version(package: str) -> str | None:
-    """None where it is not installed, such as this package in a job that brings its own working directory."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pyarrow as pa
 import torch
 
 from pipeline.clustering.method import ClusteringMethod
 from pipeline.config import ReportingConfig
 from pipeline.layout import CrawlPaths, RunPaths
-from pipeline.progress import Progress
+from pipeline.progress import Progress, rated, say
 from pipeline.reporting.assign import trained_method
-from pipeline.reporting.manifest import nearest_of
+from pipeline.reporting.manifest import by_cluster, nearest_of
 from pipeline.reporting.mosaic import Strip, Tile, draw_strip
 from pipeline.reporting.motion import draw_motion
 from pipeline.reporting.pixels import Pixels, png, to_images, to_pictures
@@ -46,14 +48,18 @@ def publish_strips(
     import ray
 
     task = ray.remote(num_cpus=1)(_publish)
+    started = time.monotonic()
     n = max(options.strip_images, options.motion_images)
-    shown = [(tile, nearest_of(clusters, tile.cluster, n)) for tile in tiles]
+    apart = by_cluster(clusters, len(tiles))
+    shown = [(tile, nearest_of(apart[tile.cluster], n)) for tile in tiles]
     chunks = [shown[start : start + CLUSTERS_PER_TASK] for start in range(0, len(shown), CLUSTERS_PER_TASK)]
     with Progress("draw", len(tiles), "cluster") as progress:
         submit = lambda chunk: task.remote(storage, checkpoint, paths, chunk, options, moving)  # noqa: E731
         for chunk, _ in run_bounded(submit, chunks):
             progress.advance(len(chunk))
-    return picture_keys(paths, len(tiles), moving)
+    keys = picture_keys(paths, len(tiles), moving)
+    say("draw", rated(len(keys), "picture", time.monotonic() - started))
+    return keys
 
 
 def picture_keys(paths: RunPaths, k: int, moving: bool) -> list[str]:

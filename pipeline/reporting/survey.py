@@ -6,6 +6,7 @@ Parts are joined in the shards' order, so that the same run gives the same sums 
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pipeline.clustering.method import ClusteringMethod
 from pipeline.layout import CrawlPaths
-from pipeline.progress import Progress
+from pipeline.progress import Progress, rated, say
 from pipeline.reporting.assign import BATCH_SIZE, trained_method
 from pipeline.reporting.manifest import transform_columns
 from pipeline.reporting.pixels import to_images, to_pictures
@@ -88,6 +89,7 @@ def survey_clusters(
     parts = list(_by_shard(clusters, shown))
     chunks = [parts[start : start + SHARDS_PER_TASK] for start in range(0, len(parts), SHARDS_PER_TASK)]
     submit = lambda index: task.remote(storage, checkpoint, collection, chunks[index], form)  # noqa: E731
+    started = time.monotonic()
     result, following = Survey(), 0
     waiting: dict[int, Survey] = {}
     with Progress("survey", clusters.num_rows, "img") as progress:
@@ -97,6 +99,7 @@ def survey_clusters(
             while following in waiting:
                 result += waiting.pop(following)
                 following += 1
+    say("survey", rated(clusters.num_rows, "image", time.monotonic() - started))
     return result
 
 

@@ -178,7 +178,7 @@ def _add(queue: TrialQueue, more: list[Work]) -> None:
 
 def _finish(queue: TrialQueue, _: list[Work]) -> None:
     queue.take("group")
-    queue.finish("group", 0.0)
+    queue.finish("group", 0.0, 0, 0.0)
 
 
 def _release(queue: TrialQueue, _: list[Work]) -> None:

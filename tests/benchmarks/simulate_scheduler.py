@@ -338,7 +338,7 @@ class Simulation:
         self._spent["loading"] += load_s
         self._spent["training"] += self.left_s.pop(name)
         self.trained[name] += 1
-        self.queue.finish(slot.group, 0.0)
+        self.queue.finish(slot.group, 0.0, 0, 0.0)
         self._calls += 1 + self.tells[name]
         slot.work = None
         if self.plan.reuse_groups:

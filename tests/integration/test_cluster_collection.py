@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -108,6 +109,10 @@ def test_one_command_leaves_everything(finished: tuple[Path, str]) -> None:
     assert len(list((run / "clusters").glob("*.png"))) == document["selected"]["k"]
     assert (run / "mosaic.png").stat().st_size > 0
     assert "31 records: 30 accepted, 1 rejected (1 not_an_image)" in console
+    assert re.search(
+        r"^cluster +things k=3-seed=0: done, loss .*; [\d,]+ images in .* images/s$", console, re.MULTILINE
+    )
+    assert re.search(r"^cluster +2 trials in .* trials/s; within a trial .* images/s$", console, re.MULTILINE)
     assert [line.split()[1] for line in console.splitlines()[-3:-1]] == [str(run), str(run / "report.html")]
     assert f"sqlite:///{workspace / 'mlflow.db'}" in console.splitlines()[-1]
 
@@ -176,16 +181,17 @@ def test_the_impossible_is_refused_before_any_work(
     assert not workspace.exists()
 
 
-def test_help_waits_for_no_heavy_import() -> None:
+@pytest.mark.parametrize(("job", "flag"), [(JOB, "--select-k"), ("jobs/assign_collection.py", "--crawl")])
+def test_help_waits_for_no_heavy_import(job: str, flag: str) -> None:
     check = (
         "import runpy, sys; sys.argv = ['job', '--help']\n"
-        "try: runpy.run_path('jobs/cluster_collection.py', run_name='__main__')\n"
+        f"try: runpy.run_path('{job}', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "sys.exit(bool({'torch', 'ray', 'mlflow', 'pydantic', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert "--select-k" in done.stdout
+    assert flag in done.stdout
 
 
 def free_port() -> str:

@@ -172,6 +172,12 @@ def test_every_path_in_run_json_exists(done: tuple[Job, dict[str, Any]]) -> None
     assert [path for path in paths if not Path(path).exists()] == []
 
 
+def test_run_json_says_how_long_each_part_took(done: tuple[Job, dict[str, Any]]) -> None:
+    _, document = done
+    assert set(document["seconds"]) == {"assign", "survey", "page", "tables", "pictures"}
+    assert all(seconds > 0 for seconds in document["seconds"].values())
+
+
 def test_the_tracked_run_carries_the_final_run_json(done: tuple[Job, dict[str, Any]]) -> None:
     job, document = done
     (uploaded,) = Path(job.storage.uri("mlartifacts")).rglob("run.json")
@@ -189,10 +195,15 @@ def test_the_same_report_again_does_nothing(
     assert "done already" in capsys.readouterr().out
 
 
-def test_another_selection_replaces_the_whole_report(tmp_path: Path) -> None:
+def test_another_selection_replaces_the_whole_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = make_job(tmp_path)
     job.report()
+    capsys.readouterr()
     document = job.report(selected=0)
+    counted = {"assign": "8 images", "survey": "8 images", "page": "2 clusters", "draw": "4 pictures"}
+    console = capsys.readouterr().out
+    for part, what in counted.items():
+        assert re.search(rf"^{part} +{what} in [\d.]+ s, [\d.,]+ {what[2:]}/s$", console, re.MULTILINE), console
     assert document["selected"]["k"] == 2
     pictures = {key for key in job.storage.list(job.paths.folder) if "/clusters/" in key}
     assert pictures == {picture(cluster) for cluster in (0, 1) for picture in (job.paths.strip, job.paths.motion)}

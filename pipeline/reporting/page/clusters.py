@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from pipeline.reporting.examples import MOST_NAMED
 from pipeline.reporting.findings import Findings
-from pipeline.reporting.manifest import loss_column, members_of
+from pipeline.reporting.manifest import LOSS_NAMES, by_cluster, loss_column
 from pipeline.reporting.mosaic import CRISP_BELOW_PX, Tile
 from pipeline.reporting.page.charts import bars, number
 from pipeline.reporting.page.crawled import plain_text, web_link
-from pipeline.reporting.page.summaries import Axes, axes_of, day, distances, percentages, timeline, top_hashtags
+from pipeline.reporting.page.summaries import Axes, axes_of, day, losses, percentages, timeline, top_hashtags
 from pipeline.reporting.pixels import Pixels, to_pictures
 from pipeline.reporting.quality import Quality
 from pipeline.reporting.sums import ClusterSums
@@ -62,7 +62,7 @@ class ClusterView:
     groups: Mapping[str, Sequence[ExampleView]]
     """Examples by the name of their group."""
     mean_loss: str | None
-    distances: Markup
+    losses: Markup
     timeline: Markup
     dated: int
     """Images whose time is known."""
@@ -77,9 +77,10 @@ def cluster_views(findings: Findings) -> list[ClusterView]:
     axes = axes_of(clusters)
     shares = percentages([tile.size for tile in tiles])
     private, detailed = not examples, len(tiles) <= MOST_NAMED
+    apart = by_cluster(clusters, len(tiles))
     views = []
     for tile, share in zip(tiles, shares, strict=True):
-        members, own = members_of(clusters, tile.cluster), findings.sums[tile.cluster]
+        members, own = apart[tile.cluster], findings.sums[tile.cluster]
         groups = {}
         if chosen := examples.get(tile.cluster):
             named = {"nearest": chosen.nearest, "random": chosen.random, "farthest": chosen.farthest}
@@ -97,7 +98,7 @@ def cluster_views(findings: Findings) -> list[ClusterView]:
                 deviation=data_uri(thumbnail(deviation_picture(own), form)) if shown else None,
                 groups=groups,
                 mean_loss=_mean_loss(members),
-                distances=_distances(members, axes, tile.cluster, detailed),
+                losses=_losses(members, axes, tile.cluster, detailed),
                 timeline=_timeline(members, axes, tile.cluster, detailed) if shown else Markup(""),
                 dated=members.num_rows - members["taken_at"].null_count,
                 hashtags=_hashtags(members, SHARED_BY if private else 1),
@@ -142,16 +143,17 @@ def _mean_loss(members: pa.Table) -> str | None:
     return number(float(np.float32(losses.mean(dtype=np.float64)))) if len(losses) else None
 
 
-def _distances(members: pa.Table, axes: Axes, cluster: int, named: bool) -> Markup:
+def _losses(members: pa.Table, axes: Axes, cluster: int, named: bool) -> Markup:
     if not members.num_rows:
         return Markup("")
     edges = [number(float(f"{edge:.4g}")) for edge in axes.losses]
     names = [f"{low} to {high}" for low, high in pairwise(edges)]
     median = number(float(f"{np.median(members[loss_column(members.schema)].to_numpy()):.4g}"))
+    name = LOSS_NAMES[loss_column(members.schema)].capitalize()
     description = (
-        f"Distances of the images of cluster {cluster}: median {median}, on a scale from {edges[0]} to {edges[-1]}"
+        f"{name} of the images of cluster {cluster}: median {median}, on a scale from {edges[0]} to {edges[-1]}"
     )
-    return bars(distances(members, axes), description, (edges[0], edges[-1]), names if named else ())
+    return bars(losses(members, axes), description, (edges[0], edges[-1]), names if named else ())
 
 
 def _timeline(members: pa.Table, axes: Axes, cluster: int, named: bool) -> Markup:

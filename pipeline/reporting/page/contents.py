@@ -9,15 +9,12 @@ from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, dump_config
 from pipeline.records import Crawl
 from pipeline.reporting.findings import Findings
-from pipeline.reporting.manifest import loss_column
+from pipeline.reporting.manifest import LOSS_NAMES, loss_column
 from pipeline.reporting.page.charts import number
 from pipeline.reporting.page.clusters import cluster_views, example_views
 from pipeline.reporting.page.render import Page, Unexplained
 from pipeline.reporting.page.training import training_figures
 from pipeline.reporting.tracking import without_credentials
-
-LOSS_NAMES = {"negative_log_likelihood": "negative log-likelihood", "squared_error": "squared error"}
-"""Of the loss columns, in words."""
 
 
 def page_of(

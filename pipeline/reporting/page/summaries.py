@@ -1,4 +1,4 @@
-"""What the rows of a cluster are in sum: distances, times and hashtags, all on axes that clusters share."""
+"""What the rows of a cluster are in sum: losses, times and hashtags, all on axes that clusters share."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Axes:
 def axes_of(clusters: pa.Table) -> Axes:
     """The axes on which the images of `clusters` lie, as `manifest.clusters_table` made it."""
     times = _milliseconds(clusters)
-    losses = clusters[loss_column(clusters.schema)].to_numpy()
-    return Axes(_edges(losses), _edges(times) if len(np.unique(times)) > 1 else None)
+    values = clusters[loss_column(clusters.schema)].to_numpy()
+    return Axes(_edges(values), _edges(times) if len(np.unique(times)) > 1 else None)
 
 
-def distances(rows: pa.Table, axes: Axes) -> list[int]:
+def losses(rows: pa.Table, axes: Axes) -> list[int]:
     """Number of images by loss; they add up to all of `rows`."""
     return _counted(rows[loss_column(rows.schema)].to_numpy(), axes.losses)
 

@@ -14,7 +14,7 @@ from pipeline.reporting.examples import (
     room_for,
     unexplained_rows,
 )
-from pipeline.reporting.manifest import members_of
+from pipeline.reporting.manifest import by_cluster
 from tests.made_page import made_clusters
 
 LOSS = "negative_log_likelihood"
@@ -26,8 +26,8 @@ def ids(rows: pa.Table) -> list[str]:
 
 def test_nearest_and_farthest_are_the_ends_of_a_cluster() -> None:
     clusters = made_clusters(3, 200)
-    members = members_of(clusters, 1)
-    examples = examples_of(clusters, 1, 4)
+    members = by_cluster(clusters, 3)[1]
+    examples = examples_of(members, 4)
     losses = sorted(members[LOSS].to_pylist())
     assert examples.nearest[LOSS].to_pylist() == losses[:4]
     assert examples.farthest[LOSS].to_pylist() == losses[:-5:-1]
@@ -36,7 +36,7 @@ def test_nearest_and_farthest_are_the_ends_of_a_cluster() -> None:
 
 def test_a_cluster_with_fewer_images_shows_each_once() -> None:
     clusters = made_clusters(1, 3)
-    examples = examples_of(pa.concat_tables([clusters, clusters]).sort_by("cluster"), 0, 8)
+    examples = examples_of(pa.concat_tables([clusters, clusters]).sort_by(LOSS), 8)
     for rows in (examples.nearest, examples.random, examples.farthest):
         assert sorted(ids(rows)) == sorted(ids(clusters))
 

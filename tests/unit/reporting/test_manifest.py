@@ -14,12 +14,12 @@ from pipeline.config import ClusteringConfig
 from pipeline.errors import PipelineError
 from pipeline.records import Crawl
 from pipeline.reporting.manifest import (
+    by_cluster,
     check_counts,
     clusters_schema,
     clusters_table,
     loss_column,
     median_margin,
-    members_of,
     nearest_of,
     prototypes_schema,
     prototypes_table,
@@ -93,10 +93,11 @@ def test_sizes_and_shares_account_for_every_image(assigned: list[Assigned]) -> N
     assert sum(table["share"].to_pylist()) == pytest.approx(1 if assigned else 0)
 
 
-@given(anywhere, st.integers(0, 2))
-def test_members_are_the_images_of_the_cluster(assigned: list[Assigned], cluster: int) -> None:
-    members = members_of(clusters_table([rows(assigned)], SCHEMA), cluster)
-    assert members[LOSS].to_pylist() == sorted(loss for k, loss in assigned if k == cluster)
+@given(anywhere)
+def test_every_image_is_among_those_of_its_cluster(assigned: list[Assigned]) -> None:
+    apart = by_cluster(clusters_table([rows(assigned)], SCHEMA), 3)
+    expected = [sorted(loss for k, loss in assigned if k == cluster) for cluster in range(3)]
+    assert [members[LOSS].to_pylist() for members in apart] == expected
 
 
 def test_order_does_not_depend_on_which_shard_came_first() -> None:
@@ -147,7 +148,7 @@ def test_pixels_are_the_prototype_as_png() -> None:
 
 def test_an_image_of_two_crawls_is_near_only_once() -> None:
     twice = [rows([(0, 1.0), (0, 2.0), (0, 3.0)], crawl_id) for crawl_id in ("c1", "c2")]
-    nearest = nearest_of(clusters_table(twice, SCHEMA), 0, 2)
+    nearest = nearest_of(by_cluster(clusters_table(twice, SCHEMA), 1)[0], 2)
     assert nearest["image_id"].to_pylist() == ["image-0", "image-1"]
 
 
@@ -161,4 +162,5 @@ def test_the_median_margin_is_that_of_the_cluster() -> None:
     table = rows([(0, 1.0), (0, 2.0), (0, 3.0), (1, 4.0)])
     margins = pa.array([3.0, 10.0, 5.0, 99.0], pa.float32())
     table = table.set_column(table.schema.get_field_index("margin"), SCHEMA.field("margin"), margins)
-    assert [median_margin(clusters_table([table], SCHEMA), cluster) for cluster in range(3)] == [5.0, 99.0, None]
+    apart = by_cluster(clusters_table([table], SCHEMA), 3)
+    assert [median_margin(members) for members in apart] == [5.0, 99.0, None]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def test_every_prototype_is_drawn_whole_and_apart(k: int) -> None:
     for color in colors:
         left, top, right, bottom = place(image, color)
         assert (right - left, bottom - top) == (TILE_PX, TILE_PX)
+
+
+def test_a_share_that_is_compared_has_room_for_both() -> None:
+    alone = [tile(0, 1, RED), tile(1, 7, GREEN)]
+    compared = [replace(one, earlier_share=0.25) for one in alone]
+    assert [one.shown_share for one in compared] == ["25.0% to 10.0%", "25.0% to 70.0%"]
+    lefts = [place(draw_mosaic("paris", "", tiles, TILE_PX), GREEN)[0] for tiles in (alone, compared)]
+    assert lefts[1] > lefts[0]
 
 
 def test_a_long_title_stays_inside_and_leaves_room_for_the_subtitle() -> None:

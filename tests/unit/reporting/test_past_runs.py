@@ -10,7 +10,7 @@ from pipeline.config import ClusteringConfig, JobConfig, ReportingConfig, dump_c
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import CrawlPaths, RunPaths
 from pipeline.records import Crawl
-from pipeline.reporting.past_runs import past_run, past_runs
+from pipeline.reporting.past_runs import latest_run, past_run, past_runs
 from pipeline.storage import LocalStorage, write_json
 from tests.made_collection import trial_result
 
@@ -60,6 +60,12 @@ def test_all_runs_come_in_the_order_in_which_they_were_reported(tmp_path: Path) 
     for run_id, created_at in (("b", "2026-01"), ("c", "2026-03"), ("a", "2026-02")):
         storage = leave_a_report(tmp_path, run_id, created_at)
     assert [run.run_id for run in past_runs(storage, "rome")] == ["b", "a", "c"]
+    assert latest_run(storage, "rome").run_id == "c"
+
+
+def test_a_collection_without_a_report_has_no_latest_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"collection 'oslo': no report in {tmp_path}/oslo/runs; cluster it first"):
+        latest_run(leave_a_report(tmp_path, "run-1", "2026"), "oslo")
 
 
 def test_a_run_that_was_never_reported_is_refused(tmp_path: Path) -> None:

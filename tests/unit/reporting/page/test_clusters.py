@@ -39,7 +39,7 @@ def test_the_mean_loss_is_that_of_the_rows() -> None:
 def test_an_empty_cluster_has_a_prototype_and_nothing_else() -> None:
     empty = next(view for view in views(k=5, images=4) if view.tile.size == 0)
     assert empty.prototype.startswith("data:image/webp;base64,")
-    assert (empty.mean, empty.groups, empty.mean_loss, empty.distances, empty.hashtags) == (None, {}, None, "", [])
+    assert (empty.mean, empty.groups, empty.mean_loss, empty.losses, empty.hashtags) == (None, {}, None, "", [])
 
 
 def test_without_examples_there_are_no_groups() -> None:

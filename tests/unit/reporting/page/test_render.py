@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pipeline.config import Method
 from pipeline.reporting.page.render import render
 from tests.made_page import made_page
 
@@ -121,6 +122,17 @@ def test_clusters_come_in_the_order_that_was_asked_for(by: str, key: str) -> Non
     cards = [a for a in Elements(render(made_page(order_by=by)).decode()).of("li") if "data-size" in a]
     values = [float(card[key] or 0) for card in cards]
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize(("method", "loss"), [("dti-gmm", "negative log-likelihood"), ("dti-kmeans", "squared error")])
+def test_the_loss_has_its_own_name_everywhere(method: Method, loss: str) -> None:
+    html = render(made_page(method=method)).decode()
+    assert "distance" not in html.lower()
+    assert f"<dt>mean {loss}</dt>" in html
+    assert f"<h4>{loss.capitalize()}</h4>" in html
+    assert f'<span class="fine">{loss}</span>' in html
+    assert f'aria-label="{loss.capitalize()} of the images of cluster 0: median ' in html
+    assert f"a {loss} above " in html
 
 
 def test_every_picture_has_words_and_every_field_a_label(html: str) -> None:

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from pipeline.config import ClusteringConfig
 from pipeline.records import TIMESTAMP
-from pipeline.reporting.manifest import clusters_schema, members_of
+from pipeline.reporting.manifest import by_cluster, clusters_schema
 from pipeline.reporting.page.summaries import (
     BINS,
     axes_of,
     day,
-    distances,
+    losses,
     percentages,
     timeline,
     top_hashtags,
@@ -32,13 +32,12 @@ def test_percentages_add_up_to_a_hundred_and_are_off_by_less_than_a_tenth(sizes:
         assert set(shown) <= {0.0}
 
 
-def test_distances_and_times_account_for_every_image() -> None:
+def test_losses_and_times_account_for_every_image() -> None:
     clusters = made_clusters(4, 500)
     axes = axes_of(clusters)
-    for cluster in range(4):
-        members = members_of(clusters, cluster)
-        assert sum(distances(members, axes)) == sum(timeline(members, axes)) == members.num_rows
-        assert len(distances(members, axes)) == BINS
+    for members in by_cluster(clusters, 4):
+        assert sum(losses(members, axes)) == sum(timeline(members, axes)) == members.num_rows
+        assert len(losses(members, axes)) == BINS
 
 
 def test_images_without_a_time_have_no_timeline() -> None:
