@@ -18,6 +18,7 @@ examples:
       --set clustering.batch_size=128 --set clustering.schedule.max_iterations=3000
 
   python jobs/cluster_collection.py --manifest collections.csv --workspace trends --k 8,16,32
+  python jobs/cluster_collection.py --collection trevifountain --forget unwanted.txt
 
 Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
 exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.
@@ -72,6 +73,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         dest="examples",
         default=None,
         help="leave every photo, caption and link out of the report; prototypes speak for their images",
+    )
+    what.add_argument(
+        "--forget",
+        type=Path,
+        metavar="FILE",
+        help="remove for good what FILE names, an image id, SHA-256 or URL a line; no stage runs",
     )
     what.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
     what.add_argument(
@@ -130,24 +137,33 @@ def main() -> None:
     arguments = vars(parse_arguments())
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
+    from pipeline.errors import ConfigError
     from pipeline.job.collection import run_collection
     from pipeline.job.pool import LazyPool
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 
-    file, overrides, table = (arguments.pop(name) for name in ("config", "overrides", "manifest"))
+    file, overrides, table, unwanted = (arguments.pop(name) for name in ("config", "overrides", "manifest", "forget"))
     flags: dict[str, Any] = {CONFIG_KEY.get(n, n): v for n, v in arguments.items() if v is not None}
     if len(flags.get("source", ())) == 1:
         (flags["source"],) = flags["source"]
+    if unwanted is not None and (table is not None or {"source", "stages"} & set(flags)):
+        raise ConfigError("--forget: runs no stage of one collection; leave out --manifest, --source and --stages")
     with ray_session():
         if table is not None:
             from pipeline.job.many import run_collections
 
             run_collections(table, lambda row: load_config(file, flags | named(row), overrides))
             return
-        config = load_config(file, flags, overrides)
-        with LazyPool([config]) as pool:
-            lines = run_collection(open_storage(config.workspace), config, pool.train)
+        if unwanted is not None:
+            from pipeline.job.forget import forget
+
+            config = load_config(file, flags | {"stages": ["cluster"]}, overrides)  # which needs no source
+            lines = forget(open_storage(config.workspace), config.collection, unwanted, config.tracking_uri)
+        else:
+            config = load_config(file, flags, overrides)
+            with LazyPool([config]) as pool:
+                lines = run_collection(open_storage(config.workspace), config, pool.train)
     for line in lines:
         print(line)
 
