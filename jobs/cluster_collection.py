@@ -26,6 +26,7 @@ examples:
       --set clustering.batch_size=128 --set clustering.schedule.max_iterations=3000
 
   python jobs/cluster_collection.py --manifest collections.csv --workspace trends --k 8,16,32
+  python jobs/cluster_collection.py --collection trevifountain --forget unwanted.txt
 
 Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
 exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.
@@ -54,6 +55,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_source_flags(what)
     what.add_argument(
         "--keep-duplicates", action="store_true", default=None, help="keep reposts, too [the first of each image]"
+    )
+    what.add_argument(
+        "--forget",
+        type=Path,
+        metavar="FILE",
+        help="remove for good what FILE names, an image id, SHA-256 or URL a line; no stage runs",
     )
     add_result_flags(what)
     what.add_argument(
@@ -90,22 +97,31 @@ def main() -> None:
     arguments = vars(parse_arguments())
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
+    from pipeline.errors import ConfigError
     from pipeline.job.collection import run_collection
     from pipeline.job.pool import LazyPool
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 
-    file, overrides, table = (arguments.pop(name) for name in ("config", "overrides", "manifest"))
+    file, overrides, table, unwanted = (arguments.pop(name) for name in ("config", "overrides", "manifest", "forget"))
     flags = configured(arguments)
+    if unwanted is not None and (table is not None or {"source", "stages"} & set(flags)):
+        raise ConfigError("--forget: runs no stage of one collection; leave out --manifest, --source and --stages")
     with ray_session():
         if table is not None:
             from pipeline.job.many import run_collections
 
             run_collections(table, lambda row: load_config(file, flags | named(row), overrides))
             return
-        config = load_config(file, flags, overrides)
-        with LazyPool([config]) as pool:
-            lines = run_collection(open_storage(config.workspace), config, pool.train)
+        if unwanted is not None:
+            from pipeline.job.forget import forget
+
+            config = load_config(file, flags | {"stages": ["cluster"]}, overrides)  # which needs no source
+            lines = forget(open_storage(config.workspace), config.collection, unwanted, config.tracking_uri)
+        else:
+            config = load_config(file, flags, overrides)
+            with LazyPool([config]) as pool:
+                lines = run_collection(open_storage(config.workspace), config, pool.train)
     for line in lines:
         print(line)
 

@@ -3,6 +3,7 @@
 ::
 
     <workspace>/<collection>/
+      forgotten.parquet             what stays out of all crawls
       crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json (last: complete)
       runs/<run_id>/                config.yaml, identity.json, trials/, tables, pictures, page, run.json (last)
         assignments/<crawl_id>/     tables and a picture of a crawl that was assigned later, assignment.json (last)
@@ -11,7 +12,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,12 @@ class CrawlPaths:
 
     collection: str
     crawl_id: str
+
+    @classmethod
+    def of(cls, key: str) -> Self:
+        """The crawl to which the file `key` belongs."""
+        collection, _, crawl_id = key.split("/")[:3]
+        return cls(collection, crawl_id)
 
     @property
     def folder(self) -> str:
@@ -30,9 +39,14 @@ class CrawlPaths:
         """The records in a fixed order; row group i holds the records of shard i."""
         return f"{self.folder}/plan.parquet"
 
+    @property
+    def shards(self) -> str:
+        """Folder of all shards."""
+        return f"{self.folder}/shards"
+
     def shard(self, index: int) -> str:
         """WebDataset tar of the accepted images of shard `index`."""
-        return f"{self.folder}/shards/shard-{index:06d}.tar"
+        return f"{self.shards}/shard-{index:06d}.tar"
 
     @property
     def repeats(self) -> str:
@@ -41,11 +55,21 @@ class CrawlPaths:
 
     def rows(self, index: int) -> str:
         """One row per record of shard `index`; written after the tar, so its presence means the shard is done."""
-        return f"{self.folder}/shards/shard-{index:06d}.parquet"
+        return f"{self.shards}/shard-{index:06d}.parquet"
+
+    def shard_of_rows(self, key: str) -> int | None:
+        """The shard whose rows are the file `key`; None where it holds something else."""
+        found = re.fullmatch(r"shard-([0-9]+)\.parquet", key.removeprefix(f"{self.shards}/"))
+        return None if found is None else int(found[1])
 
     @property
     def marker(self) -> str:
         return f"{self.folder}/crawl.json"
+
+    @property
+    def forgetting(self) -> str:
+        """What `marker` held before images began to be removed; there until it is written again."""
+        return f"{self.folder}/forgetting.json"
 
 
 @dataclass(frozen=True)
@@ -141,13 +165,23 @@ class RunPaths:
         """Everything that a person wants to know of the run, as one file."""
         return f"{self.folder}/report.html"
 
+    @property
+    def pictures(self) -> str:
+        """Folder of the clusters' pictures."""
+        return f"{self.folder}/clusters"
+
     def strip(self, cluster: int) -> str:
         """Picture of one cluster: its prototype and how it relates to its nearest images."""
-        return f"{self.folder}/clusters/cluster-{cluster:03d}.png"
+        return f"{self.pictures}/cluster-{cluster:03d}.png"
 
     def motion(self, cluster: int) -> str:
         """Animation of one cluster: its prototype moves onto its nearest images."""
-        return f"{self.folder}/clusters/cluster-{cluster:03d}.webp"
+        return f"{self.pictures}/cluster-{cluster:03d}.webp"
+
+    @property
+    def assignments(self) -> str:
+        """Folder of what was assigned later."""
+        return f"{self.folder}/assignments"
 
     def assignment(self, crawl_id: str) -> AssignmentPaths:
         return AssignmentPaths(self.collection, self.run_id, crawl_id)
@@ -155,6 +189,16 @@ class RunPaths:
     @property
     def marker(self) -> str:
         return f"{self.folder}/run.json"
+
+    @property
+    def forgetting(self) -> str:
+        """What `marker` held before the report was withdrawn; there until it is made again."""
+        return f"{self.folder}/forgetting.json"
+
+
+def forgotten_of(collection: str) -> str:
+    """What stays out of all crawls of a collection."""
+    return f"{collection}/forgotten.parquet"
 
 
 def crawls_of(collection: str) -> str:

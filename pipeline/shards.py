@@ -124,10 +124,11 @@ def _remedy(shard: str) -> str:
 def complete_crawls(storage: Storage, collection: str) -> list[Crawl]:
     """All complete crawls of `collection`, ordered by crawl id. Raises StorageError where a crawl.json is broken."""
     markers = sorted(key for key in storage.list(crawls_of(collection)) if key.endswith("/crawl.json"))
-    return [_read_crawl(storage, key) for key in markers]
+    return [read_crawl(storage, key) for key in markers]
 
 
-def _read_crawl(storage: Storage, key: str) -> Crawl:
+def read_crawl(storage: Storage, key: str) -> Crawl:
+    """The crawl that the marker `key` describes. Raises StorageError where it is broken."""
     document = read_json(storage, key)
     try:
         return Crawl(**{name: document[name] for name in Crawl.__dataclass_fields__})

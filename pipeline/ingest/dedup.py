@@ -146,16 +146,24 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: pa.Ta
                 width=None,
                 height=None,
             )
-    if dropped:
-        staying = {row["image_id"] for row in rows if row["status"] == "accepted"}
-        samples = [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
-        if lost := staying - {sample.image_id for sample in samples}:
-            raise StorageError(
-                f"{storage.uri(paths.shard(index))}: has no image {min(lost)}, which its rows have; delete "
-                f"{storage.uri(paths.folder)} and ingest again"
-            )
-        publish_shard(storage, paths.shard(index), samples)
-    write_table(storage, paths.rows(index), pa.Table.from_pylist(rows, SHARD_SCHEMA))
+    table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
+    if dropped and (lost := keep_accepted(storage, paths, index, table)):
+        raise StorageError(
+            f"{storage.uri(paths.shard(index))}: has no image {min(lost)}, which its rows have; delete "
+            f"{storage.uri(paths.folder)} and ingest again"
+        )
+    write_table(storage, paths.rows(index), table)
+
+
+def keep_accepted(storage: Storage, paths: CrawlPaths, index: int, rows: pa.Table) -> set[str]:
+    """Write the tar of shard `index` again with the images that its new `rows` accept, and no others.
+
+    Returns those that it should have and has not.
+    """
+    staying = set(rows.filter(pc.field("status") == "accepted")["image_id"].to_pylist())
+    samples = [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
+    publish_shard(storage, paths.shard(index), samples)
+    return staying - {sample.image_id for sample in samples}
 
 
 def _repeat(shard: int, image_id: str, duplicate_of: str, reason: str) -> dict[str, Any]:

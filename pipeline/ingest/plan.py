@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.ingest.forgotten import NO_NAMES, Names, are_forgotten, cleared, names_in
 from pipeline.records import PLAN_SCHEMA, CrawlRecord
 from pipeline.storage import local_writes
 
@@ -59,29 +61,53 @@ class Plan:
         return min(self._per_shard, self.records - shard * self._per_shard)
 
 
-def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: int) -> Plan:
-    """Stream `records` into the local file `path`, cut into shards of `records_per_shard` (the last one: the rest)."""
+def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: int, forgotten: Names = NO_NAMES) -> Plan:
+    """Stream `records` into the local file `path`, cut into shards of `records_per_shard` (the last one: the rest).
+
+    Of records whose address is `forgotten` nothing but their place is written; the digest of the listing stays.
+    """
     listing = hashlib.sha256()
     position = 0
     stream = iter(records)
     per_group = _shards_per_group(records_per_shard) * records_per_shard
-    with local_writes(path), pq.ParquetWriter(path, PLAN_SCHEMA, compression="zstd", write_statistics=False) as writer:
-        group: list[pa.RecordBatch] = []
+    with local_writes(path), _writer(path) as writer:
+        group: list[pa.Table] = []
         room = per_group
         while batch := list(islice(stream, min(BATCH_RECORDS, room))):
             for record in batch:
                 listing.update(_identity(record))
             rows = [_row(position + i, record) for i, record in enumerate(batch)]
-            group.append(pa.RecordBatch.from_pylist(rows, PLAN_SCHEMA))
+            table = pa.Table.from_pylist(rows, PLAN_SCHEMA)
+            group.append(cleared(table, are_forgotten(table, forgotten)))
             position += len(rows)
             room -= len(rows)
             if not room:
-                writer.write_table(pa.Table.from_batches(group), row_group_size=per_group)
+                writer.write_table(pa.concat_tables(group), row_group_size=per_group)
                 group, room = [], per_group
         if group:
-            writer.write_table(pa.Table.from_batches(group), row_group_size=per_group)
+            writer.write_table(pa.concat_tables(group), row_group_size=per_group)
         writer.add_key_value_metadata({SHARD_KEY: str(records_per_shard)})
     return Plan(path, listing.hexdigest())
+
+
+def write_without(plan: Path | pa.NativeFile, path: Path, records: Collection[int], names: Names) -> set[str]:
+    """Write `plan` to the local file `path` without the `records` at these places, and without what is in `names`.
+
+    Returns the names that were in `plan` and are no longer. Memory holds a row group at a time.
+    """
+    removed: set[str] = set()
+    with pq.ParquetFile(plan) as file, local_writes(path), _writer(path) as writer:
+        for i in range(file.num_row_groups):
+            group = file.read_row_group(i)
+            forgotten = np.isin(group["record"].to_numpy(), list(records)) | are_forgotten(group, names)
+            removed |= names_in(group.filter(pa.array(forgotten)))
+            writer.write_table(cleared(group, forgotten), row_group_size=group.num_rows)
+        writer.add_key_value_metadata({SHARD_KEY: file.metadata.metadata[SHARD_KEY]})
+    return removed
+
+
+def _writer(path: Path) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, PLAN_SCHEMA, compression="zstd", write_statistics=False)
 
 
 def _shards_per_group(records_per_shard: int) -> int:

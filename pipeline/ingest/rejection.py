@@ -29,6 +29,7 @@ RejectReason = Literal[
     "http_error",  # the server says no for good; the detail has the status
     "robots_opt_out",  # X-Robots-Tag
     "unreachable",  # a fault that may pass, in all attempts of all rounds
+    "forgotten",  # somebody asked for it; the row says nothing else
 ]
 """Values of the column ``reason`` of rejected rows, and of the column ``problem`` of the plan."""
 

@@ -15,6 +15,7 @@ from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Known, identity, known_as
 from pipeline.ingest.fetch import fetch_all
+from pipeline.ingest.forgotten import FORGOTTEN, FORGOTTEN_DETAIL, LEFT, NO_NAMES, Names, is_forgotten
 from pipeline.ingest.host_limits import Exchange
 from pipeline.ingest.http import credentials, without_credentials
 from pipeline.ingest.images import DecodedImage, decode_square, encode, square_of
@@ -56,19 +57,20 @@ def build_shard(
     known: Known,
     config: IngestConfig,
     limits: Exchange | None = None,
+    forgotten: Names = NO_NAMES,
 ) -> int:
     """Fetch, decode and publish the `records` (PLAN_SCHEMA) of shard `index`; the number of accepted images.
 
-    Files that are `known` from earlier crawls are not decoded. The tar is published first and the rows last: where
-    the rows are, the shard is done. The same records over the same files give the same bytes, however often this
-    runs and in whichever order downloads end. `limits` are those of the hosts that are downloaded from; by default
-    they hold within this task alone.
+    Files that are `known` from earlier crawls or `forgotten` are not decoded. The tar is published first and the rows
+    last: where the rows are, the shard is done. The same records over the same files give the same bytes, however
+    often this runs and in whichever order downloads end. `limits` are those of the hosts that are downloaded from; by
+    default they hold within this task alone.
 
     Raises StorageError where the machine is at fault, and another attempt may succeed.
     """
     plan = records.to_pylist()
     rows = [dict.fromkeys(SHARD_SCHEMA.names) | record for record in plan]
-    samples = _ingest(plan, rows, dict(enumerate(rows)), {}, known, config, limits)
+    samples = _ingest(plan, rows, dict(enumerate(rows)), {}, known, config, limits, forgotten)
     _publish(storage, paths, index, rows, samples)
     return sum(row["status"] == "accepted" for row in rows)
 
@@ -81,6 +83,7 @@ def rebuild_shard(
     known: Known,
     config: IngestConfig,
     limits: Exchange | None = None,
+    forgotten: Names = NO_NAMES,
 ) -> int:
     """Try the unreachable records of the built shard `index` again, and only them; the number of new images.
 
@@ -92,7 +95,7 @@ def rebuild_shard(
     for row in again.values():
         row.update(status=None, reason=None, detail=None)
     kept = {sample.image_id: sample for sample in read_shard(storage, paths.shard(index))}
-    samples = _ingest(records.to_pylist(), rows, again, kept, known, config, limits)
+    samples = _ingest(records.to_pylist(), rows, again, kept, known, config, limits, forgotten)
     # Of an attempt that was interrupted, the tar may hold images that the rows do not know.
     if any(row["reason"] != UNREACHABLE for row in again.values()) or len(samples) != len(kept):
         _publish(storage, paths, index, rows, samples)
@@ -114,6 +117,7 @@ def _ingest(
     known: Known,
     config: IngestConfig,
     limits: Exchange | None,
+    forgotten: Names,
 ) -> list[Sample]:
     """Complete those of `rows` that are in `todo`, by their places; all accepted images of `rows` in order.
 
@@ -127,7 +131,9 @@ def _ingest(
             continue
         row.update(bytes=content.n_bytes, sha256=content.sha256)
         image = identity(content.sha256, row["fingerprint"], config.keep_duplicates)
-        if (kept_as := known_as(known, image)) is not None:
+        if is_forgotten(forgotten, content.sha256, image[:IMAGE_ID_DIGITS]):
+            _reject(row, Rejected(FORGOTTEN, FORGOTTEN_DETAIL))
+        elif (kept_as := known_as(known, image)) is not None:
             row.update(duplicate_of=kept_as)
             _reject(row, Rejected("duplicate", DUPLICATE_DETAIL))
         elif content.sha256 not in made:
@@ -225,6 +231,8 @@ def _complete(row: dict[str, Any], made: _Made | Rejected, image_ids: set[str], 
 
 def _reject(row: dict[str, Any], rejected: Rejected) -> None:
     row.update(status="rejected", reason=rejected.reason, detail=rejected.detail)
+    if rejected.reason == FORGOTTEN:
+        row.update({name: LEFT.get(name) for name in row if name != "record"})
 
 
 def _sample(row: dict[str, Any], made: _Made | Rejected, config: IngestConfig) -> Sample:

@@ -21,15 +21,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import HttpConfig, IngestConfig, JobConfig, digest
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError
 from pipeline.ingest.accounting import RATES, account, in_words, rates, rates_in_words, sizes_in_words
 from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_images
 from pipeline.ingest.downloads import is_url
+from pipeline.ingest.forgetting import find, publish_plan, remove
+from pipeline.ingest.forgotten import Names, read_forgotten
 from pipeline.ingest.host_limits import limits_of, start_limiter
 from pipeline.ingest.plan import Plan, write_plan
 from pipeline.ingest.sampling import draw_sample
 from pipeline.ingest.shard import UNREACHABLE, build_shard, rebuild_shard
 from pipeline.ingest.sources import read_records, source_root
+from pipeline.ingest.tasks import ray_task
 from pipeline.ingest.text import storable
 from pipeline.ingest.tree import is_inside
 from pipeline.layout import CrawlPaths
@@ -45,8 +48,6 @@ SCHEMA_VERSION = 3
 IN_THE_LISTING = ("source_type", "url_column", "sample", "sample_seed")
 NOT_IN_THE_ID = dict.fromkeys(IN_THE_LISTING, True) | {"http": set(HttpConfig.PACE)}
 """What decides which records there are, and so is in the listing's digest already; and how patiently they are read."""
-
-RETRY_PAUSE_S = 1.0
 
 
 def ingest(storage: Storage, config: JobConfig) -> Crawl:
@@ -68,7 +69,8 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         )
         if config.ingest.sample is not None:
             records = draw_sample(records, config.ingest.sample, config.ingest.sample_seed)
-        plan = write_plan(records, Path(folder) / "plan.parquet", config.ingest.records_per_shard)
+        forgotten = read_forgotten(storage, config.collection)
+        plan = write_plan(records, Path(folder) / "plan.parquet", config.ingest.records_per_shard, forgotten)
         crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump(exclude=NOT_IN_THE_ID))
         paths = CrawlPaths(config.collection, crawl_id)
         crawls = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, config.collection)}
@@ -84,15 +86,19 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
             del crawls[crawl_id]
         shown = ", ".join(map(storable, roots))
         say("ingest", f"crawl {crawl_id}: {plan.records} records of {shown} in {plan.n_shards} shards")
-        storage.publish(plan.path, paths.plan)
+        if not len(forgotten):  # else it is known from the shards which contents the plan must not describe
+            storage.publish(plan.path, paths.plan)
         known = known_images(storage, crawls.values(), config.ingest)
-        tasks = _Tasks(storage, paths, plan, known, config.ingest)
+        tasks = _Tasks(storage, paths, plan, known, config.ingest, forgotten)
         built = _build_shards(tasks)
         if not storage.exists(paths.repeats):
-            built += _retry_unreachable(tasks, complete is not None)
+            # Whoever builds nothing opens a crawl again, or may go on with a round that was interrupted.
+            built += _retry_unreachable(tasks, config.ingest.http.rounds - (built > 0))
             repeats = find_repeats(storage, paths, plan.n_shards, known, crawls.values(), config.ingest)
             write_table(storage, paths.repeats, repeats)
         _drop(tasks, read_table(storage, paths.repeats))
+        if len(forgotten):
+            _forget(tasks, forgotten)
     crawl = account(storage, paths, plan.records, plan.n_shards, config.ingest)
     speed = rates(crawl, built, time.monotonic() - started)
     crawl = replace(crawl, statistics={**crawl.statistics, **(speed if complete is None else _rates_of(complete))})
@@ -104,16 +110,21 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         "config": config.ingest.model_dump(),
     }
     write_json(storage, paths.marker, document)
+    say("ingest", rates_in_words(built, speed))
+    _say_outcome(crawl, storage.uri(paths.rows(0)))
+    return crawl
+
+
+def _say_outcome(crawl: Crawl, rows: str) -> None:
+    """What became of `crawl`, and what the user can do about it; `rows` is an address that says more."""
     say("ingest", in_words(crawl))
     say("ingest", sizes_in_words(crawl.statistics))
-    say("ingest", rates_in_words(built, speed))
     if UNREACHABLE in crawl.rejected:
         say("ingest", "--retry-unreachable with the same command tries the unreachable records again, and only them")
     if not crawl.accepted and crawl.rejected.get("duplicate", 0) + crawl.rejected.get("near_duplicate", 0):
         say("ingest", "every image is in the collection already, and stays as it is, with its label and caption")
     elif not crawl.accepted:
-        say("ingest", f"no image was accepted; column reason of {storage.uri(paths.rows(0))} says why")
-    return crawl
+        say("ingest", f"no image was accepted; column reason of {rows} says why")
 
 
 def _rates_of(crawl: Crawl) -> dict[str, float]:
@@ -133,30 +144,22 @@ def check_apart(sources: Iterable[str], storage: Storage) -> None:
             raise ConfigError(f"workspace {storage.root} lies inside the source {source}; choose a place outside")
 
 
-def _ray_task(work: Callable[..., Any]) -> Any:
-    """`work` as a Ray task that is tried again after a pause where the machine was at fault."""
-    import ray
-
-    @functools.wraps(work)
-    def with_pause(*arguments: Any) -> Any:
-        try:
-            return work(*arguments)
-        except StorageError:
-            time.sleep(RETRY_PAUSE_S)
-            raise
-
-    return ray.remote(num_cpus=1, max_retries=3, retry_exceptions=[StorageError])(with_pause)
-
-
 def _with_limits(work: Callable[..., int]) -> Callable[..., int]:
     """`work` with what the job's limiter, its last argument, decides; without one, nothing is downloaded."""
 
     @functools.wraps(work)
     def with_limits(
-        storage: Storage, paths: CrawlPaths, index: int, records: Any, known: Known, config: IngestConfig, limiter: Any
+        storage: Storage,
+        paths: CrawlPaths,
+        index: int,
+        records: pa.Table,
+        known: Known,
+        forgotten: Names,
+        config: IngestConfig,
+        limiter: Any,
     ) -> int:
         limits = None if limiter is None else limits_of(limiter)
-        return work(storage, paths, index, records, known, config, limits)
+        return work(storage, paths, index, records, known, config, limits, forgotten)
 
     return with_limits
 
@@ -164,36 +167,42 @@ def _with_limits(work: Callable[..., int]) -> Callable[..., int]:
 class _Tasks:
     """Runs the tasks over shards of one crawl; what they share is sent to Ray once, when there is a first task."""
 
-    def __init__(self, storage: Storage, paths: CrawlPaths, plan: Plan, known: Known, config: IngestConfig) -> None:
+    def __init__(
+        self, storage: Storage, paths: CrawlPaths, plan: Plan, known: Known, config: IngestConfig, forgotten: Names
+    ) -> None:
         self.storage = storage
         self.paths = paths
         self.plan = plan
         self.config = config
         self._known = known
+        self._forgotten = forgotten
 
     def run(self, work: Callable[..., int], shards: list[int]) -> Iterator[tuple[int, int]]:
         """Each of `shards` and what `work` over it returned, as they end."""
-        known, limiter = self._shared
-        task = _ray_task(_with_limits(work))
+        known, forgotten, limiter = self._shared
+        task = ray_task(_with_limits(work))
         return run_bounded(
-            lambda i: task.remote(self.storage, self.paths, i, self.plan.records_of(i), known, self.config, limiter),
+            lambda i: task.remote(
+                self.storage, self.paths, i, self.plan.records_of(i), known, forgotten, self.config, limiter
+            ),
             shards,
         )
 
     @functools.cached_property
-    def _shared(self) -> tuple[Any, Any]:
-        """The known files in Ray's object store, and the limiter where the crawl has anything to download."""
+    def _shared(self) -> tuple[Any, Any, Any]:
+        """Known and forgotten files in Ray's object store, and the limiter where there is anything to download."""
         import ray
 
         connect_ray()
-        return ray.put(self._known), start_limiter(self.config.http) if self.has_urls else None
+        limiter = start_limiter(self.config.http) if self.has_urls else None
+        return ray.put(self._known), ray.put(self._forgotten), limiter
 
     @functools.cached_property
     def has_urls(self) -> bool:
         """Whether any record of the plan is to be downloaded."""
         file = pq.ParquetFile(self.plan.path)
         columns = (file.read_row_group(i, ["source_uri"]).column(0) for i in range(file.num_row_groups))
-        return any(is_url(address.as_py()) for column in columns for address in column)
+        return any(is_url(address.as_py()) for column in columns for address in column.drop_null())
 
 
 def _build_shards(tasks: _Tasks) -> int:
@@ -213,12 +222,11 @@ def _build_shards(tasks: _Tasks) -> int:
     return plan.records - done
 
 
-def _retry_unreachable(tasks: _Tasks, reopened: bool) -> int:
-    """Try what could not be reached again, in the rounds that are left; the number of records that were tried."""
+def _retry_unreachable(tasks: _Tasks, rounds: int) -> int:
+    """Try what could not be reached again, `rounds` times at most; the number of records that were tried."""
     config = tasks.config.http
     tried = 0
-    # A crawl that is opened again has had its first round long ago.
-    for _ in range(config.rounds - (not reopened)):
+    for _ in range(rounds):
         unreachable = _count_unreachable(tasks)
         if not unreachable:
             break
@@ -247,12 +255,20 @@ def _count_unreachable(tasks: _Tasks) -> Counter[int]:
     return found
 
 
+def _forget(tasks: _Tasks, forgotten: Names) -> None:
+    """Publish the plan without what is `forgotten`, and remove what an earlier attempt has built of it."""
+    shards = {tasks.paths: list(range(tasks.plan.n_shards))}
+    found = find(tasks.storage, shards, forgotten)[tasks.paths]
+    remove(tasks.storage, tasks.paths, found, forgotten)
+    publish_plan(tasks.storage, tasks.paths, tasks.plan.path, found, forgotten)
+
+
 def _drop(tasks: _Tasks, repeats: pa.Table) -> None:
     shards = repeats["shard"].unique().to_pylist()
     if not shards:
         return
     connect_ray()
-    drop = _ray_task(drop_repeats)
+    drop = ray_task(drop_repeats)
 
     def submit(index: int) -> Any:
         return drop.remote(tasks.storage, tasks.paths, index, repeats.filter(pc.field("shard") == index))

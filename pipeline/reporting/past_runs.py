@@ -50,7 +50,13 @@ def latest_run(storage: Storage, collection: str, tracked: str | None = None) ->
     return past_run(storage, collection, reported[-1], tracked)
 
 
-def past_run(storage: Storage, collection: str, run_id: str, tracked: str | None = None) -> PastRun:
+def past_run(
+    storage: Storage,
+    collection: str,
+    run_id: str,
+    tracked: str | None = None,
+    document: dict[str, Any] | None = None,
+) -> PastRun:
     """The reported run `run_id`.
 
     Args:
@@ -58,15 +64,17 @@ def past_run(storage: Storage, collection: str, run_id: str, tracked: str | None
         collection: of the run.
         run_id: of the run.
         tracked: MLflow server or database. Default: where the run was tracked, without user and password.
+        document: content of ``run.json``, where the report was withdrawn.
 
     Raises:
         ConfigError: there is no such report.
         StorageError: what it was made from is gone or damaged.
     """
     paths = RunPaths(collection, run_id)
-    if not storage.exists(paths.marker):
-        raise ConfigError(f"run {run_id!r}: no report of that name in {storage.uri(runs_of(collection))}")
-    document = read_json(storage, paths.marker)
+    if document is None:
+        if not storage.exists(paths.marker):
+            raise ConfigError(f"run {run_id!r}: no report of that name in {storage.uri(runs_of(collection))}")
+        document = read_json(storage, paths.marker)
     try:
         trials = [Trial(trial["k"], trial["seed"]) for trial in document["trials"]]
         results = [TrialResult.from_json(read_json(storage, paths.trial_marker(trial.name))) for trial in trials]

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.clustering.checkpoint import load_method
@@ -156,7 +155,7 @@ def _make(
     drawn: list[str] = []
     if options.examples:
         drawn = publish_strips(storage, checkpoint, paths, clusters, tiles, options, _moving(config))
-    for key in set(storage.list(str(PurePosixPath(paths.strip(0)).parent))) - set(drawn):
+    for key in set(storage.list(paths.pictures)) - set(drawn):
         storage.delete(key)  # of a larger K, or with photos that are not to be shown any more
     laps.end("pictures")
     return {**document, "seconds": laps.seconds}

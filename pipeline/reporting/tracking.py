@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from pipeline.clustering.trial import TrialResult, best_of_each_k
 from pipeline.config import JobConfig
+from pipeline.errors import StorageError
 from pipeline.layout import RunPaths
 from pipeline.progress import say
 from pipeline.records import Crawl
@@ -58,7 +59,12 @@ class Tracking:
 
 def tracking_uri(storage: Storage, config: JobConfig) -> str:
     """The tracking server or database of `config`: SQLite in the workspace unless it names another."""
-    return config.tracking_uri or f"sqlite:///{storage.uri('mlflow.db')}"
+    return config.tracking_uri or default_uri(storage)
+
+
+def default_uri(storage: Storage) -> str:
+    """SQLite in the workspace."""
+    return f"sqlite:///{storage.uri('mlflow.db')}"
 
 
 def without_credentials(text: str) -> str:
@@ -123,6 +129,24 @@ def finish(storage: Storage, config: JobConfig, tracking: Tracking, marker: str)
         client.set_terminated(tracking.run_id)
     errors = [tracking.error, *faults] if tracking.error else faults
     return replace(tracking, error="; ".join(errors) or None)
+
+
+def untrack(storage: Storage, uri: str, collection: str, run_id: str) -> None:
+    """Delete what was recorded of the run `run_id` at the tracking server or database `uri`, artifacts included.
+
+    Raises StorageError where some of it may be left.
+    """
+    try:
+        with _first_use(uri):
+            client = _client(uri)
+            experiment = client.get_experiment_by_name(collection)
+        if experiment is not None:
+            _delete_earlier(client, experiment.experiment_id, {RUN_TAG: run_id, WORKSPACE_TAG: storage.root})
+    except Exception as error:  # stores raise whatever their clients raise
+        raise StorageError(
+            f"{without_credentials(uri)}: what it has of run {run_id} cannot be deleted ({_line(error)}); run the same "
+            "command again, with --tracking-uri if it is found elsewhere by now or asks for a password"
+        ) from error
 
 
 def _track_job(
@@ -223,16 +247,25 @@ def _experiment(client: Any, name: str, storage: Storage, uri: str) -> str:
 
 
 def _delete_earlier(client: Any, experiment: str, common: dict[str, str]) -> None:
-    """Delete what an earlier attempt at the same run of the same workspace recorded."""
+    """Delete what an earlier attempt at the same run of the same workspace recorded.
+
+    MLflow only marks a run as deleted; its artifacts, which may be full of photos, are deleted here, first.
+    """
+    from mlflow.entities import LifecycleStage, ViewType
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    query, everything = f"tags.`{RUN_TAG}` = '{common[RUN_TAG]}'", ViewType.ALL
     token = None
-    found: list[str] = []
+    found: list[Any] = []
     while True:
-        page = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{common[RUN_TAG]}'", page_token=token)
-        found += [run.info.run_id for run in page if run.data.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG]]
+        page = client.search_runs([experiment], query, run_view_type=everything, page_token=token)
+        found += [run.info for run in page if run.data.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG]]
         if not (token := page.token):
             break
     for run in found:
-        client.delete_run(run)
+        get_artifact_repository(run.artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts()
+        if run.lifecycle_stage == LifecycleStage.ACTIVE:
+            client.delete_run(run.run_id)
 
 
 def _client(uri: str) -> Any:

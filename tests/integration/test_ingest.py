@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, PipelineError, SourceError, StorageErro
 from pipeline.ingest import stage
 from pipeline.ingest.plan import Plan, write_plan
 from pipeline.ingest.stage import ingest
+from pipeline.ingest.tasks import ray_task
 from pipeline.ingest.text import storable
 from pipeline.layout import CrawlPaths
 from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl, CrawlRecord
@@ -194,8 +195,8 @@ def test_a_file_that_is_gone_for_a_while_is_waited_for(
 ) -> None:
     photo, away = crawl_folder / "07.jpg", tmp_path / "away.jpg"
 
-    def plan_and_lose(records: Iterable[CrawlRecord], path: Path, records_per_shard: int) -> Plan:
-        plan = write_plan(records, path, records_per_shard)
+    def plan_and_lose(records: Iterable[CrawlRecord], path: Path, *rest: Any) -> Plan:
+        plan = write_plan(records, path, *rest)
         photo.rename(away)
         if passing:
             threading.Timer(0.7, away.rename, [photo]).start()
@@ -306,10 +307,9 @@ def test_images_pass_by_the_driver_and_the_object_store(tmp_path: Path, monkeypa
     sent: list[int] = []
     returned: list[Any] = []
     running = most = 0
-    plain_task = stage._ray_task
 
     def task(work: Any) -> Any:
-        remote = plain_task(work).remote
+        remote = ray_task(work).remote
 
         def submit(*arguments: Any) -> Any:
             nonlocal running, most
@@ -327,7 +327,7 @@ def test_images_pass_by_the_driver_and_the_object_store(tmp_path: Path, monkeypa
             returned.append(result)
             yield item, result
 
-    monkeypatch.setattr(stage, "_ray_task", task)
+    monkeypatch.setattr(stage, "ray_task", task)
     monkeypatch.setattr(stage, "run_bounded", watched)
     assert run(source, tmp_path / "ws", records_per_shard=2).accepted == 24
     assert returned == [2] * 12

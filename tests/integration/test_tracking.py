@@ -19,7 +19,7 @@ from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig
 from pipeline.layout import RunPaths
 from pipeline.records import Crawl
-from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
+from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, untrack, without_credentials
 from pipeline.storage import LocalStorage
 from tests.made_collection import trial_result
 
@@ -46,13 +46,17 @@ def record(
     return finish(storage, job, tracking, paths.marker)
 
 
-def runs(uri: str) -> dict[str, Any]:
-    """All runs of the experiment that are not deleted, by name."""
+def all_runs(uri: str) -> list[Any]:
+    """All runs of the experiment that are not deleted."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("#paris")
-    found = list(client.search_runs([experiment.experiment_id]))
+    return list(client.search_runs([client.get_experiment_by_name("#paris").experiment_id]))
+
+
+def runs(uri: str) -> dict[str, Any]:
+    """The same, by name."""
+    found = all_runs(uri)
     named = {run.info.run_name: run for run in found}
     assert len(named) == len(found), "two runs of one name"
     return named
@@ -141,6 +145,30 @@ def test_a_restart_replaces_what_it_recorded(tmp_path: Path) -> None:
     found = runs(tracking_uri(LocalStorage(str(tmp_path)), config(tmp_path)))
     assert {run.info.run_id for run in found.values()}.isdisjoint({first.run_id})
     assert found["run-1"].info.run_id == second.run_id
+
+
+def test_artifacts_of_what_is_replaced_are_deleted_even_where_the_user_deleted_its_run(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(LocalStorage(str(tmp_path)), config(tmp_path))
+    first = record(tmp_path, results=RESULTS[:1])
+    MlflowClient(tracking_uri=uri).delete_run(first.run_id)
+    second = record(tmp_path, results=RESULTS[:1])
+    third = record(tmp_path, results=RESULTS[:1])
+    kept = {path.parts[-3] for path in (tmp_path / "mlartifacts").rglob("mosaic.png")}
+    assert kept == {third.run_id}
+    assert second.error is None
+
+
+def test_what_was_recorded_of_a_run_is_deleted_and_nothing_of_another(tmp_path: Path) -> None:
+    kept, _ = (record(tmp_path, run_id=run_id, results=RESULTS[:1]) for run_id in ("run-1", "run-2"))
+    storage = LocalStorage(str(tmp_path))
+    uri = tracking_uri(storage, config(tmp_path))
+    for _ in range(2):
+        untrack(storage, uri, "#paris", "run-2")
+        assert {run.data.tags["visual_trends.run_id"] for run in all_runs(uri)} == {"run-1"}
+        assert {path.parts[-3] for path in (tmp_path / "mlartifacts").rglob("mosaic.png")} == {kept.run_id}
+    untrack(storage, uri, "#rome", "run-1")
 
 
 def test_another_workspace_on_the_same_server_is_left_alone(tmp_path: Path) -> None:
@@ -254,3 +282,10 @@ def test_a_server_takes_runs_and_artifacts_over_http(server: str, tmp_path: Path
     listed = {item.path for item in MlflowClient(tracking_uri=server).list_artifacts(tracking.run_id)}
     assert listed == {"mosaic.png", "clusters", "clusters.parquet", "run.json"}
     assert not (tmp_path / "mlartifacts").exists()
+
+    again = record(tmp_path, server)
+    assert again.error is None
+    assert not MlflowClient(tracking_uri=server).list_artifacts(tracking.run_id)
+    untrack(LocalStorage(str(tmp_path)), server, "#paris", "run-1")
+    assert not MlflowClient(tracking_uri=server).list_artifacts(again.run_id)
+    assert not runs(server)

@@ -11,6 +11,8 @@ import pytest
 from pipeline.config import IngestConfig
 from pipeline.ingest import dedup, shard
 from pipeline.ingest.dedup import drop_repeats, find_repeats, known_images
+from pipeline.ingest.forgetting import remove_from_shard
+from pipeline.ingest.forgotten import name_of_address, names_from
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.shard import build_shard, rebuild_shard
@@ -100,3 +102,18 @@ def test_a_retry_goes_on_where_the_dropping_of_repeats_was_interrupted(
     drop_repeats(storage, PATHS, 1, repeats)
     assert outcomes(storage, 0) == ["accepted"]
     assert outcomes(storage, 1) == ["duplicate", "accepted"]
+
+
+def test_images_are_forgotten_where_the_dropping_of_repeats_was_interrupted(
+    web: Web, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = known_images(storage, [], CONFIG)
+    build_shard(storage, PATHS, 0, records(tmp_path, "http://a/1"), known, CONFIG)
+    build_shard(storage, PATHS, 1, records(tmp_path, "http://b/1", "http://b/2", "http://b/3"), known, CONFIG)
+    repeats = find_repeats(storage, PATHS, 2, known, [], CONFIG)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dedup, "write_table", killed)
+        drop_repeats(storage, PATHS, 1, repeats)
+    remove_from_shard(storage, PATHS, 1, names_from([name_of_address("http://b/2")]))
+    drop_repeats(storage, PATHS, 1, repeats)
+    assert outcomes(storage, 1) == ["duplicate", "forgotten", "accepted"]
