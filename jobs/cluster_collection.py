@@ -18,6 +18,8 @@ examples:
       --set clustering.batch_size=128 --set clustering.schedule.max_iterations=3000
 
   python jobs/cluster_collection.py --manifest collections.csv --workspace trends --k 8,16,32
+  python jobs/cluster_collection.py --collection rome --workspace trends --tracking-uri http://MLFLOW:5000 \\
+      --sync-tracking
 
 Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
 exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.
@@ -30,7 +32,7 @@ def comma_list(text: str) -> list[str]:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line. Everything but --config and --set is None where it was not given."""
+    """The command line. Everything but --config, --set and --sync-tracking is None where it was not given."""
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,6 +81,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what.add_argument("--run-id", metavar="ID", help="name of the run [derived from configuration and images]")
     what.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database [SQLite in the workspace]")
+    what.add_argument(
+        "--sync-tracking",
+        action="store_true",
+        help="only record the collection's reported runs that MLflow lacks, because its server was down or is new",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--k", type=comma_list, metavar="K,K", help="numbers of prototypes, one trial each [8,16,32]")
     how.add_argument("--select-k", metavar="K", help="the K to report [the elbow of the loss]")
@@ -130,15 +137,27 @@ def main() -> None:
     arguments = vars(parse_arguments())
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
+    from pipeline.errors import ConfigError
     from pipeline.job.collection import run_collection
     from pipeline.job.pool import LazyPool
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 
-    file, overrides, table = (arguments.pop(name) for name in ("config", "overrides", "manifest"))
+    file, overrides, table, sync = (
+        arguments.pop(name) for name in ("config", "overrides", "manifest", "sync_tracking")
+    )
     flags: dict[str, Any] = {CONFIG_KEY.get(n, n): v for n, v in arguments.items() if v is not None}
     if len(flags.get("source", ())) == 1:
         (flags["source"],) = flags["source"]
+    if sync:
+        from pipeline.reporting.sync import sync_tracking
+
+        if table is not None:
+            raise ConfigError("--sync-tracking takes one --collection; with --manifest, leave it out: the job records")
+        # The stage that neither reads a source nor needs a tracking server by name: each report has its own.
+        config = load_config(file, flags | {"stages": ["cluster"]}, overrides)
+        sync_tracking(open_storage(config.workspace), config)
+        return
     with ray_session():
         if table is not None:
             from pipeline.job.many import run_collections

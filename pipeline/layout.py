@@ -29,9 +29,14 @@ class CrawlPaths:
         """The records in a fixed order; row group i holds the records of shard i."""
         return f"{self.folder}/plan.parquet"
 
+    @property
+    def shards(self) -> str:
+        """Folder of the shards."""
+        return f"{self.folder}/shards"
+
     def shard(self, index: int) -> str:
         """WebDataset tar of the accepted images of shard `index`."""
-        return f"{self.folder}/shards/shard-{index:06d}.tar"
+        return f"{self.shards}/shard-{index:06d}.tar"
 
     @property
     def repeats(self) -> str:
@@ -40,7 +45,7 @@ class CrawlPaths:
 
     def rows(self, index: int) -> str:
         """One row per record of shard `index`; written after the tar, so its presence means the shard is done."""
-        return f"{self.folder}/shards/shard-{index:06d}.parquet"
+        return f"{self.shards}/shard-{index:06d}.parquet"
 
     @property
     def marker(self) -> str:

@@ -14,7 +14,7 @@ from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths, runs_of
 from pipeline.records import Crawl
-from pipeline.reporting.tracking import tracking_uri, without_credentials
+from pipeline.reporting.tracking.server import tracking_uri, without_credentials
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage, read_json
 
@@ -33,13 +33,23 @@ class PastRun:
     document: dict[str, Any]
     """Content of ``run.json``."""
 
+    @property
+    def first_reported_at(self) -> str:
+        """When the run was reported for the first time, as ISO 8601 in UTC."""
+        return str(self.document.get("first_reported_at", self.document["created_at"]))
+
 
 def past_runs(storage: Storage, collection: str, tracked: str | None = None) -> Iterator[PastRun]:
     """The reported runs of `collection`, the earliest first; see `past_run`."""
+    for run_id in reported(storage, collection):
+        yield past_run(storage, collection, run_id, tracked)
+
+
+def reported(storage: Storage, collection: str) -> list[str]:
+    """Ids of the reported runs of `collection`, the earliest first."""
     markers = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
     created = {key.split("/")[-2]: str(read_json(storage, key).get("created_at")) for key in markers}
-    for run_id in sorted(created, key=lambda run_id: (created[run_id], run_id)):
-        yield past_run(storage, collection, run_id, tracked)
+    return sorted(created, key=lambda run_id: (created[run_id], run_id))
 
 
 def past_run(storage: Storage, collection: str, run_id: str, tracked: str | None = None) -> PastRun:
