@@ -20,10 +20,11 @@ from pipeline.reporting.record import record
 from pipeline.reporting.report_files import report_files
 from pipeline.reporting.tracking.runs import Tracking
 from pipeline.reporting.tracking.server import without_credentials
-from pipeline.storage import LocalStorage
+from pipeline.storage import LocalStorage, S3Storage
 from tests.made_collection import BLUE, GREEN, RED, WHITE, plain, trial_result
 from tests.made_report import WINDOWS, make_report
 from tests.mlflow_server import closed_port
+from tests.s3_server import s3_bucket, s3_endpoint, s3_server  # noqa: F401 (fixtures)
 
 KEPT = trial_result(4, WINDOWS)
 JANUARY, FEBRUARY, MARCH = (f"2026-0{month}-01T00:00:00+00:00" for month in (1, 2, 3))
@@ -369,6 +370,20 @@ def test_a_model_that_is_gone_costs_a_warning_and_nothing_else(tmp_path: Path) -
     assert tracking.error.startswith("model: cannot read")
     assert tracking.model is None
     assert runs(database(tmp_path))["run-1"].info.run_id == tracking.run_id
+
+
+def test_a_hashtag_s_artifacts_have_a_folder_of_their_own_in_s3(tmp_path: Path, s3_bucket: str) -> None:  # noqa: F811
+    local, remote = LocalStorage(str(tmp_path)), S3Storage(f"s3://{s3_bucket}/trends")
+    make_report(local, "#paris")
+    for key in local.list("#paris"):
+        remote.write_bytes(key, local.read_bytes(key))
+    uri = f"sqlite:///{tmp_path}/elsewhere.db"
+    tracking = record(remote, past_run(remote, "#paris", "run-1", uri))["tracking"]
+    assert tracking["error"] is None
+    kept = list(remote.list("mlartifacts"))
+    assert f"mlartifacts/%23paris/{tracking['run_id']}/artifacts/run.json" in kept
+    assert all(key.startswith("mlartifacts/%23paris/") for key in kept)
+    assert predicted(uri, "models:/#paris@current")["cluster"].tolist() == [3, 2, 0, 1]
 
 
 def test_any_name_of_a_collection_is_a_name_of_a_registered_model(tmp_path: Path) -> None:

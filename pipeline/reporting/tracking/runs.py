@@ -195,7 +195,8 @@ def _experiment(client: Any, name: str, storage: Storage, uri: str) -> str:
     location = None  # a server knows where artifacts lie
     if not is_server(uri):
         place = storage.uri(f"mlartifacts/{name}")
-        location = place if "://" in place else Path(place).as_uri()
+        # A hashtag's sign would begin the fragment of an address.
+        location = place.replace("#", "%23") if "://" in place else Path(place).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 
 
