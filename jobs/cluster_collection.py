@@ -27,6 +27,8 @@ examples:
 
   python jobs/cluster_collection.py --manifest collections.csv --workspace trends --k 8,16,32
   python jobs/cluster_collection.py --collection trevifountain --forget unwanted.txt
+  python jobs/cluster_collection.py --collection rome --workspace trends --tracking-uri http://MLFLOW:5000 \\
+      --sync-tracking
 
 Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
 exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.
@@ -39,7 +41,7 @@ def comma_list(text: str) -> list[str]:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line. Everything but --config and --set is None where it was not given."""
+    """The command line. Everything but --config, --set and --sync-tracking is None where it was not given."""
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,6 +70,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what.add_argument("--run-id", metavar="ID", help="name of the run [derived from configuration and images]")
     what.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database [SQLite in the workspace]")
+    what.add_argument(
+        "--sync-tracking",
+        action="store_true",
+        help="only record the collection's reported runs that MLflow lacks, because its server was down or is new",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--k", type=comma_list, metavar="K,K", help="numbers of prototypes, one trial each [8,16,32]")
     how.add_argument("--select-k", metavar="K", help="the K to report [the elbow of the loss]")
@@ -92,6 +99,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+NO_STAGE = {"stages": ["cluster"]}
+"""The one that neither reads a source nor needs a tracking server by name, for what runs none."""
+
+
 def main() -> None:
     """One collection, or those of a table."""
     arguments = vars(parse_arguments())
@@ -103,10 +114,19 @@ def main() -> None:
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 
-    file, overrides, table, unwanted = (arguments.pop(name) for name in ("config", "overrides", "manifest", "forget"))
+    file, overrides, table, unwanted, sync = (
+        arguments.pop(name) for name in ("config", "overrides", "manifest", "forget", "sync_tracking")
+    )
     flags = configured(arguments)
-    if unwanted is not None and (table is not None or {"source", "stages"} & set(flags)):
-        raise ConfigError("--forget: runs no stage of one collection; leave out --manifest, --source and --stages")
+    for flag, given in (("--forget", unwanted is not None), ("--sync-tracking", sync)):
+        if given and (table is not None or {"source", "stages"} & set(flags)):
+            raise ConfigError(f"{flag}: runs no stage of one collection; leave out --manifest, --source and --stages")
+    if sync:
+        from pipeline.reporting.sync import sync_tracking
+
+        config = load_config(file, flags | NO_STAGE, overrides)
+        sync_tracking(open_storage(config.workspace), config)
+        return
     with ray_session():
         if table is not None:
             from pipeline.job.many import run_collections
@@ -116,7 +136,7 @@ def main() -> None:
         if unwanted is not None:
             from pipeline.job.forget import forget
 
-            config = load_config(file, flags | {"stages": ["cluster"]}, overrides)  # which needs no source
+            config = load_config(file, flags | NO_STAGE, overrides)
             lines = forget(open_storage(config.workspace), config.collection, unwanted, config.tracking_uri)
         else:
             config = load_config(file, flags, overrides)

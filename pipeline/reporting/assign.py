@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from pipeline.clustering.checkpoint import load_method
 from pipeline.clustering.method import ClusteringMethod
@@ -19,14 +17,11 @@ from pipeline.errors import StorageError
 from pipeline.layout import CrawlPaths
 from pipeline.progress import Progress, rated, say
 from pipeline.records import Crawl
-from pipeline.reporting.manifest import check_counts, clusters_table, loss_column, transform_columns
-from pipeline.reporting.pixels import to_images
+from pipeline.reporting.assign_pictures import BATCH_SIZE, assign_pictures, assignment_schema
+from pipeline.reporting.manifest import check_counts, clusters_table, transform_columns
 from pipeline.session import run_bounded
 from pipeline.shards import Sample, read_shard
 from pipeline.storage import Storage, open_storage, read_table
-
-BATCH_SIZE = 64
-"""Images that a task assigns at once; bounds its memory, since every image meets every prototype."""
 
 
 def assign_crawls(storage: Storage, checkpoint: str, crawls: list[Crawl], schema: pa.Schema) -> pa.Table:
@@ -95,38 +90,16 @@ def assign_shard(storage: Storage, method: ClusteringMethod, crawl: Crawl, index
 
 def assign_samples(method: ClusteringMethod, samples: Iterable[Sample], schema: pa.Schema) -> pa.Table:
     """The columns of `schema` that come from the model, and ``image_id``; one row per sample, in order."""
-    batches = [_assign_batch(method, batch, schema) for batch in _batches(samples)]
-    names = ["image_id", "cluster", loss_column(schema), "posterior", "runner_up", "margin"]
-    names += transform_columns(schema).values()
+    names = ["image_id", *assignment_schema(schema).names, *transform_columns(schema).values()]
     wanted = pa.schema([schema.field(name) for name in names])
+    batches = [_assign_batch(method, batch, schema) for batch in _batches(samples)]
     return pa.concat_tables([wanted.empty_table(), *(batch.select(names).cast(wanted) for batch in batches)])
 
 
 def _assign_batch(method: ClusteringMethod, samples: list[Sample], schema: pa.Schema) -> pa.Table:
-    assignment = method.assign(to_images([sample.pixels() for sample in samples]))
-    columns = {
-        "image_id": pa.array([sample.image_id for sample in samples], pa.string()),
-        "cluster": _column(assignment.cluster_B),
-        loss_column(schema): _column(assignment.loss_B),
-        "posterior": _column(assignment.posterior_B),
-        "runner_up": _column(assignment.runner_up_B),
-        "margin": _column(assignment.margin_B),
-    }
-    for module, name in transform_columns(schema).items():
-        # A module that the curriculum never switched on has no parameters.
-        known = assignment.parameters.get(module)
-        columns[name] = pa.nulls(len(samples), pa.list_(pa.float32())) if known is None else _lists(known)
-    return pa.table(columns)
-
-
-def _column(values_B: Tensor) -> pa.Array:
-    return pa.array(values_B.detach().cpu().numpy())
-
-
-def _lists(values_Bp: Tensor) -> pa.Array:
-    n, p = values_Bp.shape
-    offsets = pa.array(np.arange(n + 1, dtype=np.int32) * p)
-    return pa.ListArray.from_arrays(offsets, _column(values_Bp.float().flatten()))
+    image_ids = pa.array([sample.image_id for sample in samples], pa.string())
+    assigned = assign_pictures(method, [sample.pixels() for sample in samples], schema)
+    return assigned.append_column(schema.field("image_id"), image_ids)
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

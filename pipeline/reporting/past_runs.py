@@ -14,7 +14,7 @@ from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths, runs_of
 from pipeline.records import Crawl
-from pipeline.reporting.tracking import tracking_uri, without_credentials
+from pipeline.reporting.tracking.server import tracking_uri, without_credentials
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage, read_json
 
@@ -33,21 +33,37 @@ class PastRun:
     document: dict[str, Any]
     """Content of ``run.json``."""
 
+    @property
+    def first_reported_at(self) -> str:
+        """When the run was reported for the first time, as ISO 8601 in UTC."""
+        return _first_reported_at(self.document)
+
 
 def past_runs(storage: Storage, collection: str, tracked: str | None = None) -> Iterator[PastRun]:
     """The reported runs of `collection`, the earliest first; see `past_run`."""
-    for run_id in _reported(storage, collection):
+    for run_id in reported(storage, collection):
         yield past_run(storage, collection, run_id, tracked)
+
+
+def reported(storage: Storage, collection: str) -> list[str]:
+    """Ids of the reported runs of `collection`, the one that was first reported first."""
+    markers = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
+    since = {key.split("/")[-2]: _first_reported_at(read_json(storage, key)) for key in markers}
+    return sorted(since, key=lambda run_id: (since[run_id], run_id))
 
 
 def latest_run(storage: Storage, collection: str, tracked: str | None = None) -> PastRun:
     """The run of `collection` that was reported last; see `past_run`. Raises ConfigError where there is none."""
-    reported = _reported(storage, collection)
-    if not reported:
+    run_ids = reported(storage, collection)
+    if not run_ids:
         raise ConfigError(
             f"collection {collection!r}: no report in {storage.uri(runs_of(collection))}; cluster it first"
         )
-    return past_run(storage, collection, reported[-1], tracked)
+    return past_run(storage, collection, run_ids[-1], tracked)
+
+
+def _first_reported_at(document: dict[str, Any]) -> str:
+    return str(document.get("first_reported_at", document.get("created_at")))
 
 
 def past_run(
@@ -94,13 +110,6 @@ def past_run(
         raise StorageError(
             f"{storage.uri(paths.folder)}: not a report of this version ({why}); run the job that made it again"
         ) from error
-
-
-def _reported(storage: Storage, collection: str) -> list[str]:
-    """Ids of the reported runs of `collection`, the earliest first."""
-    markers = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
-    created = {key.split("/")[-2]: str(read_json(storage, key).get("created_at")) for key in markers}
-    return sorted(created, key=lambda run_id: (created[run_id], run_id))
 
 
 def _config(storage: Storage, paths: RunPaths, document: dict[str, Any], tracked: str | None) -> JobConfig:

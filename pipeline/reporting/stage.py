@@ -24,13 +24,17 @@ from pipeline.reporting.manifest import clusters_schema, prototypes_table, witho
 from pipeline.reporting.mosaic import draw_mosaic
 from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import render
+from pipeline.reporting.past_runs import PastRun
 from pipeline.reporting.pixels import png
-from pipeline.reporting.strips import picture_keys, publish_strips
-from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
+from pipeline.reporting.record import is_recorded, record
+from pipeline.reporting.report_files import is_moving, pictures, report_files
+from pipeline.reporting.strips import publish_strips
+from pipeline.reporting.tracking.runs import Tracking
+from pipeline.reporting.tracking.server import tracking_uri, without_credentials
 from pipeline.reporting.versions import versions
-from pipeline.storage import Storage, read_json, write_json, write_table
+from pipeline.storage import Storage, read_json, write_table
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of ``run.json``."""
 
 
@@ -66,24 +70,18 @@ def report(
     """
     paths = RunPaths(config.collection, run_id)
     work = _digest(config, crawls, results, selected)
-    document = read_json(storage, paths.marker) if storage.exists(paths.marker) else {}
-    files = _files(paths, selected.k, config)
-    if document.get("work") == work and set(files) <= set(storage.list(paths.folder)):
+    earlier = (key for key in (paths.marker, paths.forgetting) if storage.exists(key))
+    document = next((read_json(storage, key) for key in earlier), {})
+    if document.get("work") == work and set(report_files(paths, selected.k, config)) <= set(storage.list(paths.folder)):
         say("report", f"{storage.uri(paths.folder)} is done already")
-        if _is_tracked(storage, config, document):
+        if is_recorded(storage, config, document):
             return document
     else:
+        first = document.get("first_reported_at", document.get("created_at"))
         document = {"schema_version": SCHEMA_VERSION, "work": work}
         document |= _make(storage, config, paths, crawls, results, selected, reason)
-    configuration = [paths.config] if storage.exists(paths.config) else []
-    scores = [trial["metrics"] for trial in document["trials"]]
-    tracking = track(storage, config, run_id, crawls, results, scores, selected, [*configuration, *files])
-    write_json(storage, paths.marker, {**document, "tracking": asdict(tracking)})
-    finished = finish(storage, config, tracking, paths.marker)
-    document["tracking"] = asdict(finished)
-    if finished != tracking:
-        write_json(storage, paths.marker, document)
-    return document
+        document["first_reported_at"] = first or document["created_at"]
+    return record(storage, PastRun(run_id, config, crawls, results, selected, reason, document))
 
 
 def closing_lines(document: dict[str, Any]) -> list[str]:
@@ -154,7 +152,7 @@ def _make(
     laps.end("tables")
     drawn: list[str] = []
     if options.examples:
-        drawn = publish_strips(storage, checkpoint, paths, clusters, tiles, options, _moving(config))
+        drawn = publish_strips(storage, checkpoint, paths, clusters, tiles, options, is_moving(config))
     for key in set(storage.list(paths.pictures)) - set(drawn):
         storage.delete(key)  # of a larger K, or with photos that are not to be shown any more
     laps.end("pictures")
@@ -209,9 +207,9 @@ def _describe(
         "paths": {
             "run": storage.uri(paths.folder),
             "mosaic": storage.uri(paths.mosaic),
-            "animations": [storage.uri(key) for key in _pictures(paths, selected.k, config) if key.endswith(".webp")],
+            "animations": [storage.uri(key) for key in pictures(paths, selected.k, config) if key.endswith(".webp")],
             "page": storage.uri(paths.page),
-            "strips": [storage.uri(key) for key in _pictures(paths, selected.k, config) if key.endswith(".png")],
+            "strips": [storage.uri(key) for key in pictures(paths, selected.k, config) if key.endswith(".png")],
             "clusters": storage.uri(paths.clusters),
             "spreadsheet": storage.uri(paths.spreadsheet),
             "prototypes": storage.uri(paths.prototypes),
@@ -228,24 +226,3 @@ def _digest(config: JobConfig, crawls: Sequence[Crawl], results: Sequence[TrialR
     trained = [result.to_json() for result in results]
     settings = [config.reporting.model_dump(mode="json"), config.clustering.method, config.clustering.transforms]
     return digest(SCHEMA_VERSION, settings, crawled, trained, selected.trial.name)
-
-
-def _is_tracked(storage: Storage, config: JobConfig, document: dict[str, Any]) -> bool:
-    tracking = Tracking(**document["tracking"])
-    return tracking.error is None and tracking.uri == without_credentials(tracking_uri(storage, config))
-
-
-def _files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
-    """Keys of everything that a report consists of, apart from ``run.json``."""
-    tables = [paths.prototypes, paths.clusters, paths.spreadsheet]
-    return [*tables, paths.mosaic, paths.page, *_pictures(paths, k, config)]
-
-
-def _pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
-    """Keys of the clusters' pictures, of which there are none without examples: they are full of photos."""
-    return picture_keys(paths, k, _moving(config)) if config.reporting.examples else []
-
-
-def _moving(config: JobConfig) -> bool:
-    """Whether there is something that moves, and the user wants to see it."""
-    return bool(config.reporting.motion_images and config.clustering.transforms)

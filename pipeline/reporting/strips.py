@@ -16,6 +16,7 @@ from pipeline.reporting.manifest import by_cluster, nearest_of
 from pipeline.reporting.mosaic import Strip, Tile, draw_strip
 from pipeline.reporting.motion import draw_motion
 from pipeline.reporting.pixels import Pixels, png, to_images, to_pictures
+from pipeline.reporting.report_files import picture_keys
 from pipeline.reporting.survey import by_shard, image_keys, parameters_of
 from pipeline.session import run_bounded
 from pipeline.shards import read_shard
@@ -60,12 +61,6 @@ def publish_strips(
     keys = picture_keys(paths, len(tiles), moving)
     say("draw", rated(len(keys), "picture", time.monotonic() - started))
     return keys
-
-
-def picture_keys(paths: RunPaths, k: int, moving: bool) -> list[str]:
-    """Keys of the strips of `k` clusters and, where they move, of their animations."""
-    strips = [paths.strip(cluster) for cluster in range(k)]
-    return strips + [paths.motion(cluster) for cluster in range(k if moving else 0)]
 
 
 def strip_of(method: ClusteringMethod, tile: Tile, photos: list[Pixels], rows: pa.Table) -> Strip:

@@ -21,7 +21,8 @@ from torch import Tensor
 from pipeline.clustering.method import ClusteringMethod
 from pipeline.layout import CrawlPaths
 from pipeline.progress import Progress, rated, say
-from pipeline.reporting.assign import BATCH_SIZE, trained_method
+from pipeline.reporting.assign import trained_method
+from pipeline.reporting.assign_pictures import BATCH_SIZE
 from pipeline.reporting.manifest import transform_columns
 from pipeline.reporting.pixels import to_images, to_pictures
 from pipeline.reporting.sums import ClusterSums

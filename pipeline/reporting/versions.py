@@ -5,12 +5,15 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from pipeline.reporting.source_code import commit
+
 PACKAGES = ("visual-trends", "torch", "ray", "mlflow", "pillow", "pyarrow")
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages whose versions matter, by name."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    """This project's commit, and the versions of Python and of the packages that matter, by name."""
+    made_by = {"commit": commit(), "python": platform.python_version()}
+    return {**made_by, **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str | None:

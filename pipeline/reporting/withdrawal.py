@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipeline.errors import ConfigError
 from pipeline.layout import RunPaths
-from pipeline.reporting.tracking import default_uri, untrack
+from pipeline.reporting.tracking.runs import untrack
+from pipeline.reporting.tracking.server import default_uri
 from pipeline.storage import Storage, read_json
 
 

@@ -36,6 +36,7 @@ from pipeline.clustering.trial_queue import TrialQueue, Work
 from pipeline.config import ClusteringConfig, IngestConfig, JobConfig
 from pipeline.ingest.images import decode_square, encode
 from pipeline.layout import CrawlPaths, RunPaths
+from pipeline.records import Crawl
 from pipeline.shards import Sample, publish_shard
 from pipeline.storage import LocalStorage, write_table
 from tests.benchmarks.bench_step import smooth_pictures
@@ -283,24 +284,34 @@ def measure_ray() -> list[Row]:
 
 
 def measure_track() -> list[Row]:
-    """Recording a job with three trials of 36 windows in MLflow, in SQLite."""
-    from pipeline.reporting.tracking import track
+    """Recording a job with three trials of 36 windows and the model of the first in MLflow, in SQLite."""
+    from pipeline.reporting.past_runs import PastRun
+    from pipeline.reporting.tracking.runs import track
 
     point = HistoryPoint(60, 1.0, 1e-3, 1, 0, 0.5, 0.1)
     history = [HistoryPoint(**{**vars(point), "iteration": 60 * (i + 1)}) for i in range(36)]
     results = [TrialResult(k, 0, 1.0, 2160, 138240, 60.0, 1, [StageRecord([], 600, "converged")], history) for k in KS]
+    document = {"created_at": "", "versions": {}, "trials": [{"metrics": None} for _ in results]}
     with tempfile.TemporaryDirectory() as folder:
         storage = LocalStorage(folder)
         rows = []
         for i in range(4):
             config = JobConfig(collection=f"c{i}", source="/crawl", workspace=folder)
+            model = build_method(config.clustering, torch.rand(KS[0], 3, SIZE, SIZE), seed=0)
+            checkpoint = RunPaths(f"c{i}", f"run-{i}").checkpoint(results[0].trial.name)
+            CheckpointWriter(storage, checkpoint, print).finish(model_state(model, config.clustering))
+            crawl = Crawl(f"c{i}", "crawl", 1, 256, 256, {}, SIZE, "digest")
+            run = PastRun(f"run-{i}", config, [crawl], results, results[0], "", document)
             started, processor = time.monotonic(), time.process_time()
-            found = track(storage, config, f"run-{i}", [], results, [None] * 3, results[0], [])
+            found = track(storage, run, [])
             row = {"s": round(time.monotonic() - started, 2), "core_s": round(time.process_time() - processor, 2)}
             if found.error:
                 sys.exit(found.error)
             size = sum(path.stat().st_size for path in Path(folder).glob("mlflow.db*"))
-            rows.append({"what": f"collection {i}", **row, "database_bytes": size})
+            copied = sum(
+                path.stat().st_size for path in Path(folder, "mlartifacts", f"c{i}").rglob("*") if path.is_file()
+            )
+            rows.append({"what": f"collection {i}", **row, "database_bytes": size, "model_MB": round(copied / 1e6, 1)})
     return rows
 
 

@@ -24,6 +24,8 @@ from pipeline.ingest.stage import ingest
 from pipeline.job.forget import forget
 from pipeline.layout import CrawlPaths, RunPaths, forgotten_of
 from pipeline.records import Crawl
+from pipeline.reporting.later_crawl import assign_crawl
+from pipeline.reporting.past_runs import past_run
 from pipeline.reporting.stage import report
 from pipeline.session import run_bounded
 from pipeline.shards import complete_crawls, read_shard
@@ -161,6 +163,9 @@ def reported(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Collection
     result = make_trial(storage, paths, config.clustering, [RED, BLUE])
     write_json(storage, paths.trial_marker(result.trial.name), result.to_json())
     report(storage, config, paths.run_id, list(crawls), [result], result, "the only K")
+    run_again = past_run(storage, "c", paths.run_id)
+    for crawl in crawls:
+        assign_crawl(storage, run_again, crawl, examples=True)
     return Collection(workspace, dump, table, crawls, paths)
 
 
@@ -215,6 +220,7 @@ def test_forgotten_images_are_nowhere_in_the_workspace(
     assert sorted(clusters["image_id"].to_pylist()) == sorted(map(image_id, (30, 33, 34, 11, 12)))
     assert len(list(workspace.glob("mlartifacts/c/*/artifacts/clusters.csv"))) == 1
     assert not list(workspace.rglob("forgetting.json"))
+    assert not list(workspace.glob("c/runs/*/assignments/**/*.*"))
 
     out = capsys.readouterr().out
     assert f"crawl {first.crawl_id}: 3 images removed, 1 further record cleared; 7 records: 3 accepted" in out
@@ -226,6 +232,12 @@ def test_forgotten_images_are_nowhere_in_the_workspace(
     forget(storage, "c", file)
     out = capsys.readouterr().out
     assert not [word for word in ("removed", "reported again", "matched nothing") if word in out]
+
+
+def test_assignments_that_show_none_of_them_stay(collection: Collection, site: Site, tmp_path: Path) -> None:
+    forget(LocalStorage(str(collection.workspace)), "c", unwanted(tmp_path, image_id(30)))
+    assigned = {path.parent.name for path in collection.workspace.glob("c/runs/*/assignments/*/assignment.json")}
+    assert assigned == {collection.crawls[1].crawl_id}
 
 
 def test_later_crawls_keep_them_out(collection: Collection, site: Site, tmp_path: Path) -> None:

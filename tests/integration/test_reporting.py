@@ -26,7 +26,7 @@ from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
 from pipeline.reporting.manifest import SOURCES
 from pipeline.reporting.stage import report
-from pipeline.storage import LocalStorage, read_json, read_table
+from pipeline.storage import LocalStorage, read_json, read_table, write_json
 from tests.made_collection import BLUE, GREEN, RED, WHITE, make_crawl, make_trial, sample, write_shard_at
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -136,6 +136,7 @@ def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
     assert document["selected"] == {"k": 4, "seed": 0, "loss": job.results[1].loss, "reason": "elbow"}
     assert [trial["k"] for trial in document["trials"]] == [2, 4]
     assert document["tracking"]["error"] is None
+    assert document["tracking"]["model"] == "models:/paris/1"
     assert document["reporting"] == job.config.reporting.model_dump()
     assert document["metrics"] is None
     assert [trial["metrics"] for trial in document["trials"]] == [None, None]
@@ -207,6 +208,14 @@ def test_another_selection_replaces_the_whole_report(tmp_path: Path, capsys: pyt
     assert document["selected"]["k"] == 2
     pictures = {key for key in job.storage.list(job.paths.folder) if "/clusters/" in key}
     assert pictures == {picture(cluster) for cluster in (0, 1) for picture in (job.paths.strip, job.paths.motion)}
+
+
+def test_a_report_that_is_made_again_remembers_when_it_was_made_first(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    first = job.report()
+    assert first["first_reported_at"] == first["created_at"]
+    write_json(job.storage, job.paths.marker, {**first, "first_reported_at": "2026-01-01T00:00:00+00:00"})
+    assert job.report(selected=0)["first_reported_at"] == "2026-01-01T00:00:00+00:00"
 
 
 def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_path: Path) -> None:

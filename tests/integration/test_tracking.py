@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import requests
 
-from pipeline.clustering.trial import TrialResult
-from pipeline.config import JobConfig
 from pipeline.layout import RunPaths
-from pipeline.records import Crawl
-from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, untrack, without_credentials
-from pipeline.storage import LocalStorage
-from tests.made_collection import trial_result
+from pipeline.reporting.past_runs import past_run
+from pipeline.reporting.record import record
+from pipeline.reporting.report_files import report_files
+from pipeline.reporting.tracking.runs import Tracking, untrack
+from pipeline.reporting.tracking.server import without_credentials
+from pipeline.storage import LocalStorage, S3Storage
+from tests.made_collection import BLUE, GREEN, RED, WHITE, plain, trial_result
+from tests.made_report import WINDOWS, make_report
+from tests.mlflow_server import closed_port
+from tests.s3_server import s3_bucket, s3_endpoint, s3_server  # noqa: F401 (fixtures)
 
-RESULTS = [trial_result(2), trial_result(4, windows=300)]
-CRAWL = Crawl("#paris", "2024-05", 1, 7, 6, {"truncated": 1}, 16, "d", statistics={"bytes": 5e6, "seconds": 2.5})
+KEPT = trial_result(4, WINDOWS)
+JANUARY, FEBRUARY, MARCH = (f"2026-0{month}-01T00:00:00+00:00" for month in (1, 2, 3))
 
 
-def config(workspace: Path, uri: str | None = None) -> JobConfig:
-    return JobConfig.model_validate(
-        {"collection": "#paris", "workspace": str(workspace), "stages": ["report"], "tracking_uri": uri}
-    )
+def database(workspace: Path) -> str:
+    """Where the runs of a workspace are recorded unless the user says otherwise."""
+    return f"sqlite:///{workspace}/mlflow.db"
 
 
-def record(
-    workspace: Path, uri: str | None = None, run_id: str = "run-1", results: list[TrialResult] = RESULTS
-) -> Tracking:
-    """Track a job whose artifacts are a few bytes each."""
-    storage, job, paths = LocalStorage(str(workspace)), config(workspace, uri), RunPaths("#paris", run_id)
-    keys = [paths.mosaic, paths.strip(0), paths.clusters]
-    for key in [*keys, paths.marker]:
-        storage.write_bytes(key, b"content of " + key.encode())
-    metrics = [{"accuracy": 1 / result.k, "nmi": 0.5, "classes": 3} for result in results]
-    tracking = track(storage, job, run_id, [CRAWL], results, metrics, results[-1], keys)
-    return finish(storage, job, tracking, paths.marker)
+def track_report(workspace: Path, uri: str | None = None, run_id: str = "run-1", created_at: str = JANUARY) -> Tracking:
+    """Report a run of the collection ``#paris`` and record it at `uri`."""
+    storage = LocalStorage(str(workspace))
+    make_report(storage, "#paris", run_id, created_at)
+    return Tracking(**record(storage, past_run(storage, "#paris", run_id, uri))["tracking"])
 
 
 def all_runs(uri: str) -> list[Any]:
@@ -62,18 +58,12 @@ def runs(uri: str) -> dict[str, Any]:
     return named
 
 
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tracking]:
     """A job recorded in the database of its workspace."""
     workspace = tmp_path_factory.mktemp("work space")
-    tracking = record(workspace)
-    return tracking_uri(LocalStorage(str(workspace)), config(workspace)), tracking
+    tracking = track_report(workspace)
+    return database(workspace), tracking
 
 
 def test_a_job_is_a_finished_parent_with_a_finished_run_per_trial(recorded: tuple[str, Tracking]) -> None:
@@ -95,7 +85,7 @@ def test_a_trial_s_metrics_stand_at_their_iterations(recorded: tuple[str, Tracki
     assert [(m.step, m.value) for m in history] == [(10 * i, 100.0 - i) for i in range(1, 301)]
     expected = {"learning_rate", "largest_share", "smallest_share", "reassigned", "active_modules", "seconds"}
     assert expected <= set(trial.data.metrics)
-    assert trial.data.metrics["final_loss"] == RESULTS[1].loss
+    assert trial.data.metrics["final_loss"] == KEPT.loss
     assert trial.data.metrics["iterations"] == 3000
 
 
@@ -123,7 +113,7 @@ def test_the_parent_knows_configuration_and_selection(recorded: tuple[str, Track
     parent = runs(uri)["run-1"].data
     assert parent.params["clustering.schedule.window"] == "60"
     tags = ("collection", "crawl_ids", "selected_k", "selected_seed")
-    assert [parent.tags[name] for name in tags] == ["#paris", "2024-05", "4", "0"]
+    assert [parent.tags[name] for name in tags] == ["#paris", "monday", "4", "0"]
 
 
 def test_artifacts_lie_in_the_workspace(recorded: tuple[str, Tracking]) -> None:
@@ -136,64 +126,238 @@ def test_artifacts_lie_in_the_workspace(recorded: tuple[str, Tracking]) -> None:
     assert tracking.run_id in mosaic.parts
     folder = Path(download_artifacts(run_id=tracking.run_id, tracking_uri=uri))
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert names == {"mosaic.png", "clusters/cluster-000.png", "clusters.parquet", "run.json"}
-    assert (folder / "run.json").read_bytes() == b"content of #paris/runs/run-1/run.json"
+    run, paths = past_run(LocalStorage(str(workspace)), "#paris", "run-1"), RunPaths("#paris", "run-1")
+    keys = [paths.config, *report_files(paths, 4, run.config), paths.marker]
+    assert names == {Path(key).relative_to(paths.folder).as_posix() for key in keys}
+    assert (folder / "mosaic.png").read_bytes() == b"content of #paris/runs/run-1/mosaic.png"
+    assert (folder / "clusters/cluster-003.webp").is_file()
+
+
+def test_the_parent_says_who_ran_what_on_which_images(recorded: tuple[str, Tracking]) -> None:
+    uri, _ = recorded
+    tags = runs(uri)["run-1"].data.tags
+    assert tags["mlflow.source.git.commit"] == "c0ffee"
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == (sys.argv[0], "LOCAL")
+    assert tags["mlflow.user"]
+    assert len(tags["data_digest"]) == 12
+
+
+def test_the_images_are_the_parent_s_data_set(recorded: tuple[str, Tracking]) -> None:
+    from mlflow.data import get_source
+
+    uri, _ = recorded
+    run = runs(uri)["run-1"]
+    (used,) = run.inputs.dataset_inputs
+    assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "clustering"}
+    assert (used.dataset.name, used.dataset.digest) == ("#paris", run.data.tags["data_digest"])
+    assert json.loads(used.dataset.profile) == {"images": 6, "records": 7, "shards": 1, "crawls": 1}
+    workspace = Path(uri.removeprefix("sqlite:///")).parent
+    assert json.loads(used.dataset.source)["shards"] == [f"{workspace}/#paris/crawls/monday/shards"]
+    assert get_source(used.dataset).uri == f"{workspace}/#paris/crawls"
+
+
+def predicted(uri: str, model: str) -> Any:
+    """What the model at the address `model` answers for a blue, a red, a green and a white image."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    images = np.stack([plain(color) for color in (BLUE, RED, GREEN, WHITE)])
+    return mlflow.pyfunc.load_model(model).predict(images)
+
+
+@pytest.mark.parametrize("address", ["models:/#paris@current", "models:/#paris/1", "runs:/{run}/model", "{model}"])
+def test_the_model_is_loaded_by_any_of_its_addresses(recorded: tuple[str, Tracking], address: str) -> None:
+    from mlflow import MlflowClient
+
+    uri, tracking = recorded
+    client = MlflowClient(tracking_uri=uri)
+    (logged,) = client.search_logged_models([client.get_experiment_by_name("#paris").experiment_id])
+    answer = predicted(uri, address.format(run=tracking.run_id, model=logged.model_uri))
+    assert answer["cluster"].tolist() == [3, 2, 0, 1]
+    kinds = {"cluster": "int32", "negative_log_likelihood": "float32", "posterior": "float32", "runner_up": "int32"}
+    assert answer.dtypes.astype(str).to_dict() == {**kinds, "margin": "float32"}
+    assert (answer["margin"] > 100).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "fault"),
+    [
+        (np.zeros((1, 16, 16, 3), np.float32), "dtype of input float32 does not match expected dtype uint8"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"Shape of input \(1, 8, 8, 3\) does not match .*\(-1, 16, 16, 3\)"),
+        (np.zeros((16, 16, 3), np.uint8), r"Shape of input \(16, 16, 3\) does not match"),
+    ],
+)
+def test_images_of_another_form_are_refused(
+    recorded: tuple[str, Tracking], images: np.ndarray[Any, Any], fault: str
+) -> None:
+    import mlflow
+
+    uri, tracking = recorded
+    mlflow.set_tracking_uri(uri)
+    with pytest.raises(mlflow.exceptions.MlflowException, match=fault):
+        mlflow.pyfunc.load_model(tracking.model).predict(images)
+
+
+def test_the_model_holds_no_picture(recorded: tuple[str, Tracking]) -> None:
+    import mlflow
+
+    uri, tracking = recorded
+    folder = Path(mlflow.artifacts.download_artifacts(tracking.model, tracking_uri=uri))
+    names = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
+    described = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta"}
+    assert names - described == {"code", "data"}
+    assert [path.name for path in (folder / "data").iterdir()] == ["checkpoint.pt"]
+    assert {path.suffix for path in (folder / "code").rglob("*") if path.is_file()} == {".py"}
+
+
+FRESH = """
+import importlib.util, sys
+sys.path[:] = [path for path in sys.path if not path or "site-packages" in path or "lib/python" in path]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path_hooks[:] = [hook for hook in sys.path_hooks if "editable" not in repr(hook)]
+sys.path_importer_cache.clear()
+assert importlib.util.find_spec("pipeline") is None, "it would be imported from here"
+import mlflow, numpy
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/#paris@current")
+blue = numpy.broadcast_to(numpy.array((30, 40, 210), numpy.uint8), (2, 16, 16, 3))
+print(model.predict(blue)["cluster"].tolist(), "ray" in sys.modules, sys.modules["pipeline"].__file__)
+"""
+
+
+def test_the_model_is_loaded_where_this_project_is_not_installed(
+    recorded: tuple[str, Tracking], tmp_path: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", FRESH, recorded[0]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = done.stdout.splitlines()[-1]
+    assert answer.startswith("[3, 3] False ")
+    assert answer.endswith("/artifacts/code/pipeline/__init__.py")
+
+
+def versions(uri: str) -> dict[str, Any]:
+    """The versions of the collection's registered model by the workspace's folder and run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    found = client.search_model_versions("name = '#paris'")
+    named = {
+        f"{Path(version.tags['visual_trends.workspace']).name}/{version.tags['visual_trends.run_id']}": version
+        for version in found
+    }
+    assert len(named) == len(found), "two versions of one run"
+    return named
+
+
+def current(uri: str) -> str:
+    """The run whose version is current."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=uri).get_model_version_by_alias("#paris", "current")
+    return str(found.tags["visual_trends.run_id"])
+
+
+def test_a_version_says_what_it_is(recorded: tuple[str, Tracking]) -> None:
+    uri, tracking = recorded
+    (version,) = versions(uri).values()
+    assert (version.tags["k"], version.tags["loss"]) == ("4", str(KEPT.loss))
+    assert (version.tags["visual_trends.run_id"], version.run_id) == ("run-1", tracking.run_id)
+    assert tracking.model == f"models:/#paris/{version.version}"
 
 
 def test_a_restart_replaces_what_it_recorded(tmp_path: Path) -> None:
-    first, second = record(tmp_path, results=RESULTS[:1]), record(tmp_path, results=RESULTS[:1])
-    found = runs(tracking_uri(LocalStorage(str(tmp_path)), config(tmp_path)))
+    from mlflow import MlflowClient
+
+    first, second = track_report(tmp_path), track_report(tmp_path)
+    uri = database(tmp_path)
+    found = runs(uri)
     assert {run.info.run_id for run in found.values()}.isdisjoint({first.run_id})
     assert found["run-1"].info.run_id == second.run_id
+    assert [version.run_id for version in versions(uri).values()] == [second.run_id]
+    assert current(uri) == "run-1"
+    client = MlflowClient(tracking_uri=uri)
+    (logged,) = client.search_logged_models([found["run-1"].info.experiment_id])
+    assert logged.source_run_id == second.run_id
+
+
+def test_the_run_that_was_first_reported_last_is_current(tmp_path: Path) -> None:
+    uri = database(tmp_path)
+    track_report(tmp_path, run_id="newer", created_at=FEBRUARY)
+    track_report(tmp_path, run_id="older", created_at=JANUARY)
+    assert current(uri) == "newer"
+    # Even where an interruption cost the workspace the time of the first report.
+    track_report(tmp_path, run_id="older", created_at=MARCH)
+    assert current(uri) == "newer"
+    track_report(tmp_path, run_id="newest", created_at=MARCH)
+    assert current(uri) == "newest"
+    track_report(tmp_path, run_id="newest", created_at=MARCH)
+    assert current(uri) == "newest"
+    assert len(versions(uri)) == 3
+
+
+def test_a_version_that_somebody_else_registered_is_left_alone(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracking = track_report(tmp_path)
+    client = MlflowClient(tracking_uri=database(tmp_path))
+    theirs = client.create_model_version("#paris", "file:///theirs", tracking.run_id)
+    track_report(tmp_path)
+    assert client.get_model_version("#paris", theirs.version).source == "file:///theirs"
+    assert current(database(tmp_path)) == "run-1"
 
 
 def test_artifacts_of_what_is_replaced_are_deleted_even_where_the_user_deleted_its_run(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    uri = tracking_uri(LocalStorage(str(tmp_path)), config(tmp_path))
-    first = record(tmp_path, results=RESULTS[:1])
-    MlflowClient(tracking_uri=uri).delete_run(first.run_id)
-    second = record(tmp_path, results=RESULTS[:1])
-    third = record(tmp_path, results=RESULTS[:1])
-    kept = {path.parts[-3] for path in (tmp_path / "mlartifacts").rglob("mosaic.png")}
-    assert kept == {third.run_id}
+    first = track_report(tmp_path)
+    MlflowClient(tracking_uri=database(tmp_path)).delete_run(first.run_id)
+    second = track_report(tmp_path)
+    third = track_report(tmp_path)
+    assert {path.parts[-3] for path in (tmp_path / "mlartifacts").rglob("mosaic.png")} == {third.run_id}
+    assert len(list((tmp_path / "mlartifacts").rglob("checkpoint.pt"))) == 1
     assert second.error is None
 
 
 def test_what_was_recorded_of_a_run_is_deleted_and_nothing_of_another(tmp_path: Path) -> None:
-    kept, _ = (record(tmp_path, run_id=run_id, results=RESULTS[:1]) for run_id in ("run-1", "run-2"))
-    storage = LocalStorage(str(tmp_path))
-    uri = tracking_uri(storage, config(tmp_path))
+    kept = track_report(tmp_path, run_id="run-1", created_at=JANUARY)
+    track_report(tmp_path, run_id="run-2", created_at=FEBRUARY)
+    storage, uri = LocalStorage(str(tmp_path)), database(tmp_path)
     for _ in range(2):
         untrack(storage, uri, "#paris", "run-2")
         assert {run.data.tags["visual_trends.run_id"] for run in all_runs(uri)} == {"run-1"}
         assert {path.parts[-3] for path in (tmp_path / "mlartifacts").rglob("mosaic.png")} == {kept.run_id}
+        assert len(list((tmp_path / "mlartifacts").rglob("checkpoint.pt"))) == 1
+        assert (current(uri), len(versions(uri))) == ("run-1", 1)
     untrack(storage, uri, "#rome", "run-1")
+    untrack(storage, uri, "#paris", "run-1")
+    assert not versions(uri)
 
 
 def test_another_workspace_on_the_same_server_is_left_alone(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/shared.db"
-    first = record(tmp_path / "a", uri, results=RESULTS[:1])
-    second = record(tmp_path / "b", uri, results=RESULTS[:1])
+    first = track_report(tmp_path / "a", uri)
+    second = track_report(tmp_path / "b", uri)
     from mlflow import MlflowClient
 
     for tracking in (first, second):
         assert MlflowClient(tracking_uri=uri).get_run(tracking.run_id).info.lifecycle_stage == "active"
+    assert set(versions(uri)) == {"a/run-1", "b/run-1"}
 
 
 def test_two_jobs_at_once_on_a_new_database(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        outcomes = pool.starmap(record, [(tmp_path, None, name, RESULTS[:1]) for name in ("run-1", "run-2")])
+        outcomes = pool.starmap(track_report, [(tmp_path, None, name) for name in ("run-1", "run-2")])
     assert [tracking.error for tracking in outcomes] == [None, None]
 
 
 def test_the_console_stays_quiet(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path; from tests.integration.test_tracking import *;"
-        f"record(Path({str(tmp_path)!r}), results=RESULTS[:1])"
-    )
+    code = "from tests.integration.test_tracking import *; track_report(Path(sys.argv[1]))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
 
@@ -201,7 +365,7 @@ def test_the_console_stays_quiet(tmp_path: Path) -> None:
 def test_a_server_that_is_down_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"http://user:secret@127.0.0.1:{closed_port()}"
     started = time.monotonic()
-    tracking = record(tmp_path, uri)
+    tracking = track_report(tmp_path, uri)
     assert time.monotonic() - started < 20
     assert tracking.run_id is None
     assert tracking.error
@@ -211,21 +375,56 @@ def test_a_server_that_is_down_costs_one_warning(tmp_path: Path, capsys: pytest.
     assert "secret" not in printed + tracking.uri + tracking.error
 
 
-def test_an_artifact_that_cannot_be_attached_costs_a_warning_and_no_other_artifact(
+def test_an_artifact_that_cannot_be_attached_costs_a_warning_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage, paths = LocalStorage(str(tmp_path)), RunPaths("#paris", "run-1")
-    for key in (paths.clusters, paths.marker):
-        storage.write_bytes(key, b"content")
-    artifacts = [paths.mosaic, paths.clusters]
-    first = track(storage, config(tmp_path), "run-1", [CRAWL], RESULTS[:1], [None], RESULTS[0], artifacts)
-    assert first.error
-    assert first.error.startswith("mosaic.png: ")
+    run = make_report(storage, "#paris")
+    storage.delete(paths.mosaic)
+    tracking = Tracking(**record(storage, run)["tracking"])
+    assert tracking.error
+    assert tracking.error.startswith("mosaic.png: ")
+    assert tracking.model == "models:/#paris/1"
     assert "warning" in capsys.readouterr().out
-    assert finish(storage, config(tmp_path), first, paths.marker) == first
     uploaded = {path.name for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()}
-    assert uploaded == {"clusters.parquet", "run.json"}
-    assert runs(tracking_uri(storage, config(tmp_path)))["run-1"].info.status == "FINISHED"
+    assert {"clusters.parquet", "run.json", "checkpoint.pt"} <= uploaded
+    assert "mosaic.png" not in uploaded
+    assert runs(database(tmp_path))["run-1"].info.status == "FINISHED"
+
+
+def test_a_model_that_is_gone_costs_a_warning_and_nothing_else(tmp_path: Path) -> None:
+    storage, paths = LocalStorage(str(tmp_path)), RunPaths("#paris", "run-1")
+    run = make_report(storage, "#paris")
+    storage.delete(paths.checkpoint("k=4-seed=0"))
+    tracking = Tracking(**record(storage, run)["tracking"])
+    assert tracking.error
+    assert tracking.error.startswith("model: cannot read")
+    assert tracking.model is None
+    assert runs(database(tmp_path))["run-1"].info.run_id == tracking.run_id
+
+
+def test_a_hashtag_s_artifacts_have_a_folder_of_their_own_in_s3(tmp_path: Path, s3_bucket: str) -> None:  # noqa: F811
+    local, remote = LocalStorage(str(tmp_path)), S3Storage(f"s3://{s3_bucket}/trends")
+    make_report(local, "#paris")
+    for key in local.list("#paris"):
+        remote.write_bytes(key, local.read_bytes(key))
+    uri = f"sqlite:///{tmp_path}/elsewhere.db"
+    tracking = record(remote, past_run(remote, "#paris", "run-1", uri))["tracking"]
+    assert tracking["error"] is None
+    kept = list(remote.list("mlartifacts"))
+    assert f"mlartifacts/%23paris/{tracking['run_id']}/artifacts/run.json" in kept
+    assert all(key.startswith("mlartifacts/%23paris/") for key in kept)
+    assert predicted(uri, "models:/#paris@current")["cluster"].tolist() == [3, 2, 0, 1]
+
+
+def test_any_name_of_a_collection_is_a_name_of_a_registered_model(tmp_path: Path) -> None:
+    import mlflow
+
+    storage, name = LocalStorage(str(tmp_path)), "#été=1+2.3_x-"
+    tracking = record(storage, make_report(storage, name))["tracking"]
+    mlflow.set_tracking_uri(database(tmp_path))
+    for address in (f"models:/{name}@current", tracking["model"]):
+        assert mlflow.pyfunc.load_model(address).predict(plain(RED)[None])["cluster"].tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -242,50 +441,3 @@ def test_an_artifact_that_cannot_be_attached_costs_a_warning_and_no_other_artifa
 )
 def test_credentials_are_never_shown(uri: str, shown: str) -> None:
     assert without_credentials(uri) == shown
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an MLflow server that keeps artifacts itself."""
-    folder, port = tmp_path_factory.mktemp("server"), closed_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    options += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", str(folder / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options], env=environment, cwd=folder, stdout=log, stderr=log
-    )
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                if requests.get(f"{uri}/health", timeout=1).ok:
-                    break
-            except requests.RequestException:
-                time.sleep(0.5)
-        else:
-            pytest.fail((folder / "log").read_text())
-        yield uri
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
-
-
-@pytest.mark.slow
-def test_a_server_takes_runs_and_artifacts_over_http(server: str, tmp_path: Path) -> None:
-    from mlflow import MlflowClient
-
-    tracking = record(tmp_path, server)
-    assert tracking == Tracking(server, tracking.run_id)
-    assert {run.info.status for run in runs(server).values()} == {"FINISHED"}
-    listed = {item.path for item in MlflowClient(tracking_uri=server).list_artifacts(tracking.run_id)}
-    assert listed == {"mosaic.png", "clusters", "clusters.parquet", "run.json"}
-    assert not (tmp_path / "mlartifacts").exists()
-
-    again = record(tmp_path, server)
-    assert again.error is None
-    assert not MlflowClient(tracking_uri=server).list_artifacts(tracking.run_id)
-    untrack(LocalStorage(str(tmp_path)), server, "#paris", "run-1")
-    assert not MlflowClient(tracking_uri=server).list_artifacts(again.run_id)
-    assert not runs(server)

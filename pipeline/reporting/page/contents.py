@@ -14,7 +14,7 @@ from pipeline.reporting.page.charts import number
 from pipeline.reporting.page.clusters import cluster_views, example_views
 from pipeline.reporting.page.render import Page, Unexplained
 from pipeline.reporting.page.training import training_figures
-from pipeline.reporting.tracking import without_credentials
+from pipeline.reporting.tracking.server import without_credentials
 
 
 def page_of(

@@ -6,43 +6,38 @@ attempt at the same run left there is replaced, so that a restart never doubles 
 
 from __future__ import annotations
 
-import os
-import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from pipeline.clustering.trial import TrialResult, best_of_each_k
 from pipeline.config import JobConfig
 from pipeline.errors import StorageError
 from pipeline.layout import RunPaths
 from pipeline.progress import say
-from pipeline.records import Crawl
+from pipeline.reporting.past_runs import PastRun
+from pipeline.reporting.tracking.dataset import data_digest, dataset_input
+from pipeline.reporting.tracking.kept_model import track_model, untrack_model
+from pipeline.reporting.tracking.server import (
+    client_of,
+    first_use,
+    guarded,
+    is_server,
+    line,
+    tracking_uri,
+    without_credentials,
+)
+from pipeline.reporting.tracking.tags import RUN_TAG, WORKSPACE_TAG, source_tags
 from pipeline.storage import Storage
-
-RUN_TAG, WORKSPACE_TAG = "visual_trends.run_id", "visual_trends.workspace"
-"""Tags that tell which tracked runs belong to a run of a workspace; servers are shared."""
 
 SCORES = ("accuracy", "nmi")
 """What is logged of a trial's metrics."""
 
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100  # what an MLflow server accepts at once
 _FAILED_UPLOADS = 3  # after which the others are not tried: a dead artifact store takes its time for each
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 @dataclass(frozen=True)
@@ -55,66 +50,50 @@ class Tracking:
     """MLflow's id of the parent run; there may be one although some of its artifacts are missing."""
     error: str | None = None
     """What went wrong, on one line; the next start of the same job tries again."""
+    model: str | None = None
+    """Address of the model, for ``mlflow.pyfunc.load_model``: its version in the registry."""
 
 
-def tracking_uri(storage: Storage, config: JobConfig) -> str:
-    """The tracking server or database of `config`: SQLite in the workspace unless it names another."""
-    return config.tracking_uri or default_uri(storage)
-
-
-def default_uri(storage: Storage) -> str:
-    """SQLite in the workspace."""
-    return f"sqlite:///{storage.uri('mlflow.db')}"
-
-
-def without_credentials(text: str) -> str:
-    """`text` without the user and password of any address in it."""
-    return re.sub(r"(?<=://)[^/\s]+@", "", text)
-
-
-def track(
-    storage: Storage,
-    config: JobConfig,
-    run_id: str,
-    crawls: Sequence[Crawl],
-    results: Sequence[TrialResult],
-    metrics: Sequence[Mapping[str, float] | None],
-    selected: TrialResult,
-    artifacts: Sequence[str],
-) -> Tracking:
-    """Record the job and its trials, all but ``run.json``; the parent run stays open until `finish`.
+def track(storage: Storage, run: PastRun, artifacts: Sequence[str]) -> Tracking:
+    """Record a reported run and its trials, all but ``run.json``; the parent run stays open until `finish`.
 
     Args:
         storage: workspace that holds the artifacts.
-        config: of the job; recorded as parameters.
-        run_id: name of the parent run; the experiment is named after the collection.
-        crawls: what was clustered.
-        results: one per trial; each becomes a nested run with its metrics over iterations.
-        metrics: ``accuracy`` and ``nmi`` of each trial, among others; None where no image has a label.
-        selected: the trial that was kept.
+        run: what to record. Parent run, experiment, data set and registered model are named after it and its
+            collection; each trial becomes a nested run with its metrics over iterations.
         artifacts: keys of the files to attach to the parent run.
 
     Returns:
         Where it was recorded, or the error; a fault is printed as a warning and not raised, and one artifact that
         cannot be attached leaves the others alone.
     """
+    config, name = run.config, run.config.collection
     uri = tracking_uri(storage, config)
     shown = without_credentials(uri)
-    with _guarded(uri) as faults:
-        with _first_use(uri):
-            client = _client(uri)
-            experiment = _experiment(client, config.collection, storage, uri)
-        common = {RUN_TAG: run_id, WORKSPACE_TAG: storage.root, "collection": config.collection}
+    with guarded(uri) as faults:
+        with first_use(uri):
+            client = client_of(uri)
+            experiment = _experiment(client, name, storage, uri)
+        common = {RUN_TAG: run.run_id, WORKSPACE_TAG: storage.root, "collection": name}
+        described = common | source_tags(run.document["versions"].get("commit"))
         _delete_earlier(client, experiment, common)
-        scores = [{name: trial[name] for name in SCORES} if trial else {} for trial in metrics]
-        kept = scores[list(results).index(selected)]
-        parent = _track_job(client, experiment, common, config, crawls, results, selected, kept)
-        for result, score in zip(results, scores, strict=True):
-            _track_trial(client, experiment, parent, common, config, result, score, selected=result == selected)
-        faults.extend(_attach(client, parent, storage, RunPaths(config.collection, run_id).folder, artifacts))
+        metrics = [trial["metrics"] or {} for trial in run.document["trials"]]
+        scores = [{score: trial[score] for score in SCORES if trial} for trial in metrics]
+        kept = scores[run.results.index(run.selected)]
+        parent = _track_job(client, experiment, described, run, kept)
+        client.log_inputs(parent, [dataset_input(storage, name, run.crawls)])
+        for result, score in zip(run.results, scores, strict=True):
+            _track_trial(client, experiment, parent, described, config, result, score, result == run.selected)
+        faults.extend(_attach(client, parent, storage, RunPaths(name, run.run_id).folder, artifacts))
+        model = None
+        if len(faults) < _FAILED_UPLOADS:
+            try:
+                model = track_model(client, experiment, parent, common, storage, run)
+            except Exception as error:  # artifact repositories raise whatever their clients raise
+                faults.append(f"model: {line(error)}")
         if not faults:
             say("track", f"MLflow run {parent} in {shown}")
-        return Tracking(shown, parent, "; ".join(faults) or None)
+        return Tracking(shown, parent, "; ".join(faults) or None, model)
     return Tracking(shown, error="; ".join(faults))
 
 
@@ -123,8 +102,8 @@ def finish(storage: Storage, config: JobConfig, tracking: Tracking, marker: str)
     if tracking.run_id is None:
         return tracking
     uri = tracking_uri(storage, config)
-    with _guarded(uri) as faults:
-        client = _client(uri)
+    with guarded(uri) as faults:
+        client = client_of(uri)
         faults.extend(_attach(client, tracking.run_id, storage, str(Path(marker).parent), [marker]))
         client.set_terminated(tracking.run_id)
     errors = [tracking.error, *faults] if tracking.error else faults
@@ -137,44 +116,39 @@ def untrack(storage: Storage, uri: str, collection: str, run_id: str) -> None:
     Raises StorageError where some of it may be left.
     """
     try:
-        with _first_use(uri):
-            client = _client(uri)
+        with first_use(uri):
+            client = client_of(uri)
             experiment = client.get_experiment_by_name(collection)
         if experiment is not None:
-            _delete_earlier(client, experiment.experiment_id, {RUN_TAG: run_id, WORKSPACE_TAG: storage.root})
+            common = {RUN_TAG: run_id, WORKSPACE_TAG: storage.root}
+            untrack_model(client, experiment.experiment_id, collection, common)
+            _delete_earlier(client, experiment.experiment_id, common)
     except Exception as error:  # stores raise whatever their clients raise
         raise StorageError(
-            f"{without_credentials(uri)}: what it has of run {run_id} cannot be deleted ({_line(error)}); run the same "
+            f"{without_credentials(uri)}: what it has of run {run_id} cannot be deleted ({line(error)}); run the same "
             "command again, with --tracking-uri if it is found elsewhere by now or asks for a password"
         ) from error
 
 
-def _track_job(
-    client: Any,
-    experiment: str,
-    common: dict[str, str],
-    config: JobConfig,
-    crawls: Sequence[Crawl],
-    results: Sequence[TrialResult],
-    selected: TrialResult,
-    scores: Mapping[str, float],
-) -> str:
+def _track_job(client: Any, experiment: str, common: dict[str, str], run: PastRun, scores: Mapping[str, float]) -> str:
+    crawls, selected = run.crawls, run.selected
     tags = {
         **common,
         "crawl_ids": ", ".join(crawl.crawl_id for crawl in crawls),
+        "data_digest": data_digest(crawls),
         "selected_k": str(selected.k),
         "selected_seed": str(selected.seed),
     }
-    run: str = client.create_run(experiment, tags=tags, run_name=common[RUN_TAG]).info.run_id
+    parent: str = client.create_run(experiment, tags=tags, run_name=run.run_id).info.run_id
     points = [("images", float(sum(crawl.accepted for crawl in crawls)), 0), ("final_loss", selected.loss, 0)]
-    points += [("final_loss_by_k", result.loss, result.k) for result in best_of_each_k(results)]
+    points += [("final_loss_by_k", result.loss, result.k) for result in best_of_each_k(run.results)]
     points += [(name, value, 0) for name, value in scores.items()]
     for step, crawl in enumerate(crawls):
         ingested = {"records": crawl.records, "accepted": crawl.accepted, **crawl.statistics}
         ingested |= {f"rejected.{reason}": n for reason, n in crawl.rejected.items()}
         points += [(f"ingest.{name}", float(value), step) for name, value in ingested.items()]
-    _log(client, run, _flat(config.model_dump(mode="json", exclude={"tracking_uri"})), points)
-    return run
+    _log(client, parent, _flat(run.config.model_dump(mode="json", exclude={"tracking_uri"})), points)
+    return parent
 
 
 def _track_trial(
@@ -229,7 +203,7 @@ def _attach(client: Any, run: str, storage: Storage, folder: str, keys: Sequence
                 path.write_bytes(storage.read_bytes(key))
                 client.log_artifacts(run, local)
         except Exception as error:  # artifact repositories raise whatever their clients raise
-            faults.append(f"{name}: {_line(error)}")
+            faults.append(f"{name}: {line(error)}")
             if len(faults) == _FAILED_UPLOADS:
                 break
     return faults
@@ -240,9 +214,10 @@ def _experiment(client: Any, name: str, storage: Storage, uri: str) -> str:
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     location = None  # a server knows where artifacts lie
-    if not uri.startswith("http"):
+    if not is_server(uri):
         place = storage.uri(f"mlartifacts/{name}")
-        location = place if "://" in place else Path(place).as_uri()
+        # A hashtag's sign would begin the fragment of an address.
+        location = place.replace("#", "%23") if "://" in place else Path(place).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 
 
@@ -266,42 +241,6 @@ def _delete_earlier(client: Any, experiment: str, common: dict[str, str]) -> Non
         get_artifact_repository(run.artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts()
         if run.lifecycle_stage == LifecycleStage.ACTIVE:
             client.delete_run(run.run_id)
-
-
-def _client(uri: str) -> Any:
-    """An MLflow client that neither calls home nor talks on the console, and soon gives up on a dead server."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _first_use(uri: str) -> Any:
-    """A lock for SQLite, whose tables must not be made by two jobs at the same moment; nothing for a server."""
-    database = uri.removeprefix("sqlite:///")
-    if database == uri:
-        return nullcontext()
-    path = Path(database).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"))
-
-
-@contextmanager
-def _guarded(uri: str) -> Iterator[list[str]]:
-    """Turn an exception into a line of the list, and the lines of the list into one warning."""
-    faults: list[str] = []
-    try:
-        yield faults
-    except Exception as error:  # stores raise whatever their clients raise
-        faults.append(_line(error))
-    if faults:
-        where, why = without_credentials(uri), "; ".join(faults)
-        say("track", f"warning: not all is recorded in {where}, the same command tries again: {why}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(without_credentials(str(error)).split())[:200] or type(error).__name__
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,0 +1,28 @@
+"""Which files a report consists of, apart from ``run.json``."""
+
+from __future__ import annotations
+
+from pipeline.config import JobConfig
+from pipeline.layout import RunPaths
+
+
+def report_files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
+    """Keys of all of them."""
+    tables = [paths.prototypes, paths.clusters, paths.spreadsheet]
+    return [*tables, paths.mosaic, paths.page, *pictures(paths, k, config)]
+
+
+def pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
+    """Keys of the clusters' pictures, of which there are none without examples: they are full of photos."""
+    return picture_keys(paths, k, is_moving(config)) if config.reporting.examples else []
+
+
+def picture_keys(paths: RunPaths, k: int, moving: bool) -> list[str]:
+    """Keys of the strips of `k` clusters and, where they move, of their animations."""
+    strips = [paths.strip(cluster) for cluster in range(k)]
+    return strips + [paths.motion(cluster) for cluster in range(k if moving else 0)]
+
+
+def is_moving(config: JobConfig) -> bool:
+    """Whether there is something that moves, and the user wants to see it."""
+    return bool(config.reporting.motion_images and config.clustering.transforms)

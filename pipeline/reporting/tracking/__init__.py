@@ -1,0 +1,1 @@
+"""A report in MLflow: runs, data set, model and registry."""

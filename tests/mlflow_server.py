@@ -1,0 +1,57 @@
+"""A real MLflow server on loopback, which keeps artifacts itself or in S3."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+
+def closed_port() -> int:
+    """A port of this machine at which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(folder: Path, artifacts: str, variables: Mapping[str, str]) -> Iterator[str]:
+    """Address of a server, which stops at the end.
+
+    Args:
+        folder: for its database and log.
+        artifacts: folder or ``s3://bucket/prefix`` where it keeps artifacts.
+        variables: environment of the server alone, such as its credentials for S3.
+    """
+    port = closed_port()
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    options += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", artifacts]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "server", *options]
+    uri = f"http://127.0.0.1:{port}"
+    with (folder / "log").open("w") as log:
+        environment = {**os.environ, **quiet, **variables}
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        try:
+            _await(uri, folder / "log")
+            yield uri
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _await(uri: str, log: Path) -> None:
+    for _ in range(240):
+        try:
+            if requests.get(f"{uri}/health", timeout=1).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.5)
+    raise TimeoutError(log.read_text())
