@@ -118,9 +118,12 @@ def main() -> None:
         arguments.pop(name) for name in ("config", "overrides", "manifest", "forget", "sync_tracking")
     )
     flags = configured(arguments)
-    for flag, given in (("--forget", unwanted is not None), ("--sync-tracking", sync)):
-        if given and (table is not None or {"source", "stages"} & set(flags)):
-            raise ConfigError(f"{flag}: runs no stage of one collection; leave out --manifest, --source and --stages")
+    alone = [flag for flag, given in (("--forget", unwanted is not None), ("--sync-tracking", sync)) if given]
+    if len(alone) > 1 or (alone and (table is not None or {"source", "stages"} & set(flags))):
+        raise ConfigError(
+            f"{' and '.join(alone)}: each is for one collection and runs no stage; leave out --manifest, --source and "
+            "--stages, and give one of them"
+        )
     if sync:
         from pipeline.reporting.sync import sync_tracking
 

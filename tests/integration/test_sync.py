@@ -98,4 +98,6 @@ def test_a_table_of_collections_is_refused() -> None:
     command = [sys.executable, "jobs/cluster_collection.py", "--manifest", "some.csv", "--sync-tracking"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --sync-tracking takes one --collection")
+    assert done.stderr.startswith(
+        "error: --sync-tracking: each is for one collection and runs no stage; leave out --manifest"
+    )
