@@ -100,6 +100,11 @@ class RunPaths:
         return f"{self.folder}/mosaic.png"
 
     @property
+    def timelapse(self) -> str:
+        """Animation of all prototypes over training."""
+        return f"{self.folder}/training.webp"
+
+    @property
     def page(self) -> str:
         """Everything that a person wants to know of the run, as one file."""
         return f"{self.folder}/report.html"

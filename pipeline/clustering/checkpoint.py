@@ -93,9 +93,13 @@ def model_state(method: DTI, config: ClusteringConfig) -> dict[str, Any]:
     }
 
 
-def load_method(storage: Storage, key: str, device: str = "cpu") -> DTI:
+def load_method(storage: Storage, key: str, device: str | torch.device = "cpu") -> DTI:
     """The trained model of the checkpoint `key`, ready to assign images on `device`."""
-    state = load_checkpoint(storage, key)
+    return method_of(load_checkpoint(storage, key), device)
+
+
+def method_of(state: dict[str, Any], device: str | torch.device = "cpu") -> DTI:
+    """The trained model of the checkpoint `state`, ready to assign images on `device`."""
     config = ClusteringConfig.model_validate(state["clustering"])
     initial = torch.zeros(state["k"], *state["image_shape"])
     method = build_method(config, initial, seed=0, device_type=torch.device(device).type)

@@ -25,6 +25,7 @@ from pipeline.clustering.images import ImageSet, to_float
 from pipeline.clustering.loader import BatchStream, EpochOrder, Loader, initial_images
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator
+from pipeline.clustering.snapshots import Snapshots, snapshots_of
 from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult
 from pipeline.clustering.warm_start import take_over
 from pipeline.config import ClusteringConfig
@@ -105,12 +106,15 @@ class TrialTraining:
         """Where training begins, for the user."""
         self.seconds = 0.0
         self.history: list[HistoryPoint] = []
+        self.snapshots = Snapshots()
         if resumes:
             self._resume()
         elif earlier_key is not None:
             take_over(self.method, storage, earlier_key, images, trial.seed)
             self.curriculum.begin_with_all()
         self._start_stage()
+        if not resumes:
+            self._take_snapshot(0)
 
     def run(
         self,
@@ -216,8 +220,14 @@ class TrialTraining:
                 smallest_share=float(shares_K.min()),
             )
         )
+        self._take_snapshot(active_modules)
         if ended and not self.curriculum.done:
             self._start_stage()
+
+    def _take_snapshot(self, active_modules: int) -> None:
+        if self.rank == 0:  # which alone writes checkpoints
+            modules = self.config.transforms[:active_modules]
+            self.snapshots.take(self.method.prototypes, len(self.history), self.iteration, modules)
 
     def _tell(self, loss: float, active_modules: int, iterations_left: int) -> None:
         modules: list[str] = list(self.config.transforms[:active_modules])
@@ -252,6 +262,7 @@ class TrialTraining:
         self.curriculum.restore(state["curriculum"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.history = [HistoryPoint(**point) for point in state["history"]]
+        self.snapshots.taken = snapshots_of(state)
         self.origin = f"continues at iteration {self.iteration}"
         if state["workers"] != self.world_size:
             # The same batches, but their sums are rounded in another order.
@@ -266,6 +277,7 @@ class TrialTraining:
             "seconds": self.seconds,
             "workers": self.world_size,
             "history": [vars(point) for point in self.history],
+            "snapshots": self.snapshots.state(),
         }
 
 

@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+WEBP_QUALITY = 70
+"""Of animations."""
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -28,6 +31,22 @@ def to_pictures(images_BCHW: Tensor) -> Pixels:
 def to_image(picture: Pixels) -> Image.Image:
     """The RGB Pillow image of a picture with one or three channels."""
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("RGB")
+
+
+def animated_webp(images: Sequence[Image.Image], durations_ms: Sequence[int]) -> bytes:
+    """`images` of one size, each shown as long as it says, as the content of a WebP file that begins again."""
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=list(durations_ms),
+        loop=0,
+        quality=WEBP_QUALITY,
+        method=4,
+    )
+    return buffer.getvalue()
 
 
 def png(image: Image.Image) -> bytes:

@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.clustering.checkpoint import load_method
-from pipeline.clustering.method import ClusteringMethod
+from pipeline.clustering.checkpoint import load_checkpoint, method_of
 from pipeline.clustering.metrics import Metrics, evaluate
+from pipeline.clustering.snapshots import snapshots_of
 from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, digest
 from pipeline.errors import StorageError
@@ -29,10 +29,11 @@ from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import render
 from pipeline.reporting.pixels import png
 from pipeline.reporting.strips import picture_keys, publish_strips
+from pipeline.reporting.timelapse import draw_timelapse, moments
 from pipeline.reporting.tracking import Tracking, finish, track, tracking_uri, without_credentials
 from pipeline.storage import Storage, read_json, write_json, write_table
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of ``run.json``."""
 
 
@@ -120,7 +121,8 @@ def _make(
     """Publish tables, pictures and the page in place of an earlier report; return what ``run.json`` says of them."""
     checkpoint = paths.checkpoint(selected.trial.name)
     options = config.reporting
-    method = _kept_method(storage, paths, selected)
+    state = _kept_state(storage, paths, selected)
+    method = method_of(state)
     schema = clusters_schema(config.clustering)
     clusters = assign_crawls(storage, checkpoint, crawls, schema)
     metrics: list[Metrics | None] = [None] * len(results)
@@ -139,7 +141,9 @@ def _make(
     sizes = [tile.size for tile in tiles]
     document = _describe(storage, config, paths, crawls, results, selected, reason, sizes, metrics)
     tracked = without_credentials(tracking_uri(storage, config))
-    page = render(page_of(findings, document, config, tracked, crawls, results, selected))
+    shown = moments(snapshots_of(state), method.prototypes_KCHW(), selected, options.examples)
+    timelapse = draw_timelapse(shown, [tile.cluster for tile in findings.tiles], options.tile_px)
+    page = render(page_of(findings, document, config, tracked, crawls, results, selected, timelapse))
 
     # The earlier report ends here, its marker first.
     storage.delete(paths.marker)
@@ -148,6 +152,7 @@ def _make(
     write_clusters_csv(storage, paths.spreadsheet, rows)
     write_table(storage, paths.prototypes, prototypes)
     storage.write_bytes(paths.mosaic, mosaic)
+    storage.write_bytes(paths.timelapse, timelapse)
     storage.write_bytes(paths.page, page)
     drawn: list[str] = []
     if options.examples:
@@ -157,15 +162,15 @@ def _make(
     return document
 
 
-def _kept_method(storage: Storage, paths: RunPaths, selected: TrialResult) -> ClusteringMethod:
-    """The model of the trial to report. Raises StorageError where it is gone or damaged."""
+def _kept_state(storage: Storage, paths: RunPaths, selected: TrialResult) -> dict[str, Any]:
+    """The checkpoint of the trial to report. Raises PipelineError where it is gone or damaged."""
     name = selected.trial.name
     if not storage.exists(paths.checkpoint(name)):
         raise StorageError(
             f"{storage.uri(paths.checkpoint(name))} is missing; "
             f"delete {storage.uri(paths.trial(name))} and run the same command again"
         )
-    return load_method(storage, paths.checkpoint(name))
+    return load_checkpoint(storage, paths.checkpoint(name))
 
 
 def _describe(
@@ -205,6 +210,7 @@ def _describe(
         "paths": {
             "run": storage.uri(paths.folder),
             "mosaic": storage.uri(paths.mosaic),
+            "training": storage.uri(paths.timelapse),
             "animations": [storage.uri(key) for key in _pictures(paths, selected.k, config) if key.endswith(".webp")],
             "page": storage.uri(paths.page),
             "strips": [storage.uri(key) for key in _pictures(paths, selected.k, config) if key.endswith(".png")],
@@ -237,7 +243,7 @@ def _is_tracked(storage: Storage, config: JobConfig, document: dict[str, Any]) -
 def _files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
     """Keys of everything that a report consists of, apart from ``run.json``."""
     tables = [paths.prototypes, paths.clusters, paths.spreadsheet]
-    return [*tables, paths.mosaic, paths.page, *_pictures(paths, k, config)]
+    return [*tables, paths.mosaic, paths.timelapse, paths.page, *_pictures(paths, k, config)]
 
 
 def _pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:

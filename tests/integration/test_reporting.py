@@ -129,6 +129,20 @@ def test_every_cluster_has_its_animation(done: tuple[Job, dict[str, Any]]) -> No
         assert np.allclose(np.asarray(shown.convert("RGB")).mean((0, 1)), color, atol=4)
 
 
+def test_the_animation_of_training_ends_with_the_prototypes_in_the_mosaic_s_order(
+    done: tuple[Job, dict[str, Any]],
+) -> None:
+    job, document = done
+    assert document["paths"]["training"] == job.storage.uri(job.paths.timelapse)
+    data = job.storage.read_bytes(job.paths.timelapse)
+    pixels = np.asarray(Image.open(io.BytesIO(data), formats=["WEBP"]).convert("RGB")).astype(int)
+    shown = [color for color in (GREEN, WHITE, RED, BLUE) if (abs(pixels - color) < 12).all(-1).sum() > 400]
+    assert shown == [GREEN, WHITE, RED, BLUE]
+    assert base64.b64encode(data).decode() in job.storage.read_bytes(job.paths.page).decode()
+    (uploaded,) = Path(job.storage.uri("mlartifacts")).rglob("training.webp")
+    assert uploaded.read_bytes() == data
+
+
 def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
     job, document = done
     assert document == read_json(job.storage, job.paths.marker)
@@ -215,7 +229,14 @@ def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_pat
 def test_a_report_that_lost_a_picture_is_made_again(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     job.report()
-    for lost in (job.paths.mosaic, job.paths.strip(3), job.paths.clusters, job.paths.page, job.paths.spreadsheet):
+    for lost in (
+        job.paths.mosaic,
+        job.paths.timelapse,
+        job.paths.strip(3),
+        job.paths.clusters,
+        job.paths.page,
+        job.paths.spreadsheet,
+    ):
         job.storage.delete(lost)
     document = job.report(tracking_uri=f"sqlite:///{tmp_path}/other.db")
     assert document["tracking"]["error"] is None

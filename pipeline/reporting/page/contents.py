@@ -11,13 +11,15 @@ from pipeline.records import Crawl
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.manifest import loss_column
 from pipeline.reporting.page.charts import number
-from pipeline.reporting.page.clusters import cluster_views, example_views
+from pipeline.reporting.page.clusters import cluster_views, data_uri, example_views
 from pipeline.reporting.page.render import Page, Unexplained
 from pipeline.reporting.page.training import training_figures
 from pipeline.reporting.tracking import without_credentials
 
 LOSS_NAMES = {"negative_log_likelihood": "negative log-likelihood", "squared_error": "squared error"}
 """Of the loss columns, in words."""
+TIMELAPSE_BYTES = 2 * 2**20
+"""Largest animation of training that the page has inside."""
 
 
 def page_of(
@@ -28,6 +30,7 @@ def page_of(
     crawls: Sequence[Crawl],
     results: Sequence[TrialResult],
     selected: TrialResult,
+    timelapse: bytes,
 ) -> Page:
     """The page of a run.
 
@@ -40,6 +43,7 @@ def page_of(
         crawls: what was clustered.
         results: of all trials.
         selected: the kept one.
+        timelapse: its training as an animated WebP file.
     """
     return Page(
         document=document,
@@ -56,5 +60,6 @@ def page_of(
             clusters=findings.worst["cluster"].to_pylist(),
         ),
         figures=training_figures(results, selected),
+        timelapse=data_uri(timelapse) if len(timelapse) <= TIMELAPSE_BYTES else None,
         crawls=crawls,
     )

@@ -13,6 +13,7 @@ from torch.multiprocessing.spawn import spawn
 
 from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, load_method
 from pipeline.clustering.images import ImageSet
+from pipeline.clustering.snapshots import snapshots_of
 from pipeline.clustering.training import TrialTraining, Window
 from pipeline.clustering.trial import Trial, TrialResult
 from pipeline.config import ClusteringConfig
@@ -88,6 +89,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, at: int) -> 
         expected.history,
         expected.stages,
     )
+    assert resumed.snapshots.taken == whole.snapshots.taken
+    assert [taken.iteration for taken in whole.snapshots.taken] == [0, *(point.iteration for point in result.history)]
     for one, other in zip(resumed.method.state_dict().values(), whole.method.state_dict().values(), strict=True):
         assert torch.equal(one, other)
 
@@ -102,7 +105,9 @@ def test_the_final_checkpoint_is_the_model(tmp_path: Path) -> None:
     expected, actual = trained.method.assign(batch), method.assign(batch)
     assert torch.equal(actual.loss_B, expected.loss_B)
     assert list(actual.parameters) == ["color", "affine"]
-    assert load_checkpoint(storage, "t/checkpoint.pt")["optimizer"] is None
+    state = load_checkpoint(storage, "t/checkpoint.pt")
+    assert state["optimizer"] is None
+    assert snapshots_of(state) == trained.snapshots.taken
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
@@ -228,6 +233,17 @@ def test_a_trial_that_pauses_goes_on_as_if_it_had_not(tmp_path: Path, until: int
     assert result.loss == pytest.approx(paused.evaluate())
     again = training(tmp_path / "part").run()
     assert (again.loss, again.history) == (expected.loss, expected.history)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_snapshots(tmp_path: Path) -> None:
+    training(tmp_path).run(until=6)
+    storage, key = LocalStorage(str(tmp_path)), "t/checkpoint.pt"
+    state = load_checkpoint(storage, key)
+    del state["snapshots"]
+    CheckpointWriter(storage, key, print).finish(state)
+    resumed = training(tmp_path)
+    resumed.run(until=12)
+    assert [taken.iteration for taken in resumed.snapshots.taken] == [9, 12]
 
 
 def test_other_workers_are_mentioned(tmp_path: Path) -> None:
