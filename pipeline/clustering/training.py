@@ -23,6 +23,7 @@ from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, mo
 from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.images import ImageSet, to_float
 from pipeline.clustering.loader import BatchStream, EpochOrder, Loader, initial_images
+from pipeline.clustering.patience import read_patiently
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.snapshots import Snapshots, snapshots_of
@@ -86,7 +87,8 @@ class TrialTraining:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         order = EpochOrder(images.sizes, trial.seed, images.window)
         self.loader = Loader(images, BatchStream(order, config.batch_size, self.rank, self.world_size), device)
-        resumes = storage.exists(checkpoint_key)
+        uri = storage.uri(checkpoint_key)
+        resumes = read_patiently(lambda: storage.exists(checkpoint_key), uri)
         initial = torch.zeros(trial.k, *images.shape)
         if not resumes:
             initial = initial_images(images, trial.k, trial.seed, config.initialization)
