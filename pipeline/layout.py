@@ -74,6 +74,10 @@ class RunPaths:
     def checkpoint(self, name: str) -> str:
         return f"{self.trial(name)}/checkpoint.pt"
 
+    def best(self, name: str) -> str:
+        """Model of the lowest loss, where that of the checkpoint has a higher one."""
+        return f"{self.trial(name)}/best.pt"
+
     def trial_marker(self, name: str) -> str:
         """Result of the trial, written when it is done."""
         return f"{self.trial(name)}/trial.json"

@@ -293,8 +293,8 @@ def _next_work(queue: Any, group: str, patience_s: float) -> Work | None:
 
 def _train(work: Work, images: ImageSet, device: torch.device, group: str, queue: Any) -> None:
     """Train one trial; `queue` is told how it goes, by the worker that has it."""
-    checkpoint = work.paths.checkpoint(work.trial.name)
-    training = TrialTraining(work.config, work.trial, images, work.storage, checkpoint, device, work.earlier)
+    keys = work.paths.checkpoint(work.trial.name), work.paths.best(work.trial.name)
+    training = TrialTraining(work.config, work.trial, images, work.storage, *keys, device, work.earlier)
     if queue is None:
         training.run(until=work.until)
         return
