@@ -152,7 +152,7 @@ def made_page(
     document = {
         "collection": collection,
         "run_id": "run-1",
-        "created_at": "2026-05-17T12:00:00+00:00",
+        "reported_at": "2026-05-17T12:00:00+00:00",
         "method": "dti-gmm",
         "transforms": ["color", "projective"],
         "crawls": [{"crawl_id": "monday", "digest": "digest", "images": images}],

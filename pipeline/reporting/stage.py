@@ -76,8 +76,10 @@ def report(
         if _is_tracked(storage, config, document):
             return document
     else:
+        # Which of several runs is the latest does not change when one is reported again.
+        first = {name: value for name, value in document.items() if name == "created_at"}
         document = {"schema_version": SCHEMA_VERSION, "work": work}
-        document |= _make(storage, config, paths, crawls, results, selected, reason)
+        document |= _make(storage, config, paths, crawls, results, selected, reason) | first
     configuration = [paths.config] if storage.exists(paths.config) else []
     scores = [trial["metrics"] for trial in document["trials"]]
     tracking = track(storage, config, run_id, crawls, results, scores, selected, [*configuration, *files])
@@ -185,12 +187,14 @@ def _describe(
     metrics: Sequence[Metrics | None],
 ) -> dict[str, Any]:
     """What ``run.json`` says of the job, apart from where it was tracked."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     totals = ("k", "seed", "loss", "iterations", "image_passes", "seconds", "workers")
     shown = [None if trial is None else asdict(trial) for trial in metrics]
     return {
         "collection": config.collection,
         "run_id": paths.run_id,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_at": now,
+        "reported_at": now,
         "method": config.clustering.method,
         "transforms": config.clustering.transforms,
         "crawls": [{"crawl_id": crawl.crawl_id, "digest": crawl.digest, "images": crawl.accepted} for crawl in crawls],

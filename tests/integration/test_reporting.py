@@ -26,7 +26,7 @@ from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
 from pipeline.reporting.manifest import SOURCES
 from pipeline.reporting.stage import report
-from pipeline.storage import LocalStorage, read_json, read_table
+from pipeline.storage import LocalStorage, read_json, read_table, write_json
 from tests.made_collection import BLUE, GREEN, RED, WHITE, make_crawl, make_trial, sample, write_shard_at
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -210,6 +210,18 @@ def test_another_selection_replaces_the_whole_report(tmp_path: Path) -> None:
     assert document["selected"]["k"] == 2
     pictures = {key for key in job.storage.list(job.paths.folder) if "/clusters/" in key}
     assert pictures == {picture(cluster) for cluster in (0, 1) for picture in (job.paths.strip, job.paths.motion)}
+
+
+def test_a_run_that_is_reported_again_is_no_later_run(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    document = job.report()
+    assert document["created_at"] == document["reported_at"]
+    write_json(job.storage, job.paths.marker, {**document, "created_at": "2024-05-01T00:00:00+00:00"})
+    again = job.report(reporting=ReportingConfig(strip_images=1, examples=False))
+    assert again["created_at"] == "2024-05-01T00:00:00+00:00"
+    assert again["reported_at"] >= document["reported_at"]
+    assert again["reported_at"] in job.storage.read_bytes(job.paths.page).decode()
+    assert read_json(job.storage, job.paths.marker) == again
 
 
 def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_path: Path) -> None:
