@@ -197,12 +197,13 @@ class S3Storage:
 
 def _may_pass(error: Exception) -> bool:
     """Whether an S3 request may succeed later: nobody answered, or somebody who is overloaded or broken."""
-    from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+    from botocore import exceptions
 
-    if isinstance(error, ClientError):
+    if isinstance(error, exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status in {408, 429} or status >= 500
-    return isinstance(error, (HTTPClientError, IncompleteReadError, OSError))
+    passing = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, OSError)
+    return isinstance(error, passing)
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class TrialTraining:
             history=self.history,
         )
         if self.rank == 0:
-            self._finish(checkpoints, note)
+            self._finish(checkpoints, loss, note)
         return result
 
     def _save(self, checkpoints: CheckpointWriter) -> bool:
@@ -193,8 +193,8 @@ class TrialTraining:
             self.best_loss = loss
         return begun
 
-    def _finish(self, checkpoints: CheckpointWriter, note: Callable[[str], None]) -> None:
-        """Leave the last checkpoint."""
+    def _finish(self, checkpoints: CheckpointWriter, loss: float, note: Callable[[str], None]) -> None:
+        """Leave the last checkpoint, of a model that has `loss` on all images."""
         checkpoints.close()
         if not self.curriculum.done:
             self._save(checkpoints)
@@ -202,7 +202,7 @@ class TrialTraining:
             return
         # A finished trial is never trained further: its moments would only triple the size.
         checkpoints.finish({**self._state(), "optimizer": None})
-        if self.history[-1].loss <= self.best_loss < math.inf:  # the last model is the best
+        if loss <= self.best_loss < math.inf:  # the last model is the best
             delete = functools.partial(self.storage.delete, self.best_key)
             write_patiently(delete, self.storage.uri(self.best_key), note)
 
