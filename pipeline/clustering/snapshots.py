@@ -23,8 +23,8 @@ MOST = 48
 SIDE_PX = 64
 """Longest side of a prototype in a snapshot."""
 SNAPSHOT_PX = 512 * 512
-"""Pixels of a snapshot: where prototypes are many, each has fewer, and 48 snapshots of any K take about a MB."""
-WEBP_QUALITY = 80
+"""Pixels of a snapshot: where prototypes are many, each has fewer, and 48 snapshots of any K take a few MB at most."""
+WEBP_QUALITY = 70
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class TrialTraining:
             self.curriculum.begin_with_all()
         self._start_stage()
         if not resumes:
-            self._take_snapshot(0)
+            self._take_snapshot(self.method.active_modules)
 
     def run(
         self,

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 WEBP_QUALITY = 70
-"""Of animations."""
+"""Of animations, where nothing else is said."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -33,7 +33,7 @@ def to_image(picture: Pixels) -> Image.Image:
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("RGB")
 
 
-def animated_webp(images: Sequence[Image.Image], durations_ms: Sequence[int]) -> bytes:
+def animated_webp(images: Sequence[Image.Image], durations_ms: Sequence[int], quality: int = WEBP_QUALITY) -> bytes:
     """`images` of one size, each shown as long as it says, as the content of a WebP file that begins again."""
     buffer = io.BytesIO()
     images[0].save(
@@ -43,7 +43,7 @@ def animated_webp(images: Sequence[Image.Image], durations_ms: Sequence[int]) ->
         append_images=images[1:],
         duration=list(durations_ms),
         loop=0,
-        quality=WEBP_QUALITY,
+        quality=quality,
         method=4,
     )
     return buffer.getvalue()

@@ -15,6 +15,10 @@ from pipeline.reporting.pixels import animated_webp
 
 FRAME_MS, LAST_MS = 150, 3000
 """How long each moment, and the end of training, are shown."""
+QUALITIES = (70, 45, 20)
+"""Of WebP, tried from the best."""
+LIMIT_BYTES = 2 * 2**20
+"""That the animation should not exceed, so that the page has room for it; of noise it does all the same."""
 GAP_PX, MARGIN_PX, TEXT_PX = 4, 16, 15
 
 
@@ -46,7 +50,12 @@ def draw_timelapse(shown: Sequence[Snapshot], order: Sequence[int], tile_px: int
     # All of one size, which the longest caption may decide.
     width = max(frame.width for frame in frames)
     frames = [_widened(frame, width) for frame in frames]
-    return animated_webp(frames, [*[FRAME_MS] * (len(frames) - 1), LAST_MS])
+    durations_ms = [*[FRAME_MS] * (len(frames) - 1), LAST_MS]
+    for quality in QUALITIES:
+        data = animated_webp(frames, durations_ms, quality)
+        if len(data) <= LIMIT_BYTES:
+            break
+    return data
 
 
 def _frame(moment: Snapshot, order: Sequence[int], side: int) -> Image.Image:

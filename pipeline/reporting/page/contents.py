@@ -14,12 +14,11 @@ from pipeline.reporting.page.charts import number
 from pipeline.reporting.page.clusters import cluster_views, data_uri, example_views
 from pipeline.reporting.page.render import Page, Unexplained
 from pipeline.reporting.page.training import training_figures
+from pipeline.reporting.timelapse import LIMIT_BYTES
 from pipeline.reporting.tracking import without_credentials
 
 LOSS_NAMES = {"negative_log_likelihood": "negative log-likelihood", "squared_error": "squared error"}
 """Of the loss columns, in words."""
-TIMELAPSE_BYTES = 2 * 2**20
-"""Largest animation of training that the page has inside."""
 
 
 def page_of(
@@ -60,6 +59,6 @@ def page_of(
             clusters=findings.worst["cluster"].to_pylist(),
         ),
         figures=training_figures(results, selected),
-        timelapse=data_uri(timelapse) if len(timelapse) <= TIMELAPSE_BYTES else None,
+        timelapse=data_uri(timelapse) if len(timelapse) <= LIMIT_BYTES else None,
         crawls=crawls,
     )

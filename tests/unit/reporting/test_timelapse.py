@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.clustering.snapshots import Snapshot, snapshot
 from pipeline.clustering.trial import HistoryPoint, StageRecord, TrialResult
-from pipeline.reporting.timelapse import FRAME_MS, LAST_MS, draw_timelapse, moments
+from pipeline.reporting.timelapse import FRAME_MS, LAST_MS, LIMIT_BYTES, draw_timelapse, moments
 
 
 def prototypes(*greys: float) -> Tensor:
@@ -64,3 +64,12 @@ def test_the_animation_shows_the_prototypes_in_the_mosaic_s_order_and_rests_on_t
         found.append([int(pixels[rows, 16 + 36 * column + 16]) for column in range(3)])
     assert durations == [FRAME_MS, LAST_MS]
     assert np.allclose(found, [[255, 0, 128], [0, 255, 128]], atol=6)
+
+
+def test_a_large_animation_is_drawn_less_well() -> None:
+    """Noise, which at the best quality would take 3 MB."""
+    generator = torch.Generator().manual_seed(0)
+    shown = [snapshot(torch.rand(64, 3, 64, 64, generator=generator), i, i, []) for i in range(20)]
+    data = draw_timelapse(shown, range(64), 64)
+    assert getattr(Image.open(io.BytesIO(data), formats=["WEBP"]), "n_frames", 1) == 20
+    assert len(data) <= LIMIT_BYTES
