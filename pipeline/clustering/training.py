@@ -63,7 +63,7 @@ class TrialTraining:
         images: the whole collection, the same on every worker.
         storage, checkpoint_key: where the trial's checkpoint is read from, if there, and written to.
         best_key: where the model is kept that has the lowest loss of a window with all modules so far, as of the
-            checkpoints; it is there until the last model is a better one.
+            checkpoints; it goes when the last model is as good on all images.
         device: of this worker.
         earlier_key: of a trained model to start from, where the trial has no checkpoint; by default it starts from
             random images.
