@@ -121,9 +121,8 @@ def sweep(
         say("cluster", f"{len(missing)} trials on {of}, {config.workers} worker(s) each: {paths.run_id}")
         train_until = _training(storage, paths, config, crawls, train)
         if config.halving:
-            worth_it = halve(storage, paths, config, trials, train_until)
-            missing = [trial for trial in worth_it if not is_done(storage, paths, trial)]
-        if missing:
+            halve(storage, paths, config, trials, train_until)
+        else:
             train_until(missing, None)
     done = [trial for trial in trials if is_done(storage, paths, trial)]
     if absent := set(config.k) - {trial.k for trial in done}:
