@@ -29,6 +29,10 @@ class StorageError(PipelineError):
     """The workspace refused a read or a write."""
 
 
+class UnavailableError(StorageError):
+    """The workspace does not answer as it should; it may later."""
+
+
 class ClusterError(PipelineError):
     """Ray cannot be reached."""
 

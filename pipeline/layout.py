@@ -128,12 +128,21 @@ class RunPaths:
         """What the run computes, and on which images: two commands with the same identity are the same run."""
         return f"{self.folder}/identity.json"
 
+    @property
+    def trials(self) -> str:
+        """Folder of all trials."""
+        return f"{self.folder}/trials"
+
     def trial(self, name: str) -> str:
         """Folder of the trial `name`, such as ``k=20-seed=0``."""
-        return f"{self.folder}/trials/{name}"
+        return f"{self.trials}/{name}"
 
     def checkpoint(self, name: str) -> str:
         return f"{self.trial(name)}/checkpoint.pt"
+
+    def best(self, name: str) -> str:
+        """Model of the lowest loss, where that of the checkpoint has a higher one."""
+        return f"{self.trial(name)}/best.pt"
 
     def trial_marker(self, name: str) -> str:
         """Result of the trial, written when it is done."""
@@ -159,6 +168,11 @@ class RunPaths:
     @property
     def mosaic(self) -> str:
         return f"{self.folder}/mosaic.png"
+
+    @property
+    def timelapse(self) -> str:
+        """Animation of all prototypes over training."""
+        return f"{self.folder}/training.webp"
 
     @property
     def page(self) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, StorageError, UnavailableError
 
 TABLES_AHEAD = 8
 """Tables that are read at once."""
@@ -43,7 +43,7 @@ class Storage(Protocol):
         """All published keys below the folder `prefix`, sorted."""
 
     def read_bytes(self, key: str) -> bytes:
-        """The whole content of `key`. Raises StorageError where it is missing."""
+        """The whole content of `key`. Raises StorageError where it is missing, UnavailableError for what may pass."""
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Publish `data` as `key`: readers see the old content or the new, never a part."""
@@ -88,7 +88,9 @@ class LocalStorage:
         try:
             return Path(self.uri(key)).read_bytes()
         except OSError as error:
-            raise StorageError(f"cannot read {self.uri(key)}: {error.strerror}") from error
+            for_good = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+            kind = StorageError if isinstance(error, for_good) else UnavailableError
+            raise kind(f"cannot read {self.uri(key)}: {error.strerror}") from error
 
     def write_bytes(self, key: str, data: bytes) -> None:
         with self._replacing(key) as part:
@@ -199,7 +201,19 @@ class S3Storage:
         try:
             yield
         except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
-            raise StorageError(f"cannot {verb} {self.uri(key)}: {error}") from error
+            kind = UnavailableError if _may_pass(error) else StorageError
+            raise kind(f"cannot {verb} {self.uri(key)}: {error}") from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an S3 request may succeed later: nobody answered, or somebody who is overloaded or broken."""
+    from botocore import exceptions
+
+    if isinstance(error, exceptions.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status in {408, 429} or status >= 500
+    passing = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, OSError)
+    return isinstance(error, passing)
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:

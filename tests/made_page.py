@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.clustering.snapshots import snapshot
 from pipeline.clustering.trial import HistoryPoint, StageRecord, TrialResult
 from pipeline.config import ClusteringConfig, JobConfig, Method, ReportingConfig
 from pipeline.records import TIMESTAMP, Crawl
@@ -24,10 +25,12 @@ from pipeline.reporting.manifest import by_cluster, clusters_schema, clusters_ta
 from pipeline.reporting.mosaic import Tile, ordered
 from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import Page
+from pipeline.reporting.pixels import to_images
 from pipeline.reporting.quality import quality_of
 from pipeline.reporting.sums import ClusterSums
 from pipeline.reporting.survey import Thumbnails, image_keys
 from pipeline.reporting.thumbnails import thumbnail
+from pipeline.reporting.timelapse import draw_timelapse
 
 SIDE = 96
 DIFFERENT = 60
@@ -123,6 +126,17 @@ def made_trial(k: int, seed: int = 0, windows: int = 60) -> TrialResult:
     return TrialResult(k, seed, history[-1].loss, 30 * windows, 1920 * windows, 321.0, 1, stages, history)
 
 
+def made_timelapse(findings: Findings, result: TrialResult) -> bytes:
+    """The animation of a training that left three snapshots, with the prototypes of `findings`."""
+    order = [tile.cluster for tile in findings.tiles]
+    pictures = to_images([tile.picture for tile in sorted(findings.tiles, key=lambda tile: tile.cluster)])
+    shown = [
+        snapshot(pictures * part, window, 30 * window, result.stages[-1].modules)
+        for window, part in ((0, 0.4), (20, 0.7), (60, 1.0))
+    ]
+    return draw_timelapse(shown, order, 64)
+
+
 def made_page(
     k: int = 5,
     images: int = 200,
@@ -130,6 +144,7 @@ def made_page(
     captions: Sequence[str] = ("a view",),
     links: Sequence[str] = ("https://example.org/photo",),
     method: Method = "dti-gmm",
+    timelapse: bytes | None = None,
     **options: Any,
 ) -> Page:
     """A page of `k` clusters of `images` images; `options` are those of reporting."""
@@ -143,7 +158,7 @@ def made_page(
     document = {
         "collection": collection,
         "run_id": "run-1",
-        "created_at": "2026-05-17T12:00:00+00:00",
+        "reported_at": "2026-05-17T12:00:00+00:00",
         "method": method,
         "transforms": ["color", "projective"],
         "crawls": [{"crawl_id": "monday", "digest": "digest", "images": images}],
@@ -162,7 +177,16 @@ def made_page(
             }
             for r in results
         ],
-        "paths": {"run": "/w/rome/runs/run-1"},
+        "paths": {"run": "/w/rome/runs/run-1", "training": "/w/rome/runs/run-1/training.webp"},
         "versions": {"python": "3.11", "visual-trends": None},
     }
-    return page_of(findings, document, config, "sqlite:///w/mlflow.db", [crawl], results, selected)
+    return page_of(
+        findings,
+        document,
+        config,
+        "sqlite:///w/mlflow.db",
+        [crawl],
+        results,
+        selected,
+        timelapse or made_timelapse(findings, selected),
+    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 
 from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.trial import Trial, TrialResult, is_done, loss_at
@@ -33,22 +35,47 @@ def halve(
     paths: RunPaths,
     config: ClusteringConfig,
     trials: list[Trial],
-    train: Callable[[list[Trial], int], None],
+    train: Callable[[list[Trial], int | None], None],
 ) -> list[Trial]:
-    """The trials that are worth training to the end, one of each K unless more were done before.
+    """Train of each K all trials a little, and those that are worth it to the end; these, one of each K or more.
 
-    What is decided follows from the losses in storage, so a job that is submitted again decides alike.
+    What is decided follows from the losses in storage, so a job that is submitted again decides alike. No K waits for
+    another. Raises, when all are done, the first error of `train`.
 
     Args:
-        train: trains trials until an iteration, and leaves their losses there in storage.
+        train: trains trials until an iteration, or to the end, and leaves their losses there in storage; from several
+            threads at once.
     """
+    of_each_k = [[trial for trial in trials if trial.k == k] for k in sorted({trial.k for trial in trials})]
+    threads = ThreadPoolExecutor(len(of_each_k), "halving")
+    try:
+        # In copies of this context, which says what lines on the console are about.
+        ends = [
+            threads.submit(copy_context().run, _halve_one, storage, paths, config, seeds, train) for seeds in of_each_k
+        ]
+        wait(ends)
+    finally:
+        threads.shutdown(wait=False)  # those of an interrupted job end with its workers
+    return [trial for end in ends for trial in end.result()]
+
+
+def _halve_one(
+    storage: Storage,
+    paths: RunPaths,
+    config: ClusteringConfig,
+    seeds: list[Trial],
+    train: Callable[[list[Trial], int | None], None],
+) -> list[Trial]:
+    """`halve` for the trials of one K."""
     for iteration in rungs(config):
-        missing = [trial for trial in trials if not _reached(storage, paths, trial, iteration)]
+        missing = [trial for trial in seeds if not _reached(storage, paths, trial, iteration)]
         if missing:
             train(missing, iteration)
-        of_each_k = [[trial for trial in trials if trial.k == k] for k in sorted({trial.k for trial in trials})]
-        trials = [trial for seeds in of_each_k for trial in _better(storage, paths, seeds, iteration)]
-    return trials
+        seeds = _better(storage, paths, seeds, iteration)
+    missing = [trial for trial in seeds if not is_done(storage, paths, trial)]
+    if missing:
+        train(missing, None)
+    return seeds
 
 
 def better_half(losses: dict[Trial, float]) -> list[Trial]:

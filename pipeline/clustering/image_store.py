@@ -15,12 +15,14 @@ from typing import Any
 import ray
 
 from pipeline.clustering.images import ImageSet, Pixels, decode_shard
-from pipeline.session import run_bounded
+from pipeline.clustering.patience import read_patiently
 from pipeline.shards import count_samples
 from pipeline.storage import Storage
 
 DECODING_PER_NODE = 2
 """Shards that are decoded at once, for each node: decoding must not take the CPUs from those who learn."""
+COUNTING_PER_NODE = 8
+"""Shards that are counted at once, for each node."""
 ASKING = 8
 """Shards that a worker asks for at once."""
 EVERYWHERE = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
@@ -39,8 +41,12 @@ class ImageStore:
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
         self._shards: OrderedDict[str, asyncio.Task[tuple[ray.ObjectRef, int]]] = OrderedDict()
+        self._counts: dict[str, asyncio.Task[int]] = {}
         self._decode = ray.remote(num_returns=2, **EVERYWHERE)(_decode)
-        self._slots = asyncio.Semaphore(DECODING_PER_NODE * max(1, len(ray.nodes())))
+        self._count = ray.remote(**EVERYWHERE)(_count)
+        nodes = max(1, len(ray.nodes()))
+        self._slots = asyncio.Semaphore(DECODING_PER_NODE * nodes)
+        self._counters = asyncio.Semaphore(COUNTING_PER_NODE * nodes)
 
     async def shard(self, storage: Storage, key: str) -> list[ray.ObjectRef]:
         """The decoded shard, as a reference in a list: Ray would wait for a bare one. Raises as `decode_shard`."""
@@ -55,6 +61,19 @@ class ImageStore:
             raise
         self._trim()
         return [reference]
+
+    async def sizes(self, storage: Storage, keys: Sequence[str]) -> list[int]:
+        """Images of each shard, counted once for all who ask. Raises as `count_samples`."""
+        names = [storage.uri(key) for key in keys]
+        for name, key in zip(names, keys, strict=True):
+            counted = self._counts.get(name)
+            if counted is None or (counted.done() and counted.exception()):  # whoever asks next tries again
+                self._counts[name] = asyncio.ensure_future(self._counted(storage, key))
+        return list(await asyncio.gather(*(asyncio.shield(self._counts[name]) for name in names)))
+
+    async def _counted(self, storage: Storage, key: str) -> int:
+        async with self._counters:
+            return int(await self._count.remote(storage, key))
 
     async def _decoded(self, storage: Storage, key: str) -> tuple[ray.ObjectRef, int]:
         async with self._slots:
@@ -72,8 +91,12 @@ class ImageStore:
 
 
 def _decode(storage: Storage, key: str) -> tuple[Pixels, int]:
-    pixels = decode_shard(storage, key)
+    pixels = read_patiently(lambda: decode_shard(storage, key), storage.uri(key))
     return pixels, pixels.nbytes
+
+
+def _count(storage: Storage, key: str) -> int:
+    return read_patiently(lambda: count_samples(storage, key), storage.uri(key))
 
 
 def kept_bytes() -> int:
@@ -102,8 +125,6 @@ def open_images(
         with ThreadPoolExecutor(ASKING) as threads:
             shards = list(threads.map(open_shard, range(len(shard_keys))))
         return ImageSet([len(shard) for shard in shards], shards.__getitem__)
-    count = ray.remote(**EVERYWHERE)(count_samples)
-    counted = dict(run_bounded(lambda key: count.remote(storage, key), shard_keys))
-    sizes = [counted[key] for key in shard_keys]
+    sizes: list[int] = ray.get(store.sizes.remote(storage, list(shard_keys)))
     image_bytes = decoded_bytes // max(1, sum(sizes))
     return ImageSet(sizes, open_shard, resident_images=max(1, memory_bytes // max(1, image_bytes)))

@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnavailableError
+from pipeline.progress import say
+
+Result = TypeVar("Result")
 
 PATIENCE_S = 600.0
-"""How long a write is tried again."""
+"""How long a read or write is tried again."""
 LONGEST_WAIT_S = 15.0
 """Between two attempts."""
 
 
-def patiently(write: Callable[[], None], what: str, note: Callable[[str], None]) -> None:
+def write_patiently(write: Callable[[], None], what: str, note: Callable[[str], None]) -> None:
     """Call `write` until the storage takes it, or for `PATIENCE_S`; then the StorageError of the last attempt.
 
     Args:
         what: is written, for the messages.
         note: is told when the trouble begins and when it is over.
     """
+    _patiently(write, StorageError, f"{what} is", "written", note)
 
+
+def read_patiently(read: Callable[[], Result], what: str) -> Result:
+    """What `read` returns, once the storage answers; after `PATIENCE_S` the UnavailableError of the last attempt.
+
+    What is missing, refused or broken is not waited for: its error is raised at once. Trouble is said where this runs.
+    """
+    return _patiently(read, UnavailableError, f"{what} is", "read", lambda line: say("storage", line))
+
+
+def _patiently(
+    call: Callable[[], Result], passing: type[Exception], what: str, done: str, note: Callable[[str], None]
+) -> Result:
     def trouble(state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
-            note(f"{what} is not written: {state.outcome.exception()}; trying again for {PATIENCE_S / 60:.0f} minutes")
+            why, minutes = state.outcome.exception(), PATIENCE_S / 60
+            note(f"{what} not {done}: {why}; trying again for {minutes:.0f} minutes")
 
     retrying = Retrying(
-        retry=retry_if_exception_type(StorageError),
+        retry=retry_if_exception_type(passing),
         wait=wait_exponential(max=LONGEST_WAIT_S),
         stop=stop_after_delay(PATIENCE_S),
         before_sleep=trouble,
         reraise=True,
     )
-    retrying(write)
+    result: Result = retrying(call)
     if (attempts := retrying.statistics["attempt_number"]) > 1:
-        note(f"{what} is written, at attempt {attempts}")
+        note(f"{what} {done}, at attempt {attempts}")
+    return result

@@ -123,9 +123,8 @@ def sweep(
         started = time.monotonic()
         train_until = _training(storage, paths, config, crawls, train)
         if config.halving:
-            worth_it = halve(storage, paths, config, trials, train_until)
-            missing = [trial for trial in worth_it if not is_done(storage, paths, trial)]
-        if missing:
+            halve(storage, paths, config, trials, train_until)
+        else:
             train_until(missing, None)
             say("cluster", _speed([_result(storage, paths, trial) for trial in missing], time.monotonic() - started))
     done = [trial for trial in trials if is_done(storage, paths, trial)]

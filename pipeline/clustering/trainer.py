@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.clustering.heap import return_large_blocks
 from pipeline.clustering.image_store import ImageStore, kept_bytes, open_images
 from pipeline.clustering.images import ImageSet
-from pipeline.clustering.patience import patiently
+from pipeline.clustering.patience import write_patiently
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial import loss_at
 from pipeline.clustering.trial_queue import TrialQueue, View, Work
@@ -222,7 +222,8 @@ def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
+    # Below Ray's own folder, with which it goes when this process is killed before it can clean up.
+    with tempfile.TemporaryDirectory(prefix="train-", dir=_session_folder()) as folder:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"group": name, "plan": plan, "queue": queue, "store": store},
@@ -237,6 +238,13 @@ def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, 
             ),
         )
         trainer.fit()
+
+
+def _session_folder() -> str:
+    """Where Ray keeps the files of this session on this machine."""
+    from ray._private.worker import _global_node
+
+    return str(_global_node.get_session_dir_path())
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -285,8 +293,8 @@ def _next_work(queue: Any, group: str, patience_s: float) -> Work | None:
 
 def _train(work: Work, images: ImageSet, device: torch.device, group: str, queue: Any) -> None:
     """Train one trial; `queue` is told how it goes, by the worker that has it."""
-    checkpoint = work.paths.checkpoint(work.trial.name)
-    training = TrialTraining(work.config, work.trial, images, work.storage, checkpoint, device, work.earlier)
+    keys = work.paths.checkpoint(work.trial.name), work.paths.best(work.trial.name)
+    training = TrialTraining(work.config, work.trial, images, work.storage, *keys, device, work.earlier)
     if queue is None:
         training.run(until=work.until)
         return
@@ -301,7 +309,7 @@ def _train(work: Work, images: ImageSet, device: torch.device, group: str, queue
     if work.until is not None and not training.curriculum.done:
         key = work.paths.rung(work.trial.name, work.until)
         document = {"iteration": result.iterations, "loss": loss_at(result.history, work.until)}
-    patiently(lambda: write_json(work.storage, key, document), work.storage.uri(key), note)
+    write_patiently(lambda: write_json(work.storage, key, document), work.storage.uri(key), note)
     ray.get(queue.finish.remote(group, result.loss, result.image_passes, result.seconds))
 
 

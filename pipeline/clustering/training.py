@@ -7,15 +7,15 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.clustering.build import build_method
@@ -23,18 +23,23 @@ from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, mo
 from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.images import ImageSet, to_float
 from pipeline.clustering.loader import BatchStream, EpochOrder, Loader, initial_images
+from pipeline.clustering.patience import read_patiently, write_patiently
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator
+from pipeline.clustering.snapshots import Snapshots, snapshots_of
 from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult
 from pipeline.clustering.warm_start import take_over
+from pipeline.clustering.workers import place, range_of, summed
 from pipeline.config import ClusteringConfig
-from pipeline.errors import ClusteringError
+from pipeline.errors import ClusteringError, StorageError
 from pipeline.storage import Storage
 
 REPORT_S = 5.0
 """Longest silence within a window."""
 ASSIGN_BATCH = 256
 """Images per batch of the final evaluation."""
+GRADIENT_BUCKETS = 4
+"""Parts in which workers exchange their gradients."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,15 @@ class TrialTraining:
         trial: K and seed.
         images: the whole collection, the same on every worker.
         storage, checkpoint_key: where the trial's checkpoint is read from, if there, and written to.
+        best_key: where the model is kept that has the lowest loss of a window with all modules so far, as of the
+            checkpoints; it goes when the last model is as good on all images.
         device: of this worker.
         earlier_key: of a trained model to start from, where the trial has no checkpoint; by default it starts from
             random images.
 
     Raises:
         ClusteringError: K exceeds the number of images, or the loss stops being a number.
+        StorageError: the checkpoint cannot be read, or not by all workers alike.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class TrialTraining:
         images: ImageSet,
         storage: Storage,
         checkpoint_key: str,
+        best_key: str,
         device: torch.device,
         earlier_key: str | None = None,
     ) -> None:
@@ -80,12 +89,12 @@ class TrialTraining:
                 f"k {trial.k} is above the {len(images)} images of the collection; choose a smaller k"
             )
         self.config, self.trial, self.images, self.device = config, trial, images, device
-        self.storage, self.checkpoint_key = storage, checkpoint_key
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.storage, self.checkpoint_key, self.best_key = storage, checkpoint_key, best_key
+        self.rank, self.world_size = place()
         order = EpochOrder(images.sizes, trial.seed, images.window)
         self.loader = Loader(images, BatchStream(order, config.batch_size, self.rank, self.world_size), device)
-        resumes = storage.exists(checkpoint_key)
+        uri = storage.uri(checkpoint_key)
+        resumes = read_patiently(lambda: storage.exists(checkpoint_key), uri)
         initial = torch.zeros(trial.k, *images.shape)
         if not resumes:
             initial = initial_images(images, trial.k, trial.seed, config.initialization)
@@ -105,12 +114,22 @@ class TrialTraining:
         """Where training begins, for the user."""
         self.seconds = 0.0
         self.history: list[HistoryPoint] = []
+        self.best_loss = math.inf
+        """Of a window, of the model at `best_key`."""
+        self.snapshots = Snapshots()
         if resumes:
             self._resume()
-        elif earlier_key is not None:
+        first, last = range_of(self.iteration, device)
+        if first < last:
+            raise StorageError(
+                f"{uri}: workers read it at iterations {first} to {last}; do all nodes see the same workspace?"
+            )
+        if not resumes and earlier_key is not None:
             take_over(self.method, storage, earlier_key, images, trial.seed)
             self.curriculum.begin_with_all()
         self._start_stage()
+        if not resumes:
+            self._take_snapshot(self.method.active_modules)
 
     def run(
         self,
@@ -136,8 +155,8 @@ class TrialTraining:
                 self._train_window()
                 self.seconds = before + time.monotonic() - started
                 self._tell(self.history[-1].loss, self.history[-1].active_modules, self.curriculum.iterations_left())
-                if self.rank == 0 and time.monotonic() - saved_at >= self.config.checkpoint_every_s:
-                    checkpoints.write(self._state(with_optimizer=True))
+                due = time.monotonic() - saved_at >= self.config.checkpoint_every_s
+                if self.rank == 0 and due and self._save(checkpoints):
                     saved_at = time.monotonic()
         except BaseException:
             checkpoints.close()
@@ -160,9 +179,32 @@ class TrialTraining:
             history=self.history,
         )
         if self.rank == 0:
-            # A finished trial is never trained further: its moments would only triple the size.
-            checkpoints.finish(self._state(with_optimizer=not self.curriculum.done))
+            self._finish(checkpoints, loss, note)
         return result
+
+    def _save(self, checkpoints: CheckpointWriter) -> bool:
+        """Begin a checkpoint to go on from, and the model by itself if it is the best so far; False if left out."""
+        last, loss = self.history[-1], self.best_loss
+        if last.active_modules == len(self.config.transforms):
+            loss = min(loss, last.loss)
+        best = {self.best_key: model_state(self.method, self.config)} if loss < self.best_loss else {}
+        begun = checkpoints.write({**self._state(), "best_loss": loss}, best)
+        if begun:
+            self.best_loss = loss
+        return begun
+
+    def _finish(self, checkpoints: CheckpointWriter, loss: float, note: Callable[[str], None]) -> None:
+        """Leave the last checkpoint, of a model that has `loss` on all images."""
+        checkpoints.close()
+        if not self.curriculum.done:
+            self._save(checkpoints)
+            checkpoints.close()
+            return
+        # A finished trial is never trained further: its moments would only triple the size.
+        checkpoints.finish({**self._state(), "optimizer": None})
+        if loss <= self.best_loss < math.inf:  # the last model is the best
+            delete = functools.partial(self.storage.delete, self.best_key)
+            write_patiently(delete, self.storage.uri(self.best_key), note)
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -172,7 +214,7 @@ class TrialTraining:
         for batch in self.images.parts(ASSIGN_BATCH, self.rank, self.world_size):
             total += self.method.assign(to_float(batch.to(self.device))).loss_B.double().sum()
         self.method.train()
-        return float(_summed(total)) / len(self.images)
+        return float(summed(total)) / len(self.images)
 
     def _train_window(self) -> None:
         length = self.curriculum.next_window()
@@ -192,7 +234,7 @@ class TrialTraining:
             if time.monotonic() - self._reported_at > REPORT_S and done < length:
                 left = self.curriculum.iterations_left() - done
                 self._tell(float(loss_sum) / done, self.method.active_modules, left)
-        sums = _summed(torch.cat([loss_sum[None], counts_K])).cpu()
+        sums = summed(torch.cat([loss_sum[None], counts_K])).cpu()
         loss = float(sums[0]) / (length * self.world_size)
         # The loss is that before the last step; a checkpoint must not hold what that step broke.
         if not math.isfinite(loss) or self.method.broken_part():
@@ -216,8 +258,14 @@ class TrialTraining:
                 smallest_share=float(shares_K.min()),
             )
         )
+        self._take_snapshot(active_modules)
         if ended and not self.curriculum.done:
             self._start_stage()
+
+    def _take_snapshot(self, active_modules: int) -> None:
+        if self.rank == 0:  # which alone writes checkpoints
+            modules = self.config.transforms[:active_modules]
+            self.snapshots.take(self.method.prototypes, len(self.history), self.iteration, modules)
 
     def _tell(self, loss: float, active_modules: int, iterations_left: int) -> None:
         modules: list[str] = list(self.config.transforms[:active_modules])
@@ -227,9 +275,12 @@ class TrialTraining:
     def _not_a_number(self, iteration: int) -> ClusteringError:
         modules = "+".join(self.method.active_names) or "identity"
         where = self.method.broken_part() or "what the modules make of the prototypes"
+        kept = "the last checkpoint is kept"
+        if self.best_loss < math.inf:
+            kept += f", and the best model in {self.storage.uri(self.best_key)}"
         return ClusteringError(
             f"trial {self.trial.name}: a number is not finite at iteration {iteration} of stage {modules}, in {where}; "
-            "the last checkpoint is kept; try a lower clustering.learning_rate"
+            f"{kept}; try a lower clustering.learning_rate"
         )
 
     def _start_stage(self) -> None:
@@ -241,7 +292,10 @@ class TrialTraining:
         if self.world_size > 1:
             # Wrapped anew for each stage: DDP fixes the set of parameters with gradients when it is built.
             self.parallel = DistributedDataParallel(
-                self.method, forward_sync_buffers=False, gradient_as_bucket_view=True
+                self.method,
+                forward_sync_buffers=False,
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=bucket_mb(self.method.parameters()),
             )
 
     def _resume(self) -> None:
@@ -252,25 +306,33 @@ class TrialTraining:
         self.curriculum.restore(state["curriculum"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.history = [HistoryPoint(**point) for point in state["history"]]
+        self.snapshots.taken = snapshots_of(state)
+        self.best_loss = state.get("best_loss", math.inf)  # an earlier version kept none
         self.origin = f"continues at iteration {self.iteration}"
         if state["workers"] != self.world_size:
             # The same batches, but their sums are rounded in another order.
             self.origin += f", with {self.world_size} workers instead of {state['workers']}"
 
-    def _state(self, with_optimizer: bool) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {
             **model_state(self.method, self.config),
-            "optimizer": self.optimizer.state_dict() if with_optimizer else None,
+            "optimizer": self.optimizer.state_dict(),
             "curriculum": self.curriculum.state(),
             "iteration": self.iteration,
             "seconds": self.seconds,
             "workers": self.world_size,
             "history": [vars(point) for point in self.history],
+            "snapshots": self.snapshots.state(),
+            "best_loss": self.best_loss,
         }
 
 
-def _summed(values: Tensor) -> Tensor:
-    """The sum of `values` over all workers."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-    return values
+def bucket_mb(parameters: Iterable[nn.Parameter]) -> int:
+    """MiB of gradients that workers exchange at once.
+
+    A bucket travels as soon as it is full, while the gradients of earlier layers are still computed; only the last one
+    is waited for. DDP's 25 MiB hold all that most models here have, so nothing would overlap. Below 1 MiB it is latency
+    that counts.
+    """
+    gradient_bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    return max(1, round(gradient_bytes / GRADIENT_BUCKETS / 2**20))

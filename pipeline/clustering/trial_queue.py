@@ -55,7 +55,6 @@ class View:
     waiting: int
     running: dict[str, Window | None]
     """Of each trial that a group has: how far it is, where that is known."""
-    done: int
     ended: dict[str, PipelineError | None]
     """Of each trial that was done or given up since the last question: why it was given up, if so."""
 
@@ -77,7 +76,6 @@ class TrialQueue:
     _windows: dict[str, Window | None] = field(default_factory=dict)
     _troubles: dict[str, PipelineError] = field(default_factory=dict)
     _failures: Counter[str] = field(default_factory=Counter)
-    _done: int = 0
     _lines: list[str] = field(default_factory=list)
     _ended: dict[str, PipelineError | None] = field(default_factory=dict)
 
@@ -149,7 +147,6 @@ class TrialQueue:
         """The trial of `group` is done, and its result is in the workspace."""
         work = self._held.pop(group)
         self._windows.pop(group, None)
-        self._done += 1
         state = "done" if work.until is None else f"compared at iteration {work.until}"
         self._lines.append(f"{work.title}: {state}, loss {loss:.6g}; {rated(image_passes, 'image', seconds)}")
         self._end(work, None)
@@ -163,7 +160,7 @@ class TrialQueue:
     def view(self) -> View:
         """What is new, and what stands where."""
         running = {work.name: self._windows.get(group) for group, work in self._held.items()}
-        view = View(self._lines, len(self._waiting) + len(self._lost), running, self._done, self._ended)
+        view = View(self._lines, len(self._waiting) + len(self._lost), running, self._ended)
         self._lines, self._ended = [], {}
         return view
 

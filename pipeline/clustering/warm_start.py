@@ -12,6 +12,7 @@ from pipeline.clustering.dti import DTI
 from pipeline.clustering.images import ImageSet, to_float
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.trial import Trial
+from pipeline.clustering.workers import place, summed
 from pipeline.config import LATEST, JobConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths, runs_of
@@ -84,11 +85,11 @@ def take_over(method: DTI, storage: Storage, key: str, images: ImageSet, seed: i
 
     Args:
         method: of the same kind as the stored model, on any device.
-        images: of which the worst explained are found, by a pass over all of them.
+        images: of which the worst explained are found, by a pass over all of them, shared among the workers.
         seed: of the choice among them.
     """
-    earlier = load_method(storage, key)
-    kept = earlier.shares_K().argsort(descending=True, stable=True)[: method.k]
+    earlier = load_method(storage, key, method.prototypes.device)
+    kept = earlier.shares_K().cpu().argsort(descending=True, stable=True)[: method.k]
     own = {id(parameter) for parameter in method.prototype_parameters()}
     known = earlier.state_dict()
     for name, value in method.state_dict(keep_vars=True).items():
@@ -111,8 +112,15 @@ def take_over(method: DTI, storage: Storage, key: str, images: ImageSet, seed: i
 
 def _worst_explained(earlier: DTI, images: ImageSet, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`n` image indices, drawn from the worst explained, and the prototype of each."""
-    parts = [earlier.assign(to_float(part)) for part in images.parts(BATCH)]
-    loss, cluster = torch.cat([part.loss_B for part in parts]), torch.cat([part.cluster_B for part in parts])
+    device = earlier.prototypes.device
+    rank, world_size = place()
+    loss = torch.zeros(len(images), dtype=torch.float64, device=device)
+    cluster = torch.zeros(len(images), dtype=torch.int64, device=device)
+    # Whole batches, so that their results are rounded alike on any number of workers.
+    for part in torch.arange(len(images)).split(BATCH)[rank::world_size]:
+        assigned = earlier.assign(to_float(images[part].to(device)))
+        loss[part], cluster[part] = assigned.loss_B.double(), assigned.cluster_B
+    loss, cluster = summed(loss).cpu(), summed(cluster).cpu()
     among = max(n, int(WORST_PART * len(loss)))
     worst = loss.argsort(descending=True, stable=True)[:among]
     chosen = worst[torch.randperm(among, generator=generator(seed))[:n]]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.config import IngestConfig
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ClusteringError, ConfigError, PipelineError
 from pipeline.ingest.accounting import RATES, account, in_words
 from pipeline.ingest.forgetting import Found, built_shards, find_all, publish_plan, remove
 from pipeline.ingest.forgotten import (
@@ -123,6 +123,7 @@ def _forget_in_reports(storage: Storage, collection: str, names: Names, tracked:
     for paths in (RunPaths(collection, run_id) for run_id in sorted(runs)):
         _forget_assignments(storage, paths, names)
         if not storage.exists(paths.marker) or _shows(storage, paths, names):
+            _forget_training(storage, paths)
             withdraw(storage, paths, tracked)
         if storage.exists(paths.forgetting):
             withdrawn.append(paths)
@@ -138,6 +139,19 @@ def _forget_in_reports(storage: Storage, collection: str, names: Names, tracked:
             f"{counted(len(failed), 'report')} could not be made again ({', '.join(failed)}); run the same command "
             f"again, or delete the folders of these runs in {storage.uri(runs_of(collection))}"
         )
+
+
+def _forget_training(storage: Storage, paths: RunPaths) -> None:
+    """Delete the pictures that the checkpoints of a run have of its training."""
+    # It imports torch, which crawls alone do not need.
+    from pipeline.clustering.checkpoint import delete_snapshots
+
+    for key in list(storage.list(paths.trials)):
+        if key.endswith("/checkpoint.pt"):
+            try:
+                delete_snapshots(storage, key)
+            except ClusteringError:  # of another version, or broken: nothing can be made of it again
+                storage.delete(key)
 
 
 def _forget_assignments(storage: Storage, run: RunPaths, names: Names) -> None:

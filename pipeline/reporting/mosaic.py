@@ -69,6 +69,11 @@ def ordered(tiles: Sequence[Tile], by: OrderBy) -> list[Tile]:
     return sorted(tiles, key=lambda tile: (-tile.size, -tile.quality, tile.cluster))
 
 
+def columns_of(tiles: int) -> int:
+    """Of a picture of so many tiles, somewhat wider than high."""
+    return math.ceil(math.sqrt(tiles * 1.5))
+
+
 def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) -> Image.Image:
     """All `tiles` in their order, each with its index, size and share, after the share it is compared with, if any.
 
@@ -80,7 +85,7 @@ def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) 
         tile_px: side of one prototype in the picture.
     """
     text_px, title_px = _text_px(tile_px), _title_px(tile_px)
-    columns = math.ceil(math.sqrt(len(tiles) * 1.5))
+    columns = columns_of(len(tiles))
     rows = math.ceil(len(tiles) / columns)
     widest = max(_width(f"#{tile.cluster}  {tile.size:,}   {tile.shown_share}", text_px) for tile in tiles)
     cell, line = max(tile_px, widest), tile_px + text_px + 4
@@ -95,7 +100,7 @@ def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) 
     for index, tile in enumerate(tiles):
         x = margin + index % columns * (cell + gap)
         y = top + index // columns * (line + gap)
-        _paste(canvas, tile.picture, (x, y), tile_px)
+        paste(canvas, tile.picture, (x, y), tile_px)
         y += tile_px + 5
         name = f"#{tile.cluster}  "
         draw.text((x, y), name, INK, _font(text_px))
@@ -133,7 +138,7 @@ def draw_strip(strip: Strip, tile_px: int) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     _heading(draw, (margin, margin), title, subtitle, width - 2 * margin, title_px, _font(title_px))
     y = top + (body - prototype_px - text_px - 6) // 2
-    _paste(canvas, tile.picture, (margin, y), prototype_px)
+    paste(canvas, tile.picture, (margin, y), prototype_px)
     draw.text((margin, y + prototype_px + 6), "prototype", PALE, _font(text_px))
     if not columns:
         draw.text((left, y + prototype_px // 2), note, PALE, _font(text_px), anchor="lm")
@@ -143,11 +148,11 @@ def draw_strip(strip: Strip, tile_px: int) -> Image.Image:
         at = (left + label, y + tile_px // 2)
         draw.multiline_text(at, lines, PALE, _font(text_px), anchor="rm", align="right", spacing=4)
         for column, picture in enumerate(pictures):
-            _paste(canvas, picture, (left + label + 2 * gap + column * (tile_px + gap), y), tile_px)
+            paste(canvas, picture, (left + label + 2 * gap + column * (tile_px + gap), y), tile_px)
     return canvas
 
 
-def _paste(canvas: Image.Image, picture: Pixels, at: tuple[int, int], side: int) -> None:
+def paste(canvas: Image.Image, picture: Pixels, at: tuple[int, int], side: int) -> None:
     """Draw `picture` with its left upper corner `at`, `side` px large, and a hairline around it."""
     image = to_image(picture)
     if min(image.size) < min(CRISP_BELOW_PX, side):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pipeline.clustering.method import ClusteringMethod
 from pipeline.reporting.mosaic import CRISP_BELOW_PX
-from pipeline.reporting.pixels import Pixels, to_image, to_pictures
+from pipeline.reporting.pixels import Pixels, animated_webp, to_image, to_pictures
 
 STEPS = 10
 """Pictures from the prototype to an image."""
@@ -20,7 +19,6 @@ STEP_MS, HOLD_MS, PHOTO_MS = 60, 350, 700
 """How long a step, the prototype and its aligned form, and the photo itself are shown."""
 FADE = 3
 """Pictures between the aligned prototype and the photo."""
-WEBP_QUALITY = 70
 
 
 def draw_motion(
@@ -36,19 +34,7 @@ def draw_motion(
         side_px: side of the animation; smaller pictures are enlarged with hard pixel edges.
     """
     images, durations_ms = zip(*_frames(method, cluster, parameters, photos), strict=True)
-    first, *others = [_sized(picture, side_px) for picture in images]
-    buffer = io.BytesIO()
-    first.save(
-        buffer,
-        "WEBP",
-        save_all=True,
-        append_images=others,
-        duration=list(durations_ms),
-        loop=0,
-        quality=WEBP_QUALITY,
-        method=4,
-    )
-    return buffer.getvalue()
+    return animated_webp([_sized(picture, side_px) for picture in images], durations_ms)
 
 
 def onto(method: ClusteringMethod, cluster: int, parameters: dict[str, Tensor], amounts_T: Tensor) -> Pixels:

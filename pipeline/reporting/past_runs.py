@@ -36,7 +36,7 @@ class PastRun:
     @property
     def first_reported_at(self) -> str:
         """When the run was reported for the first time, as ISO 8601 in UTC."""
-        return _first_reported_at(self.document)
+        return str(self.document["created_at"])
 
 
 def past_runs(storage: Storage, collection: str, tracked: str | None = None) -> Iterator[PastRun]:
@@ -48,8 +48,8 @@ def past_runs(storage: Storage, collection: str, tracked: str | None = None) -> 
 def reported(storage: Storage, collection: str) -> list[str]:
     """Ids of the reported runs of `collection`, the one that was first reported first."""
     markers = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
-    since = {key.split("/")[-2]: _first_reported_at(read_json(storage, key)) for key in markers}
-    return sorted(since, key=lambda run_id: (since[run_id], run_id))
+    created = {key.split("/")[-2]: str(read_json(storage, key).get("created_at")) for key in markers}
+    return sorted(created, key=lambda run_id: (created[run_id], run_id))
 
 
 def latest_run(storage: Storage, collection: str, tracked: str | None = None) -> PastRun:
@@ -60,10 +60,6 @@ def latest_run(storage: Storage, collection: str, tracked: str | None = None) ->
             f"collection {collection!r}: no report in {storage.uri(runs_of(collection))}; cluster it first"
         )
     return past_run(storage, collection, run_ids[-1], tracked)
-
-
-def _first_reported_at(document: dict[str, Any]) -> str:
-    return str(document.get("first_reported_at", document.get("created_at")))
 
 
 def past_run(

@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+WEBP_QUALITY = 70
+"""Of animations, where nothing else is said."""
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -34,6 +37,22 @@ def read_png(data: bytes) -> Pixels:
     """The picture in the content of a PNG file, as `png` made it."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         return np.atleast_3d(np.asarray(image))
+
+
+def animated_webp(images: Sequence[Image.Image], durations_ms: Sequence[int], quality: int = WEBP_QUALITY) -> bytes:
+    """`images` of one size, each shown as long as it says, as the content of a WebP file that begins again."""
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=list(durations_ms),
+        loop=0,
+        quality=quality,
+        method=4,
+    )
+    return buffer.getvalue()
 
 
 def png(image: Image.Image) -> bytes:

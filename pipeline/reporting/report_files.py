@@ -9,7 +9,7 @@ from pipeline.layout import RunPaths
 def report_files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
     """Keys of all of them."""
     tables = [paths.prototypes, paths.clusters, paths.spreadsheet]
-    return [*tables, paths.mosaic, paths.page, *pictures(paths, k, config)]
+    return [*tables, paths.mosaic, paths.timelapse, paths.page, *pictures(paths, k, config)]
 
 
 def pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:

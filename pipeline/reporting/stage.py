@@ -8,9 +8,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.clustering.checkpoint import load_method
-from pipeline.clustering.method import ClusteringMethod
+from pipeline.clustering.checkpoint import load_checkpoint, method_of
 from pipeline.clustering.metrics import Metrics, evaluate
+from pipeline.clustering.snapshots import snapshots_of
 from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, digest
 from pipeline.errors import StorageError
@@ -29,6 +29,7 @@ from pipeline.reporting.pixels import png
 from pipeline.reporting.record import is_recorded, record
 from pipeline.reporting.report_files import is_moving, pictures, report_files
 from pipeline.reporting.strips import publish_strips
+from pipeline.reporting.timelapse import draw_timelapse, moments
 from pipeline.reporting.tracking.runs import Tracking
 from pipeline.reporting.tracking.server import tracking_uri, without_credentials
 from pipeline.reporting.versions import versions
@@ -77,10 +78,10 @@ def report(
         if is_recorded(storage, config, document):
             return document
     else:
-        first = document.get("first_reported_at", document.get("created_at"))
+        # Which of several runs is the latest does not change when one is reported again.
+        first = {name: value for name, value in document.items() if name == "created_at"}
         document = {"schema_version": SCHEMA_VERSION, "work": work}
-        document |= _make(storage, config, paths, crawls, results, selected, reason)
-        document["first_reported_at"] = first or document["created_at"]
+        document |= _make(storage, config, paths, crawls, results, selected, reason) | first
     return record(storage, PastRun(run_id, config, crawls, results, selected, reason, document))
 
 
@@ -117,7 +118,8 @@ def _make(
     checkpoint = paths.checkpoint(selected.trial.name)
     options = config.reporting
     laps = Laps()
-    method = _kept_method(storage, paths, selected)
+    state = _kept_state(storage, paths, selected)
+    method = method_of(state)
     schema = clusters_schema(config.clustering)
     clusters = assign_crawls(storage, checkpoint, crawls, schema)
     metrics: list[Metrics | None] = [None] * len(results)
@@ -138,7 +140,9 @@ def _make(
     sizes = [tile.size for tile in tiles]
     document = _describe(storage, config, paths, crawls, results, selected, reason, sizes, metrics)
     tracked = without_credentials(tracking_uri(storage, config))
-    page = render(page_of(findings, document, config, tracked, crawls, results, selected))
+    shown = moments(snapshots_of(state), method.prototypes_KCHW(), selected, options.examples)
+    timelapse = draw_timelapse(shown, [tile.cluster for tile in findings.tiles], options.tile_px)
+    page = render(page_of(findings, document, config, tracked, crawls, results, selected, timelapse))
     say("page", rated(selected.k, "cluster", laps.end("page")))
 
     # The earlier report ends here, its marker first.
@@ -148,6 +152,7 @@ def _make(
     write_clusters_csv(storage, paths.spreadsheet, rows)
     write_table(storage, paths.prototypes, prototypes)
     storage.write_bytes(paths.mosaic, mosaic)
+    storage.write_bytes(paths.timelapse, timelapse)
     storage.write_bytes(paths.page, page)
     laps.end("tables")
     drawn: list[str] = []
@@ -159,15 +164,15 @@ def _make(
     return {**document, "seconds": laps.seconds}
 
 
-def _kept_method(storage: Storage, paths: RunPaths, selected: TrialResult) -> ClusteringMethod:
-    """The model of the trial to report. Raises StorageError where it is gone or damaged."""
+def _kept_state(storage: Storage, paths: RunPaths, selected: TrialResult) -> dict[str, Any]:
+    """The checkpoint of the trial to report. Raises PipelineError where it is gone or damaged."""
     name = selected.trial.name
     if not storage.exists(paths.checkpoint(name)):
         raise StorageError(
             f"{storage.uri(paths.checkpoint(name))} is missing; "
             f"delete {storage.uri(paths.trial(name))} and run the same command again"
         )
-    return load_method(storage, paths.checkpoint(name))
+    return load_checkpoint(storage, paths.checkpoint(name))
 
 
 def _describe(
@@ -182,12 +187,14 @@ def _describe(
     metrics: Sequence[Metrics | None],
 ) -> dict[str, Any]:
     """What ``run.json`` says of the job, apart from where it was tracked."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     totals = ("k", "seed", "loss", "iterations", "image_passes", "seconds", "workers")
     shown = [None if trial is None else asdict(trial) for trial in metrics]
     return {
         "collection": config.collection,
         "run_id": paths.run_id,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_at": now,
+        "reported_at": now,
         "method": config.clustering.method,
         "transforms": config.clustering.transforms,
         "crawls": [{"crawl_id": crawl.crawl_id, "digest": crawl.digest, "images": crawl.accepted} for crawl in crawls],
@@ -207,6 +214,7 @@ def _describe(
         "paths": {
             "run": storage.uri(paths.folder),
             "mosaic": storage.uri(paths.mosaic),
+            "training": storage.uri(paths.timelapse),
             "animations": [storage.uri(key) for key in pictures(paths, selected.k, config) if key.endswith(".webp")],
             "page": storage.uri(paths.page),
             "strips": [storage.uri(key) for key in pictures(paths, selected.k, config) if key.endswith(".png")],

@@ -24,7 +24,7 @@ def withdraw(storage: Storage, paths: RunPaths, tracked: str | None = None) -> N
         ConfigError: nothing tells where the run was tracked.
         StorageError: what MLflow has of it cannot be deleted.
     """
-    files = {paths.clusters, paths.spreadsheet, paths.prototypes, paths.mosaic, paths.page}
+    files = {paths.clusters, paths.spreadsheet, paths.prototypes, paths.mosaic, paths.timelapse, paths.page}
     files = (files & set(storage.list(paths.folder))) | set(storage.list(paths.pictures))
     if storage.exists(paths.marker):
         storage.write_bytes(paths.forgetting, storage.read_bytes(paths.marker))

@@ -58,7 +58,13 @@ def worker(rank: int, world_size: int, folder: str, windows: int, together: bool
         {"k": [K], "batch_size": BATCH, "workers": world_size, "schedule": schedule}
     )
     trained = TrialTraining(
-        config, Trial(K, 0), ImageSet.of(pictures), LocalStorage(folder), f"{rank}.pt", torch.device("cpu")
+        config,
+        Trial(K, 0),
+        ImageSet.of(pictures),
+        LocalStorage(folder),
+        f"{rank}.pt",
+        f"{rank}-best.pt",
+        torch.device("cpu"),
     )
     ends: list[float] = []
 

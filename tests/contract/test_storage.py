@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, StorageError, UnavailableError
 from pipeline.storage import (
     TABLES_AHEAD,
     LocalStorage,
@@ -190,8 +190,37 @@ def test_a_server_that_cannot_be_reached_is_a_storage_error(monkeypatch: pytest.
     import boto3
 
     storage._client = boto3.client("s3", config=Config(retries={"total_max_attempts": 1}))
-    with pytest.raises(StorageError, match=r"cannot read s3://bucket-.*/x: Could not connect"):
+    with pytest.raises(UnavailableError, match=r"cannot read s3://bucket-.*/x: Could not connect"):
         storage.read_bytes("x")
+
+
+@pytest.mark.parametrize(
+    ("answer", "passes"),
+    [
+        (("503 Slow Down", "SlowDown"), True),
+        (("500 Internal Server Error", "InternalError"), True),
+        (("403 Forbidden", "AccessDenied"), False),
+    ],
+)
+def test_what_may_pass_is_told_from_what_does_not(
+    s3_bucket: str, s3_server: S3Server, answer: tuple[str, str], passes: bool
+) -> None:
+    import boto3
+    from botocore.config import Config
+
+    storage = S3Storage(f"s3://{s3_bucket}")
+    storage._client = boto3.client("s3", config=Config(retries={"total_max_attempts": 1}))
+    s3_server.refuse = lambda *_: answer
+    for operation in (lambda: storage.read_bytes("x"), lambda: storage.exists("x")):
+        with pytest.raises(StorageError) as caught:
+            operation()
+        assert isinstance(caught.value, UnavailableError) == passes
+
+
+def test_a_missing_file_does_not_come_back(storage: Storage) -> None:
+    with pytest.raises(StorageError) as caught:
+        storage.read_bytes("none.bin")
+    assert not isinstance(caught.value, UnavailableError)
 
 
 def test_forbidden_is_a_storage_error(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,9 @@ def test_a_killed_job_ends_as_if_it_had_not_been_killed(
     elsewhere = LocalStorage(str(tmp_path))
     for k in config.k:
         trial = Trial(k, config.seed)
-        whole = TrialTraining(config, trial, images, elsewhere, f"{trial.name}.pt", torch.device("cpu")).run()
+        whole = TrialTraining(
+            config, trial, images, elsewhere, f"{trial.name}.pt", "best.pt", torch.device("cpu")
+        ).run()
         assert trials(workspace)[trial.name] == whole.loss
 
 

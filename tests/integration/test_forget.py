@@ -15,8 +15,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
 from jobs import cluster_collection
+from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint
+from pipeline.clustering.snapshots import Snapshots, snapshots_of
 from pipeline.clustering.sweep import open_run
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, PipelineError, StorageError
@@ -162,6 +166,11 @@ def reported(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Collection
     paths = open_run(storage, config, list(crawls))
     result = make_trial(storage, paths, config.clustering, [RED, BLUE])
     write_json(storage, paths.trial_marker(result.trial.name), result.to_json())
+    checkpoint = paths.checkpoint(result.trial.name)
+    began = Snapshots()
+    began.take(torch.rand(2, 3, 16, 16), 0, 0, [])  # with photos, as training does
+    state = load_checkpoint(storage, checkpoint) | {"snapshots": began.state()}
+    CheckpointWriter(storage, checkpoint, print).finish(state)
     report(storage, config, paths.run_id, list(crawls), [result], result, "the only K")
     run_again = past_run(storage, "c", paths.run_id)
     for crawl in crawls:
@@ -199,6 +208,7 @@ def test_forgotten_images_are_nowhere_in_the_workspace(
     words = [*named, *(word for of_image in named.values() for word in of_image)]
     said = everywhere(workspace).values()
     assert all(any(word in text for text in said) for word in words)
+    assert getattr(Image.open(workspace / collection.paths.timelapse), "n_frames", 1) == 2
     file = unwanted(tmp_path, *named, "9" * 20)
     lines = forget(storage, "c", file)
 
@@ -221,6 +231,9 @@ def test_forgotten_images_are_nowhere_in_the_workspace(
     assert len(list(workspace.glob("mlartifacts/c/*/artifacts/clusters.csv"))) == 1
     assert not list(workspace.rglob("forgetting.json"))
     assert not list(workspace.glob("c/runs/*/assignments/**/*.*"))
+    assert not snapshots_of(load_checkpoint(storage, collection.paths.checkpoint("k=2-seed=0")))
+    timelapse = Image.open(workspace / collection.paths.timelapse)
+    assert getattr(timelapse, "n_frames", 1) == 1
 
     out = capsys.readouterr().out
     assert f"crawl {first.crawl_id}: 3 images removed, 1 further record cleared; 7 records: 3 accepted" in out
@@ -246,7 +259,8 @@ def test_later_crawls_keep_them_out(collection: Collection, site: Site, tmp_path
     forget(storage, "c", unwanted(tmp_path, image_id(31), site.url("/photo/table/10")))
     words = ["photo-31-.jpg", "/photo/table/31", "/photo/table/10", image_id(31), image_id(10)]
 
-    assert run(collection.dump, workspace).digest == complete_crawls(storage, "c")[0].digest
+    digests = {crawl.crawl_id: crawl.digest for crawl in complete_crawls(storage, "c")}
+    assert run(collection.dump, workspace).digest == digests[first.crawl_id]
     before = [rows(workspace, crawl) for crawl in (first, second)]
     for crawl, source in zip((first, second), (collection.dump, collection.table), strict=True):
         storage.delete(CrawlPaths("c", crawl.crawl_id).marker)
@@ -450,7 +464,7 @@ def test_what_is_refused_changes_nothing(collection_name: str, entry: str, tmp_p
 @pytest.mark.parametrize("flags", [["--source", "x"], ["--stages", "ingest"], ["--manifest", "x.csv"]])
 def test_forgetting_is_no_stage(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["cluster_collection.py", "--collection", "c", "--forget", "x.txt", *flags])
-    with pytest.raises(ConfigError, match="--forget: runs no stage"):
+    with pytest.raises(ConfigError, match="--forget: each is for one collection and runs no stage"):
         cluster_collection.main()
 
 

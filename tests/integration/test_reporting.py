@@ -129,6 +129,20 @@ def test_every_cluster_has_its_animation(done: tuple[Job, dict[str, Any]]) -> No
         assert np.allclose(np.asarray(shown.convert("RGB")).mean((0, 1)), color, atol=4)
 
 
+def test_the_animation_of_training_ends_with_the_prototypes_in_the_mosaic_s_order(
+    done: tuple[Job, dict[str, Any]],
+) -> None:
+    job, document = done
+    assert document["paths"]["training"] == job.storage.uri(job.paths.timelapse)
+    data = job.storage.read_bytes(job.paths.timelapse)
+    pixels = np.asarray(Image.open(io.BytesIO(data), formats=["WEBP"]).convert("RGB")).astype(int)
+    shown = [color for color in (GREEN, WHITE, RED, BLUE) if (abs(pixels - color) < 12).all(-1).sum() > 400]
+    assert shown == [GREEN, WHITE, RED, BLUE]
+    assert base64.b64encode(data).decode() in job.storage.read_bytes(job.paths.page).decode()
+    (uploaded,) = Path(job.storage.uri("mlartifacts")).rglob("training.webp")
+    assert uploaded.read_bytes() == data
+
+
 def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
     job, document = done
     assert document == read_json(job.storage, job.paths.marker)
@@ -210,12 +224,16 @@ def test_another_selection_replaces_the_whole_report(tmp_path: Path, capsys: pyt
     assert pictures == {picture(cluster) for cluster in (0, 1) for picture in (job.paths.strip, job.paths.motion)}
 
 
-def test_a_report_that_is_made_again_remembers_when_it_was_made_first(tmp_path: Path) -> None:
+def test_a_run_that_is_reported_again_is_no_later_run(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    first = job.report()
-    assert first["first_reported_at"] == first["created_at"]
-    write_json(job.storage, job.paths.marker, {**first, "first_reported_at": "2026-01-01T00:00:00+00:00"})
-    assert job.report(selected=0)["first_reported_at"] == "2026-01-01T00:00:00+00:00"
+    document = job.report()
+    assert document["created_at"] == document["reported_at"]
+    write_json(job.storage, job.paths.marker, {**document, "created_at": "2024-05-01T00:00:00+00:00"})
+    again = job.report(reporting=ReportingConfig(strip_images=1, examples=False))
+    assert again["created_at"] == "2024-05-01T00:00:00+00:00"
+    assert again["reported_at"] >= document["reported_at"]
+    assert again["reported_at"] in job.storage.read_bytes(job.paths.page).decode()
+    assert read_json(job.storage, job.paths.marker) == again
 
 
 def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_path: Path) -> None:
@@ -235,7 +253,14 @@ def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_pat
 def test_a_report_that_lost_a_picture_is_made_again(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     job.report()
-    for lost in (job.paths.mosaic, job.paths.strip(3), job.paths.clusters, job.paths.page, job.paths.spreadsheet):
+    for lost in (
+        job.paths.mosaic,
+        job.paths.timelapse,
+        job.paths.strip(3),
+        job.paths.clusters,
+        job.paths.page,
+        job.paths.spreadsheet,
+    ):
         job.storage.delete(lost)
     document = job.report(tracking_uri=f"sqlite:///{tmp_path}/other.db")
     assert document["tracking"]["error"] is None

@@ -11,9 +11,10 @@ from pipeline.records import Crawl
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.manifest import LOSS_NAMES, loss_column
 from pipeline.reporting.page.charts import number
-from pipeline.reporting.page.clusters import cluster_views, example_views
+from pipeline.reporting.page.clusters import cluster_views, data_uri, example_views
 from pipeline.reporting.page.render import Page, Unexplained
 from pipeline.reporting.page.training import training_figures
+from pipeline.reporting.timelapse import LIMIT_BYTES
 from pipeline.reporting.tracking.server import without_credentials
 
 
@@ -25,6 +26,7 @@ def page_of(
     crawls: Sequence[Crawl],
     results: Sequence[TrialResult],
     selected: TrialResult,
+    timelapse: bytes,
 ) -> Page:
     """The page of a run.
 
@@ -37,6 +39,7 @@ def page_of(
         crawls: what was clustered.
         results: of all trials.
         selected: the kept one.
+        timelapse: its training as an animated WebP file.
     """
     return Page(
         document=document,
@@ -53,5 +56,6 @@ def page_of(
             clusters=findings.worst["cluster"].to_pylist(),
         ),
         figures=training_figures(results, selected),
+        timelapse=data_uri(timelapse) if len(timelapse) <= LIMIT_BYTES else None,
         crawls=crawls,
     )

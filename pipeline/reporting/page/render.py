@@ -53,6 +53,8 @@ class Page:
     """In the order in which they are shown."""
     unexplained: Unexplained
     figures: Sequence[Figure]
+    timelapse: str | None
+    """The animation of training as a ``data:`` address; None where it is too large for the page."""
     crawls: Sequence[Crawl]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import pipeline
+from pipeline.clustering.checkpoint import write_model
 from pipeline.config import ClusteringConfig
 from pipeline.records import CHANNELS, Crawl
 from pipeline.reporting.assign_pictures import assignment_schema
@@ -23,7 +24,7 @@ from pipeline.storage import Storage, scratch_folder
 MODEL = "model"
 """Name of the model within its run: ``runs:/RUN/model``."""
 LOADER = "pipeline.reporting.tracking.load_model"
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "tenacity", "torch")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "tenacity", "torch", "tqdm")
 """What the loader imports, directly or through this package."""
 _NEVER_IMPORTED = ("ingest", "job", "page", "__pycache__")
 """Folders of this package that the loader does without."""
@@ -47,7 +48,7 @@ def log_model(
         client: of MLflow.
         experiment: MLflow's id of it.
         run: MLflow's id of the run that the model belongs to.
-        storage: workspace with the checkpoint; it is copied whole, as an artifact.
+        storage: workspace with the checkpoint; the model in it is copied, as an artifact.
         checkpoint: its key.
         config: that it was trained with.
         crawl: any of those that it was trained on; says what its images look like.
@@ -66,7 +67,7 @@ def log_model(
     )
     with scratch_folder() as folder:
         data = folder / PurePosixPath(checkpoint).name
-        data.write_bytes(storage.read_bytes(checkpoint))
+        write_model(storage, checkpoint, data)
         _save(folder, data, described)
         client.log_model_artifacts(logged.model_id, str(folder / MODEL))
     client.log_outputs(run, [LoggedModelOutput(logged.model_id, step=0)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from pipeline.clustering.halving import better_half, halve, rungs
 from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult, loss_at
 from pipeline.config import ClusteringConfig
+from pipeline.errors import ClusteringError
 from pipeline.layout import RunPaths
+from pipeline.progress import about
 from pipeline.storage import LocalStorage, write_json
 
 
@@ -35,33 +38,79 @@ class Training:
 
     def __init__(self, folder: Path) -> None:
         self.storage, self.paths = LocalStorage(str(folder)), RunPaths("c", "run")
-        self.trained: list[tuple[str, int]] = []
+        self.trained: list[tuple[str, int | None]] = []
 
-    def __call__(self, trials: list[Trial], until: int) -> None:
+    def __call__(self, trials: list[Trial], until: int | None) -> None:
         for trial in trials:
             self.trained.append((trial.name, until))
+            if until is None:
+                self.end(trial, 1200)
+                continue
             loss = 100.0 * trial.k - until * (trial.seed + 1)
             if trial == Trial(8, 0):
-                history = [HistoryPoint(until, -1e9, 1e-3, 1, 0, 0.5, 0.1)]
-                result = TrialResult(8, 0, 5.0, until, 1, 1.0, 1, [], history)
-                write_json(self.storage, self.paths.trial_marker(trial.name), result.to_json())
-                self.storage.write_bytes(self.paths.checkpoint(trial.name), b"")
+                self.end(trial, until)
             else:
                 write_json(self.storage, self.paths.rung(trial.name, until), {"loss": loss})
+
+    def end(self, trial: Trial, iteration: int) -> None:
+        history = [HistoryPoint(iteration, -1e9, 1e-3, 1, 0, 0.5, 0.1)]
+        result = TrialResult(trial.k, trial.seed, 5.0, iteration, 1, 1.0, 1, [], history)
+        write_json(self.storage, self.paths.trial_marker(trial.name), result.to_json())
+        self.storage.write_bytes(self.paths.checkpoint(trial.name), b"")
 
 
 def test_the_better_half_of_each_k_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     training = Training(tmp_path)
     trials = [Trial(k, seed) for k in (4, 8) for seed in range(4)]
     assert halve(training.storage, training.paths, config(4), trials, training) == [Trial(4, 3), Trial(8, 0)]
-    first, second = ([name for name, until in training.trained if until == rung] for rung in (550, 1100))
+    first, second, last = (
+        sorted(name for name, until in training.trained if until == rung) for rung in (550, 1100, None)
+    )
     assert len(first) == 8
-    assert second == ["k=4-seed=3", "k=4-seed=2", "k=8-seed=3"], "a trial that is done is not trained again"
+    assert second == ["k=4-seed=2", "k=4-seed=3", "k=8-seed=3"], "a trial that is done is not trained again"
+    assert last == ["k=4-seed=3"]
     assert "k=4-seed=0 (-150), k=4-seed=1 (-700) stops after 550" in capsys.readouterr().out
     # A job that is submitted again decides alike, and trains nothing.
     training.trained.clear()
     assert halve(training.storage, training.paths, config(4), trials, training) == [Trial(4, 3), Trial(8, 0)]
     assert not training.trained
+
+
+def test_no_k_waits_for_another(tmp_path: Path) -> None:
+    """Trials of K = 8 do not begin before the best one of K = 4 is done."""
+    training, done = Training(tmp_path), threading.Event()
+
+    def train(trials: list[Trial], until: int | None) -> None:
+        if trials[0].k == 8:
+            assert done.wait(30)
+        training(trials, until)
+        if trials[0].k == 4 and until is None:
+            done.set()
+
+    trials = [Trial(k, seed) for k in (4, 8) for seed in range(4)]
+    assert halve(training.storage, training.paths, config(4), trials, train) == [Trial(4, 3), Trial(8, 0)]
+
+
+def test_lines_of_every_k_say_what_they_are_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = Training(tmp_path)
+    with about("rome"):
+        halve(training.storage, training.paths, config(2), [Trial(k, s) for k in (4, 8) for s in (0, 1)], training)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("cluster   rome: ") for line in lines)
+
+
+def test_a_k_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+
+    def train(trials: list[Trial], until: int | None) -> None:
+        if trials[0].k == 4:
+            raise ClusteringError("four is broken")
+        training(trials, until)
+
+    with pytest.raises(ClusteringError, match="four is broken"):
+        halve(training.storage, training.paths, config(2), [Trial(k, s) for k in (4, 8) for s in (0, 1)], train)
+    assert training.storage.exists(training.paths.trial_marker("k=8-seed=0"))
 
 
 def test_a_trial_that_is_further_is_compared_where_the_others_are() -> None:

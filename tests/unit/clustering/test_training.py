@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from torch.multiprocessing.spawn import spawn
 
 from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, load_method
 from pipeline.clustering.images import ImageSet
-from pipeline.clustering.training import TrialTraining, Window
+from pipeline.clustering.snapshots import snapshots_of
+from pipeline.clustering.training import TrialTraining, Window, bucket_mb
 from pipeline.clustering.trial import Trial, TrialResult
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
@@ -45,7 +48,13 @@ def collection(n: int = 30, size: int = 12) -> Tensor:
 def training(folder: Path, **more: Any) -> TrialTraining:
     storage = LocalStorage(str(folder))
     return TrialTraining(
-        configuration(**more), Trial(3, 1), ImageSet.of(collection()), storage, "t/checkpoint.pt", torch.device("cpu")
+        configuration(**more),
+        Trial(3, 1),
+        ImageSet.of(collection()),
+        storage,
+        "t/checkpoint.pt",
+        "t/best.pt",
+        torch.device("cpu"),
     )
 
 
@@ -54,8 +63,8 @@ def checkpoints_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine one would be left out while the one before it is still being written."""
     begin = CheckpointWriter.write
 
-    def write(writer: CheckpointWriter, state: dict[str, Any]) -> bool:
-        begun = begin(writer, state)
+    def write(writer: CheckpointWriter, *states: Any) -> bool:
+        begun = begin(writer, *states)
         writer.close()
         return begun
 
@@ -88,6 +97,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, at: int) -> 
         expected.history,
         expected.stages,
     )
+    assert resumed.snapshots.taken == whole.snapshots.taken
+    assert [taken.iteration for taken in whole.snapshots.taken] == [0, *(point.iteration for point in result.history)]
     for one, other in zip(resumed.method.state_dict().values(), whole.method.state_dict().values(), strict=True):
         assert torch.equal(one, other)
 
@@ -102,7 +113,9 @@ def test_the_final_checkpoint_is_the_model(tmp_path: Path) -> None:
     expected, actual = trained.method.assign(batch), method.assign(batch)
     assert torch.equal(actual.loss_B, expected.loss_B)
     assert list(actual.parameters) == ["color", "affine"]
-    assert load_checkpoint(storage, "t/checkpoint.pt")["optimizer"] is None
+    state = load_checkpoint(storage, "t/checkpoint.pt")
+    assert state["optimizer"] is None
+    assert snapshots_of(state) == trained.snapshots.taken
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
@@ -142,7 +155,7 @@ def test_planted_views_are_found(tmp_path: Path) -> None:
 def test_more_prototypes_than_images_are_refused(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     with pytest.raises(ClusteringError, match="above the 2 images"):
-        TrialTraining(configuration(), Trial(3, 0), ImageSet.of(collection(2)), storage, "c", torch.device("cpu"))
+        TrialTraining(configuration(), Trial(3, 0), ImageSet.of(collection(2)), storage, "c", "b", torch.device("cpu"))
 
 
 def test_a_loss_that_is_no_number_stops_the_trial_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -173,6 +186,101 @@ def test_a_broken_last_step_is_never_kept(tmp_path: Path) -> None:
     with pytest.raises(ClusteringError, match=r"not finite at iteration 6 .* in prototypes"):
         resumed.run()
     assert training(tmp_path).iteration == 3
+
+
+def complete_windows(window: Window, run: TrialTraining, seen: dict[int, tuple[float, Tensor]]) -> None:
+    """Note loss and prototypes at the ends of windows with all modules."""
+    if run.history and run.history[-1].iteration == window.iteration and run.history[-1].active_modules == 2:
+        seen[window.iteration] = (window.loss, run.method.prototypes.detach().clone())
+
+
+def test_the_best_model_is_kept_beside_the_last_checkpoint(tmp_path: Path) -> None:
+    """At a learning rate at which the loss goes up and down."""
+    seen: dict[int, tuple[float, Tensor]] = {}
+    schedule = {"window": 1, "min_iterations": 2, "max_iterations": [2, 2, 30], "final_iterations": 0, "patience": 99}
+    run = training(tmp_path, learning_rate=0.2, schedule=schedule)
+    storage = LocalStorage(str(tmp_path))
+
+    def follow(window: Window) -> None:
+        if window.iteration <= 5:
+            assert not storage.exists("t/best.pt"), "not before all modules are active"
+        if window.iteration == 30:
+            raise Killed
+        complete_windows(window, run, seen)
+
+    with pytest.raises(Killed):
+        run.run(follow)
+    best = min(seen, key=lambda iteration: seen[iteration][0])
+    assert best < 29, "the test needs a model that was better than the last"
+    kept = load_method(storage, "t/best.pt")
+    assert torch.equal(kept.prototypes, seen[best][1])
+    assert kept.active_modules == 2
+    assert load_checkpoint(storage, "t/checkpoint.pt")["iteration"] == 29
+    assert training(tmp_path, learning_rate=0.2, schedule=schedule).best_loss == seen[best][0]
+
+
+@pytest.mark.parametrize("last", [0.5, 1.0, 2.0])
+def test_the_best_model_stays_where_the_last_is_worse(tmp_path: Path, last: float) -> None:
+    """With all modules the loss of the first window is made 1, that of later ones 5, and that of all images `last`."""
+    run = training(tmp_path)
+    run.evaluate = lambda: last  # type: ignore[method-assign]
+
+    def follow(_: Window) -> None:
+        point = run.history[-1]
+        if point.active_modules == 2:
+            run.history[-1] = replace(point, loss=1.0 if run.history[-2].active_modules < 2 else 5.0)
+
+    run.run(follow)
+    assert run.best_loss == 1
+    assert LocalStorage(str(tmp_path)).exists("t/best.pt") == (last > 1)
+
+
+def test_a_broken_trial_names_its_best_model(tmp_path: Path) -> None:
+    run = training(tmp_path)
+    step = run.optimizer.step
+
+    def broken(*_: Any) -> None:
+        step()
+        if run.history and run.history[-1].active_modules == 2:
+            run.method.prototypes.data.fill_(float("nan"))
+
+    run.optimizer.step = broken  # type: ignore[assignment]
+    with pytest.raises(ClusteringError, match=r"the last checkpoint is kept, and the best model in .*/t/best\.pt;"):
+        run.run()
+    assert load_method(LocalStorage(str(tmp_path)), "t/best.pt").prototypes.isfinite().all()
+
+
+def test_a_checkpoint_that_was_left_out_is_due_at_the_next_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every window takes a second here, and the storage is busy in the fourth and fifth."""
+    now = 0.0
+    tried: list[float] = []
+
+    def write(_: CheckpointWriter, *states: Any) -> bool:
+        tried.append(now)
+        return now not in {4, 5}
+
+    def a_second_later(_: Window) -> None:
+        nonlocal now
+        now += 1
+
+    run = training(tmp_path, checkpoint_every_s=4)
+    monkeypatch.setattr(CheckpointWriter, "write", write)
+    monkeypatch.setattr("pipeline.clustering.training.time", SimpleNamespace(monotonic=lambda: now))
+    run.run(a_second_later)
+    assert tried[:4] == [4, 5, 6, 10]
+
+
+def test_gradients_travel_in_a_few_parts() -> None:
+    def parameters(*mib: float) -> list[torch.nn.Parameter]:
+        return [torch.nn.Parameter(torch.zeros(int(size * 2**18))) for size in mib]
+
+    assert bucket_mb(parameters(20, 20)) == 10
+    assert bucket_mb(parameters(0.5)) == 1
+    still, moving = parameters(40, 12)
+    still.requires_grad = False
+    assert bucket_mb([still, moving]) == 3
 
 
 def train_as_worker(rank: int, world_size: int, folder: str, schedule: dict[str, int]) -> None:
@@ -215,7 +323,7 @@ def test_extreme_sizes(tmp_path: Path, method: str, k: int, batch: int) -> None:
     values = {"method": method, "batch_size": batch, "alignment_steps": 2, "schedule": schedule, **transforms}
     config = ClusteringConfig.model_validate(values)
     storage = LocalStorage(str(tmp_path))
-    trained = TrialTraining(config, Trial(k, 0), ImageSet.of(collection()), storage, "c", torch.device("cpu"))
+    trained = TrialTraining(config, Trial(k, 0), ImageSet.of(collection()), storage, "c", "b", torch.device("cpu"))
     assert trained.run().history[-1].largest_share <= 1
 
 
@@ -228,6 +336,17 @@ def test_a_trial_that_pauses_goes_on_as_if_it_had_not(tmp_path: Path, until: int
     assert result.loss == pytest.approx(paused.evaluate())
     again = training(tmp_path / "part").run()
     assert (again.loss, again.history) == (expected.loss, expected.history)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_snapshots(tmp_path: Path) -> None:
+    training(tmp_path).run(until=6)
+    storage, key = LocalStorage(str(tmp_path)), "t/checkpoint.pt"
+    state = load_checkpoint(storage, key)
+    del state["snapshots"]
+    CheckpointWriter(storage, key, print).finish(state)
+    resumed = training(tmp_path)
+    resumed.run(until=12)
+    assert [taken.iteration for taken in resumed.snapshots.taken] == [9, 12]
 
 
 def test_other_workers_are_mentioned(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def configuration(k: int = 3) -> ClusteringConfig:
 def earlier(tmp_path: Path) -> LocalStorage:
     """A trained model of three prototypes, stored as ``earlier.pt``."""
     storage = LocalStorage(str(tmp_path))
-    TrialTraining(configuration(), Trial(3, 0), ImageSet.of(collection()), storage, "earlier.pt", CPU).run()
+    TrialTraining(configuration(), Trial(3, 0), ImageSet.of(collection()), storage, "earlier.pt", "best.pt", CPU).run()
     return storage
 
 
@@ -77,9 +77,11 @@ def test_new_prototypes_start_from_what_was_explained_worst(earlier: LocalStorag
 
 
 def test_training_begins_with_all_modules_and_ends_sooner(earlier: LocalStorage) -> None:
-    scratch = TrialTraining(configuration(), Trial(3, 1), ImageSet.of(collection()), earlier, "scratch.pt", CPU).run()
+    scratch = TrialTraining(
+        configuration(), Trial(3, 1), ImageSet.of(collection()), earlier, "scratch.pt", "best.pt", CPU
+    ).run()
     warm = TrialTraining(
-        configuration(), Trial(3, 1), ImageSet.of(collection()), earlier, "warm.pt", CPU, "earlier.pt"
+        configuration(), Trial(3, 1), ImageSet.of(collection()), earlier, "warm.pt", "best.pt", CPU, "earlier.pt"
     ).run()
     assert [stage.modules for stage in warm.stages] == [["color"], ["color"]]
     assert warm.history[0].loss < scratch.history[0].loss

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import Method
 from pipeline.reporting.page.render import render
+from pipeline.reporting.timelapse import LIMIT_BYTES
 from tests.made_page import made_page
 
 HOSTILE = [
@@ -152,12 +153,12 @@ def test_without_examples_no_photo_caption_or_link_is_there() -> None:
     elements = Elements(html)
     assert "secret words" not in html
     assert "example.org" not in html
-    assert {image["class"] for image in elements.of("img")} == {"prototype", "mean", "deviation"}
+    assert {image["class"] for image in elements.of("img")} == {"prototype", "mean", "deviation", "prototypes"}
 
 
 def test_without_examples_a_mean_of_few_photos_is_not_shown_either() -> None:
     html = render(made_page(k=2, images=4, examples=False)).decode()
-    assert {image["class"] for image in Elements(html).of("img")} == {"prototype"}
+    assert {image["class"] for image in Elements(html).of("img")} == {"prototype", "prototypes"}
     assert "#tag0" not in html
     assert "Posted" not in html
 
@@ -167,7 +168,25 @@ def test_without_examples_a_mean_of_few_photos_is_not_shown_either() -> None:
 )
 def test_even_pages_of_noise_stay_small(k: int, images: int) -> None:
     captions = ["<&>" * 100]
-    assert len(render(made_page(k, images, captions=captions))) < 15e6
+    page = made_page(k, images, captions=captions, timelapse=bytes(LIMIT_BYTES))
+    assert len(render(page)) < 15e6
+
+
+def test_an_animation_of_training_that_is_too_large_stays_outside() -> None:
+    def shown(n_bytes: int) -> str:
+        return render(made_page(timelapse=bytes(n_bytes))).decode()
+
+    inside, outside = shown(LIMIT_BYTES), shown(LIMIT_BYTES + 1)
+    assert base64.b64encode(bytes(LIMIT_BYTES)).decode() in inside
+    assert "/w/rome/runs/run-1/training.webp" not in inside
+    assert "/w/rome/runs/run-1/training.webp" in outside
+    assert len(inside) - len(outside) > LIMIT_BYTES
+
+
+def test_what_moves_is_closed_until_it_is_opened(html: str) -> None:
+    (details,) = re.findall(r'<details class="timelapse">.*?</details>', html, re.DOTALL)
+    assert Elements(details).of("img")[0]["loading"] == "lazy"
+    assert "open" not in Elements(details).of("details")[0]
 
 
 def test_the_same_findings_give_the_same_bytes() -> None:
