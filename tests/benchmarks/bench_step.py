@@ -74,6 +74,7 @@ def dense_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Calla
     return step
 
 
+LEAST_ITERATIONS = 5
 PATHS = {"dense": dense_step, "product": product_step}
 
 
@@ -89,10 +90,11 @@ def digits() -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=16).reshape(-1, 1, 28, 28) / np.float32(255))
 
 
-def measure(path: str, case: dict[str, Any], method: str, threads: int, iterations: int) -> dict[str, float]:
+def measure(path: str, case: dict[str, Any], method: str, threads: int, shortest_s: float) -> dict[str, float]:
     """Seconds of the fastest iteration after one to warm up, images per second, and peak memory of this process.
 
-    The fastest, since whatever else the machine does only adds to an iteration.
+    The fastest, since whatever else the machine does only adds to an iteration; of `LEAST_ITERATIONS` at least, and of
+    all that begin within `shortest_s`, so that short iterations have as much time to be undisturbed as long ones.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -100,12 +102,13 @@ def measure(path: str, case: dict[str, Any], method: str, threads: int, iteratio
     step = PATHS[path](case, method, images)
     batch = case["dense_batch" if path == "dense" else "batch"]
     stream = BatchStream(EpochOrder([len(images)], seed=0), batch)
-    seconds = []
-    for iteration in range(iterations + 1):
+    step(images[stream.indices(0)])
+    seconds: list[float] = []
+    while len(seconds) < LEAST_ITERATIONS or sum(seconds) < shortest_s:
         started = time.perf_counter()
-        step(images[stream.indices(iteration)])
+        step(images[stream.indices(len(seconds) + 1)])
         seconds.append(time.perf_counter() - started)
-    fastest = min(seconds[1:])
+    fastest = min(seconds)
     return {
         "seconds_per_iteration": fastest,
         "images_per_second": batch / fastest,
@@ -119,14 +122,14 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, default="photo-k40")
     parser.add_argument("--method", choices=["dti-gmm", "dti-kmeans"], default="dti-gmm")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--iterations", type=int, default=5, help="timed iterations of each path [5]")
+    parser.add_argument("--seconds", type=float, default=15.0, help="timed at least, of each path and turn [15]")
     parser.add_argument("--rounds", type=int, default=2, help="times that the paths take turns; the faster counts [2]")
     parser.add_argument("--path", choices=PATHS, help="measure this path alone, in this process, and print JSON")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
     if arguments.path:
         case = CASES[arguments.case]
-        found = measure(arguments.path, case, arguments.method, arguments.threads, arguments.iterations)
+        found = measure(arguments.path, case, arguments.method, arguments.threads, arguments.seconds)
         print(json.dumps(found))
         return
     if arguments.case == "mnist-k10" and not DIGITS.exists():
@@ -137,7 +140,7 @@ def main() -> None:
     best: dict[tuple[str, str], dict[str, float]] = {}
     for path, case_name in arguments.rounds * runs:
         command = [sys.executable, __file__, "--path", path, "--case", case_name, "--method", arguments.method]
-        command += ["--threads", str(arguments.threads), "--iterations", str(arguments.iterations)]
+        command += ["--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout)
         print(
