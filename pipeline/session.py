@@ -36,6 +36,8 @@ def _configure_ray() -> None:
         # This Ray has no API server. Left to itself, Ray Train would look for one, find that of another Ray on the
         # machine, learn there that its controller is unknown, and take its own workers' resources away.
         os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+        # Training has a few processes that only wait. On two CPUs Ray would warn of them on the console.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
 
 
 if "ray" not in sys.modules:
