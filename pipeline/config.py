@@ -283,7 +283,7 @@ class ClusteringConfig(_Section):
     """GiB of decoded images that a worker uses at a time, shared with the others of its node. A collection that fits
     is decoded once and stays there; a larger one is decoded once per epoch, and its images are drawn from a window of
     half as much. 4 hold 87,000 images of 128 px."""
-    collective_timeout_s: float = Field(600.0, gt=0)
+    collective_timeout_s: float = Field(900.0, gt=0)
     """Seconds that workers wait for each other in a step before their attempt ends: one is stuck."""
     max_failures: int = Field(2, ge=0)
     """Deaths of its workers that a trial survives: it goes on from its last checkpoint."""

@@ -6,6 +6,7 @@ are used, so they travel to Ray tasks as they are.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -23,6 +24,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StorageError, UnavailableError
 
+MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENFILE, errno.EMFILE}
+"""What a file system on the network, or one that is overloaded, answers now and then."""
 TABLES_AHEAD = 8
 """Tables that are read at once."""
 
@@ -77,7 +80,8 @@ class LocalStorage:
         return os.path.join(self.root, key)
 
     def exists(self, key: str) -> bool:
-        return Path(self.uri(key)).is_file()
+        with self._explained(key, "read"):
+            return Path(self.uri(key)).is_file()
 
     def list(self, prefix: str) -> Iterator[str]:
         base = Path(self.uri(prefix))
@@ -85,12 +89,8 @@ class LocalStorage:
         yield from sorted(p.relative_to(self.root).as_posix() for p in paths)
 
     def read_bytes(self, key: str) -> bytes:
-        try:
+        with self._explained(key, "read"):
             return Path(self.uri(key)).read_bytes()
-        except OSError as error:
-            for_good = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-            kind = StorageError if isinstance(error, for_good) else UnavailableError
-            raise kind(f"cannot read {self.uri(key)}: {error.strerror}") from error
 
     def write_bytes(self, key: str, data: bytes) -> None:
         with self._replacing(key) as part:
@@ -102,7 +102,16 @@ class LocalStorage:
                 target.write(block)
 
     def delete(self, key: str) -> None:
-        Path(self.uri(key)).unlink(missing_ok=True)
+        with self._explained(key, "delete"):
+            Path(self.uri(key)).unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self, key: str, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            kind = UnavailableError if error.errno in MAY_PASS else StorageError
+            raise kind(f"cannot {verb} {self.uri(key)}: {error.strerror}") from error
 
     @contextmanager
     def _replacing(self, key: str) -> Iterator[Path]:
@@ -212,6 +221,8 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status in {408, 429} or status >= 500
+    if isinstance(error, (exceptions.SSLError, FileNotFoundError)):
+        return False  # a certificate, or the list of those to trust
     passing = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, OSError)
     return isinstance(error, passing)
 

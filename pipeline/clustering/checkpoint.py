@@ -10,6 +10,7 @@ import io
 import pickle
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -80,9 +81,15 @@ class CheckpointWriter:
                 write_patiently(publish, self._storage.uri(key), self._note)
 
 
-def load_checkpoint(storage: Storage, key: str) -> dict[str, Any]:
-    """What a `CheckpointWriter` wrote, once storage answers. Raises ClusteringError for anything else."""
-    data = read_patiently(lambda: storage.read_bytes(key), storage.uri(key))
+def load_checkpoint(storage: Storage, key: str, note: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """What a `CheckpointWriter` wrote, once storage answers. Raises ClusteringError for anything else.
+
+    Args:
+        storage, key: where it is.
+        note: as that of `read_patiently`.
+    """
+    told = {"note": note} if note else {}
+    data = read_patiently(lambda: storage.read_bytes(key), storage.uri(key), **told)
     broken = ClusteringError(f"{storage.uri(key)}: not a checkpoint; delete it to start this trial again")
     if not _is_whole(data):
         raise broken
@@ -100,7 +107,7 @@ def _is_whole(data: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return archive.testzip() is None and any(name.endswith("/version") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError):
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError):
         return False
 
 
@@ -126,7 +133,10 @@ def write_model(storage: Storage, key: str, path: Path) -> None:
 
 
 def delete_snapshots(storage: Storage, key: str) -> None:
-    """Publish the checkpoint `key` again without snapshots: the first ones are photos, from which training began."""
+    """Publish the checkpoint `key` again without snapshots: the first ones are photos, from which training began.
+
+    Nobody may train the trial meanwhile.
+    """
     state = load_checkpoint(storage, key)
     if state.pop("snapshots", None):
         buffer = io.BytesIO()

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 
 from pipeline.clustering.curriculum import Curriculum
+from pipeline.clustering.patience import read_patiently
 from pipeline.clustering.trial import Trial, TrialResult, is_done, loss_at
 from pipeline.config import ClusteringConfig
 from pipeline.layout import RunPaths
@@ -40,7 +41,7 @@ def halve(
     """Train of each K all trials a little, and those that are worth it to the end; these, one of each K or more.
 
     What is decided follows from the losses in storage, so a job that is submitted again decides alike. No K waits for
-    another. Raises, when all are done, the first error of `train`.
+    another. Raises, when all are done, what went wrong with the smallest K of those that failed.
 
     Args:
         train: trains trials until an iteration, or to the end, and leaves their losses there in storage; from several
@@ -94,13 +95,18 @@ def _better(storage: Storage, paths: RunPaths, seeds: list[Trial], iteration: in
 
 
 def _reached(storage: Storage, paths: RunPaths, trial: Trial, iteration: int) -> bool:
-    return storage.exists(paths.rung(trial.name, iteration)) or is_done(storage, paths, trial)
+    rung = paths.rung(trial.name, iteration)
+    return read_patiently(lambda: storage.exists(rung) or is_done(storage, paths, trial), storage.uri(rung))
 
 
 def _loss(storage: Storage, paths: RunPaths, trial: Trial, iteration: int) -> float:
     """At the rung; of a trial that was over before, of its last window."""
     rung = paths.rung(trial.name, iteration)
-    if storage.exists(rung):
-        return float(read_json(storage, rung)["loss"])
-    result = TrialResult.from_json(read_json(storage, paths.trial_marker(trial.name)))
-    return loss_at(result.history, iteration)
+
+    def read() -> float:
+        if storage.exists(rung):
+            return float(read_json(storage, rung)["loss"])
+        result = TrialResult.from_json(read_json(storage, paths.trial_marker(trial.name)))
+        return loss_at(result.history, iteration)
+
+    return read_patiently(read, storage.uri(rung))

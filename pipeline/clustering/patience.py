@@ -28,12 +28,20 @@ def write_patiently(write: Callable[[], None], what: str, note: Callable[[str], 
     _patiently(write, StorageError, f"{what} is", "written", note)
 
 
-def read_patiently(read: Callable[[], Result], what: str) -> Result:
+def _say(line: str) -> None:
+    say("storage", line)
+
+
+def read_patiently(read: Callable[[], Result], what: str, note: Callable[[str], None] = _say) -> Result:
     """What `read` returns, once the storage answers; after `PATIENCE_S` the UnavailableError of the last attempt.
 
-    What is missing, refused or broken is not waited for: its error is raised at once. Trouble is said where this runs.
+    What is missing, refused or broken is not waited for: its error is raised at once.
+
+    Args:
+        what: is read, for the messages.
+        note: is told when the trouble begins and when it is over. Default: the console of this process.
     """
-    return _patiently(read, UnavailableError, f"{what} is", "read", lambda line: say("storage", line))
+    return _patiently(read, UnavailableError, f"{what} is", "read", note)
 
 
 def _patiently(

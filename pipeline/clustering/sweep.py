@@ -126,7 +126,8 @@ def sweep(
             halve(storage, paths, config, trials, train_until)
         else:
             train_until(missing, None)
-            say("cluster", _speed([_result(storage, paths, trial) for trial in missing], time.monotonic() - started))
+        trained = [_result(storage, paths, trial) for trial in missing if is_done(storage, paths, trial)]
+        say("cluster", _speed(trained, time.monotonic() - started))
     done = [trial for trial in trials if is_done(storage, paths, trial)]
     if absent := set(config.k) - {trial.k for trial in done}:
         raise ConfigError(f"run {paths.run_id}: no trial of k {sorted(absent)} is trained; run the cluster stage first")

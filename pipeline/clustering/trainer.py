@@ -127,6 +127,8 @@ class TrainingPool:
         self._started = 0
         self._fruitless = 0
         self._fatal: Exception | None = None
+        self._ending = threading.Lock()
+        """Of who waits for trials against who ends all waiting."""
         self._view = _Console()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._manage, daemon=True)
@@ -147,9 +149,10 @@ class TrainingPool:
 
         Raises the ClusteringError of the first trial that cannot be trained, when all others are done.
         """
-        if self._fatal is not None:
-            raise self._fatal
-        ends = [self._ends.setdefault(work.name, Future()) for work in works]
+        with self._ending:
+            if self._fatal is not None:
+                raise self._fatal
+            ends = [self._ends.setdefault(work.name, Future()) for work in works]
         ray.get(self._queue.add.remote(list(works)))
         errors = [end.exception() for end in ends]
         for work in works:
@@ -170,15 +173,17 @@ class TrainingPool:
                 if len(self._groups) < min(self._plan.most, view.waiting + len(view.running)) and view.waiting:
                     self._start_group()
         except Exception as error:  # whoever waits for a trial must not wait for ever
-            self._fatal = error
             self._end_all(error)
         finally:
             self._view.close()
 
     def _end_all(self, error: Exception) -> None:
-        for end in list(self._ends.values()):
-            if not end.done():
-                end.set_exception(error)
+        """End all waiting, from now on, too."""
+        with self._ending:
+            self._fatal = self._fatal or error
+            for end in list(self._ends.values()):
+                if not end.done():
+                    end.set_exception(error)
 
     def _end(self, name: str, error: PipelineError | None) -> None:
         end = self._ends[name]
@@ -222,8 +227,7 @@ def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    # Below Ray's own folder, with which it goes when this process is killed before it can clean up.
-    with tempfile.TemporaryDirectory(prefix="train-", dir=_session_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"group": name, "plan": plan, "queue": queue, "store": store},
@@ -238,13 +242,6 @@ def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, 
             ),
         )
         trainer.fit()
-
-
-def _session_folder() -> str:
-    """Where Ray keeps the files of this session on this machine."""
-    from ray._private.worker import _global_node
-
-    return str(_global_node.get_session_dir_path())
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -293,17 +290,18 @@ def _next_work(queue: Any, group: str, patience_s: float) -> Work | None:
 
 def _train(work: Work, images: ImageSet, device: torch.device, group: str, queue: Any) -> None:
     """Train one trial; `queue` is told how it goes, by the worker that has it."""
+
+    def note(line: str) -> None:
+        if queue is not None:
+            queue.note.remote(group, line)
+
     keys = work.paths.checkpoint(work.trial.name), work.paths.best(work.trial.name)
-    training = TrialTraining(work.config, work.trial, images, work.storage, *keys, device, work.earlier)
+    training = TrialTraining(work.config, work.trial, images, work.storage, *keys, device, work.earlier, note)
     if queue is None:
         training.run(until=work.until)
         return
-
-    def note(line: str) -> None:
-        queue.note.remote(group, line)
-
     ray.get(queue.begin.remote(group, training.origin))
-    result = training.run(lambda window: queue.tell.remote(group, window), note, work.until)
+    result = training.run(lambda window: queue.tell.remote(group, window), work.until)
     key = work.paths.trial_marker(work.trial.name)
     document = result.to_json()
     if work.until is not None and not training.curriculum.done:

@@ -2,12 +2,12 @@
 
 Decisions (convergence, reassignment, learning rate) fall at the end of a window, from sums over all workers.
 Checkpoints are taken there too, and all random numbers derive from seed and iteration, so a resumed run repeats the
-uninterrupted one.
+uninterrupted one: bit for bit with one worker or two. With more, DDP sums the gradients of the first step after it is
+made in another order than those of later steps.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, mo
 from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.images import ImageSet, to_float
 from pipeline.clustering.loader import BatchStream, EpochOrder, Loader, initial_images
-from pipeline.clustering.patience import read_patiently, write_patiently
+from pipeline.clustering.patience import read_patiently
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.snapshots import Snapshots, snapshots_of
@@ -67,6 +67,7 @@ class TrialTraining:
         device: of this worker.
         earlier_key: of a trained model to start from, where the trial has no checkpoint; by default it starts from
             random images.
+        note: called with what the user should know of, such as storage that fails; from another thread, too.
 
     Raises:
         ClusteringError: K exceeds the number of images, or the loss stops being a number.
@@ -83,18 +84,19 @@ class TrialTraining:
         best_key: str,
         device: torch.device,
         earlier_key: str | None = None,
+        note: Callable[[str], None] = lambda line: None,
     ) -> None:
         if trial.k > len(images):
             raise ClusteringError(
                 f"k {trial.k} is above the {len(images)} images of the collection; choose a smaller k"
             )
         self.config, self.trial, self.images, self.device = config, trial, images, device
-        self.storage, self.checkpoint_key, self.best_key = storage, checkpoint_key, best_key
+        self.storage, self.checkpoint_key, self.best_key, self.note = storage, checkpoint_key, best_key, note
         self.rank, self.world_size = place()
         order = EpochOrder(images.sizes, trial.seed, images.window)
         self.loader = Loader(images, BatchStream(order, config.batch_size, self.rank, self.world_size), device)
         uri = storage.uri(checkpoint_key)
-        resumes = read_patiently(lambda: storage.exists(checkpoint_key), uri)
+        resumes = read_patiently(lambda: storage.exists(checkpoint_key), uri, note)
         initial = torch.zeros(trial.k, *images.shape)
         if not resumes:
             initial = initial_images(images, trial.k, trial.seed, config.initialization)
@@ -117,9 +119,15 @@ class TrialTraining:
         self.best_loss = math.inf
         """Of a window, of the model at `best_key`."""
         self.snapshots = Snapshots()
+        broken: ClusteringError | None = None
         if resumes:
-            self._resume()
+            try:
+                self._resume()
+            except ClusteringError as error:  # of this worker, perhaps: the others must not wait for it
+                self.iteration, broken = -1, error
         first, last = range_of(self.iteration, device)
+        if broken is not None and last == -1:
+            raise broken
         if first < last:
             raise StorageError(
                 f"{uri}: workers read it at iterations {first} to {last}; do all nodes see the same workspace?"
@@ -134,7 +142,6 @@ class TrialTraining:
     def run(
         self,
         report: Callable[[Window], None] = lambda window: None,
-        note: Callable[[str], None] = lambda line: None,
         until: int | None = None,
     ) -> TrialResult:
         """Train until the curriculum is done, evaluate on all images, and leave the final checkpoint.
@@ -144,12 +151,11 @@ class TrialTraining:
         Args:
             until: pause at the end of the window that reaches this iteration, with a checkpoint to go on from.
             report: called at the end of every window, and within one every few seconds.
-            note: called with what the user should know of, such as storage that fails; from another thread, too.
         """
         self._report = report
         self._reported_at = saved_at = started = time.monotonic()
         before = self.seconds
-        checkpoints = CheckpointWriter(self.storage, self.checkpoint_key, note)
+        checkpoints = CheckpointWriter(self.storage, self.checkpoint_key, self.note)
         try:
             while not (self.curriculum.done or (until is not None and self.iteration >= until)):
                 self._train_window()
@@ -166,6 +172,7 @@ class TrialTraining:
         # While the last checkpoint is still being written, perhaps: the other workers do not wait for it.
         loss = self.evaluate()
         if not math.isfinite(loss):
+            checkpoints.close()
             raise self._not_a_number(self.iteration)
         result = TrialResult(
             k=self.trial.k,
@@ -179,7 +186,7 @@ class TrialTraining:
             history=self.history,
         )
         if self.rank == 0:
-            self._finish(checkpoints, loss, note)
+            self._finish(checkpoints, loss)
         return result
 
     def _save(self, checkpoints: CheckpointWriter) -> bool:
@@ -193,7 +200,7 @@ class TrialTraining:
             self.best_loss = loss
         return begun
 
-    def _finish(self, checkpoints: CheckpointWriter, loss: float, note: Callable[[str], None]) -> None:
+    def _finish(self, checkpoints: CheckpointWriter, loss: float) -> None:
         """Leave the last checkpoint, of a model that has `loss` on all images."""
         checkpoints.close()
         if not self.curriculum.done:
@@ -202,9 +209,11 @@ class TrialTraining:
             return
         # A finished trial is never trained further: its moments would only triple the size.
         checkpoints.finish({**self._state(), "optimizer": None})
-        if loss <= self.best_loss < math.inf:  # the last model is the best
-            delete = functools.partial(self.storage.delete, self.best_key)
-            write_patiently(delete, self.storage.uri(self.best_key), note)
+        if loss <= self.best_loss:  # the last model is the best
+            try:
+                self.storage.delete(self.best_key)
+            except StorageError as error:  # it is in nobody's way
+                self.note(f"{self.storage.uri(self.best_key)} is of no use any more and stays: {error}")
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -299,7 +308,7 @@ class TrialTraining:
             )
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.storage, self.checkpoint_key)
+        state = load_checkpoint(self.storage, self.checkpoint_key, self.note)
         self.method.load_state_dict(state["model"])
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])

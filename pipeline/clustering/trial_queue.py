@@ -155,6 +155,7 @@ class TrialQueue:
         """The trial of `group` cannot succeed, however often it starts again; other trials can."""
         work = self._held.pop(group)
         self._windows.pop(group, None)
+        self._lines.append(f"{work.title}: given up, {error}")
         self._end(work, error)
 
     def view(self) -> View:

@@ -21,7 +21,7 @@ from pipeline.errors import StorageError
 from pipeline.ingest.near_duplicates import as_looks, originals_of
 from pipeline.layout import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Crawl
-from pipeline.shards import publish_shard, read_shard
+from pipeline.shards import Sample, publish_shard, read_shard
 from pipeline.storage import Storage, read_table, read_tables, write_table
 
 DUPLICATE_DETAIL = "the same bytes as the image in duplicate_of"
@@ -147,23 +147,22 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: pa.Ta
                 height=None,
             )
     table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
-    if dropped and (lost := keep_accepted(storage, paths, index, table)):
-        raise StorageError(
-            f"{storage.uri(paths.shard(index))}: has no image {min(lost)}, which its rows have; delete "
-            f"{storage.uri(paths.folder)} and ingest again"
-        )
+    if dropped:
+        samples = accepted_samples(storage, paths, index, table)
+        staying = set(table.filter(pc.field("status") == "accepted")["image_id"].to_pylist())
+        if lost := staying - {sample.image_id for sample in samples}:
+            raise StorageError(
+                f"{storage.uri(paths.shard(index))}: has no image {min(lost)}, which its rows have; delete "
+                f"{storage.uri(paths.folder)} and ingest again"
+            )
+        publish_shard(storage, paths.shard(index), samples)
     write_table(storage, paths.rows(index), table)
 
 
-def keep_accepted(storage: Storage, paths: CrawlPaths, index: int, rows: pa.Table) -> set[str]:
-    """Write the tar of shard `index` again with the images that its new `rows` accept, and no others.
-
-    Returns those that it should have and has not.
-    """
+def accepted_samples(storage: Storage, paths: CrawlPaths, index: int, rows: pa.Table) -> list[Sample]:
+    """What the tar of shard `index` has of the images that its new `rows` accept."""
     staying = set(rows.filter(pc.field("status") == "accepted")["image_id"].to_pylist())
-    samples = [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
-    publish_shard(storage, paths.shard(index), samples)
-    return staying - {sample.image_id for sample in samples}
+    return [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
 
 
 def _repeat(shard: int, image_id: str, duplicate_of: str, reason: str) -> dict[str, Any]:

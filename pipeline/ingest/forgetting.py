@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StorageError
-from pipeline.ingest.dedup import keep_accepted
+from pipeline.ingest.dedup import accepted_samples
 from pipeline.ingest.downloads import is_url
 from pipeline.ingest.forgotten import (
     FORGOTTEN,
@@ -31,6 +31,7 @@ from pipeline.ingest.tasks import ray_task
 from pipeline.layout import CrawlPaths, crawls_of
 from pipeline.progress import Progress
 from pipeline.session import connect_ray, run_bounded
+from pipeline.shards import publish_shard
 from pipeline.storage import Storage, read_table, scratch_folder, write_table
 
 OF_CONTENT = ["image_id", "duplicate_of", "sha256"]
@@ -150,7 +151,7 @@ def remove_from_shard(storage: Storage, paths: CrawlPaths, index: int, names: Na
     """
     rows = read_table(storage, paths.rows(index))
     rows = cleared(rows, are_forgotten(rows, names))
-    keep_accepted(storage, paths, index, rows)
+    publish_shard(storage, paths.shard(index), accepted_samples(storage, paths, index, rows))
     write_table(storage, paths.rows(index), rows)
 
 

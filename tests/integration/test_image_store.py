@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.clustering.image_store import ImageStore, open_images
-from pipeline.clustering.trainer import _session_folder
 from pipeline.errors import StorageError
 from pipeline.layout import CrawlPaths
 from pipeline.storage import LocalStorage
@@ -49,8 +48,3 @@ def test_images_that_do_not_fit_in_memory_are_counted_once_for_all_workers(tmp_p
     assert open_images(store, storage, keys, 6 * image_bytes, 3 * image_bytes).sizes == [2, 1, 3]
     with pytest.raises(StorageError, match=r"shard-000009\.tar"):
         open_images(store, storage, [*keys, CrawlPaths("c", "x").shard(9)], 6 * image_bytes, 3 * image_bytes)
-
-
-def test_what_training_leaves_on_this_machine_goes_with_ray(ray_cluster: None) -> None:
-    assert "session_" in Path(_session_folder()).name
-    assert Path(_session_folder()).is_dir()
