@@ -110,8 +110,9 @@ def main() -> None:
     from pipeline.config import load_config
     from pipeline.errors import ConfigError
     from pipeline.job.collection import run_collection
+    from pipeline.job.forgetting import check_not_forgetting
     from pipeline.job.pool import LazyPool
-    from pipeline.session import ray_session
+    from pipeline.session import check_place, ray_session
     from pipeline.storage import open_storage
 
     file, overrides, table, unwanted, sync = (
@@ -119,15 +120,17 @@ def main() -> None:
     )
     flags = configured(arguments)
     alone = [flag for flag, given in (("--forget", unwanted is not None), ("--sync-tracking", sync)) if given]
-    if len(alone) > 1 or (alone and (table is not None or {"source", "stages"} & set(flags))):
+    if len(alone) > 1 or (alone and (table is not None or {"source", "stages", "reporting.examples"} & set(flags))):
         raise ConfigError(
-            f"{' and '.join(alone)}: each is for one collection and runs no stage; leave out --manifest, --source and "
-            "--stages, and give one of them"
+            f"{' and '.join(alone)}: each is for one collection and runs no stage; leave out --manifest, --source, "
+            "--stages and --no-examples, and give one of them"
         )
     if sync:
         from pipeline.reporting.sync import sync_tracking
 
         config = load_config(file, flags | NO_STAGE, overrides)
+        check_place(config.model_copy(update={"stages": []}))
+        check_not_forgetting(open_storage(config.workspace), config.collection)
         sync_tracking(open_storage(config.workspace), config)
         return
     with ray_session():
@@ -140,6 +143,7 @@ def main() -> None:
             from pipeline.job.forget import forget
 
             config = load_config(file, flags | NO_STAGE, overrides)
+            check_place(config.model_copy(update={"stages": []}))
             lines = forget(open_storage(config.workspace), config.collection, unwanted, config.tracking_uri)
         else:
             config = load_config(file, flags, overrides)

@@ -129,6 +129,11 @@ class RunPaths:
         return f"{self.folder}/identity.json"
 
     @property
+    def tracked(self) -> str:
+        """Where the run was ever recorded; written before anything is."""
+        return f"{self.folder}/tracked.json"
+
+    @property
     def trials(self) -> str:
         """Folder of all trials."""
         return f"{self.folder}/trials"
@@ -208,6 +213,11 @@ class RunPaths:
     def forgetting(self) -> str:
         """What `marker` held before the report was withdrawn; there until it is made again."""
         return f"{self.folder}/forgetting.json"
+
+
+def forgetting_of(collection: str) -> str:
+    """There while images of a collection are being forgotten."""
+    return f"{collection}/forgetting.json"
 
 
 def forgotten_of(collection: str) -> str:

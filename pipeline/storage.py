@@ -57,6 +57,9 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """Remove `key`; nothing happens where it does not exist."""
 
+    def sweep(self, prefix: str) -> None:
+        """Remove what interrupted writes left below the folder `prefix`. Nobody may be writing there."""
+
 
 def open_storage(root: str) -> Storage:
     """Storage for ``s3://bucket/prefix`` or a local folder, which need not exist yet.
@@ -104,6 +107,11 @@ class LocalStorage:
     def delete(self, key: str) -> None:
         with self._explained(key, "delete"):
             Path(self.uri(key)).unlink(missing_ok=True)
+
+    def sweep(self, prefix: str) -> None:
+        with self._explained(prefix, "sweep"):
+            for part in list(Path(self.uri(prefix)).rglob(".*.part")):
+                part.unlink(missing_ok=True)
 
     @contextmanager
     def _explained(self, key: str, verb: str) -> Iterator[None]:
@@ -198,6 +206,15 @@ class S3Storage:
     def delete(self, key: str) -> None:
         with self._explained(key, "delete"):
             self.client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def sweep(self, prefix: str) -> None:
+        with self._explained(prefix, "sweep"):
+            pages = self.client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self._name(prefix.rstrip("/") + "/")):
+                for upload in page.get("Uploads", ()):
+                    self.client.abort_multipart_upload(
+                        Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
 
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipeline.config import LATEST, ImageForm, JobConfig
 from pipeline.errors import ConfigError
 from pipeline.ingest.stage import ingest
+from pipeline.job.forgetting import check_not_forgetting
 from pipeline.layout import crawls_of
 from pipeline.progress import say
 from pipeline.records import Crawl
@@ -33,7 +34,8 @@ def assign_collection(storage: Storage, config: JobConfig, run_id: str, crawl_id
 
     Raises PipelineError; what can never be done is refused before any work.
     """
-    check_place(config)
+    check_place(config.model_copy(update={"stages": ["ingest"]}))  # nothing is trained
+    check_not_forgetting(storage, config.collection)
     if crawl_ids and config.sources:
         raise ConfigError("crawl: name crawls that are complete, or give a source to read; not both")
     found = latest_run(storage, config.collection) if run_id == LATEST else past_run(storage, config.collection, run_id)

@@ -10,6 +10,7 @@ from pipeline.config import LATEST, JobConfig
 from pipeline.errors import SourceError
 from pipeline.ingest.sources import count_candidates
 from pipeline.ingest.stage import check_apart, ingest
+from pipeline.job.forgetting import check_not_forgetting
 from pipeline.progress import say
 from pipeline.records import Crawl
 from pipeline.session import check_place
@@ -29,6 +30,7 @@ def run_collection(storage: Storage, config: JobConfig, train: Callable[[list[Wo
     Raises PipelineError; what the job can never do is refused before any work.
     """
     _refuse_the_impossible(storage, config)
+    check_not_forgetting(storage, config.collection)
     if "ingest" in config.stages:
         ingest(storage, config)
     if {"cluster", "report"} & set(config.stages):

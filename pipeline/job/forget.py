@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.config import IngestConfig
-from pipeline.errors import ClusteringError, ConfigError, PipelineError
+from pipeline.errors import ClusteringError, ConfigError, PipelineError, StorageError
 from pipeline.ingest.accounting import RATES, account, in_words
 from pipeline.ingest.forgetting import Found, built_shards, find_all, publish_plan, remove
 from pipeline.ingest.forgotten import (
@@ -25,11 +26,11 @@ from pipeline.ingest.forgotten import (
     read_forgotten,
     write_forgotten,
 )
-from pipeline.layout import AssignmentPaths, CrawlPaths, RunPaths, crawls_of, forgotten_of, runs_of
+from pipeline.layout import AssignmentPaths, CrawlPaths, RunPaths, forgetting_of, forgotten_of, runs_of
 from pipeline.progress import counted, say
 from pipeline.reporting.past_runs import past_run
 from pipeline.reporting.withdrawal import withdraw
-from pipeline.shards import read_crawl
+from pipeline.shards import complete_crawls, read_crawl
 from pipeline.storage import Storage, read_json, read_table, write_json
 
 
@@ -50,21 +51,24 @@ def forget(storage: Storage, collection: str, file: Path, tracked: str | None = 
     """
     entries = read_entries(file)
     shards = built_shards(storage, collection)
-    if not shards:
-        raise ConfigError(f"{storage.uri(crawls_of(collection))}: no crawl to forget anything of")
+    if not shards and not any(storage.list(runs_of(collection))):
+        raise ConfigError(f"{storage.uri(collection)}: no crawl and no run to forget anything of")
     earlier = read_forgotten(storage, collection)
     names, found = find_all(storage, shards, names_from({*entries, *earlier.astype("U64")}))
+    write_json(storage, forgetting_of(collection), {"since": datetime.now(UTC).isoformat(timespec="seconds")})
     write_forgotten(storage, collection, names)
+    storage.sweep(collection)
     matched = listed(earlier, entries)
     for paths, of_crawl in found.items():
         matched |= _forget_in_crawl(storage, paths, of_crawl, names)
     for name, line in entries.items():
         if name not in matched:
             say("forget", f"{file}, line {line}: matched nothing; it stays out of later crawls")
-    _forget_in_reports(storage, collection, names, tracked)
+    runs = _forget_in_runs(storage, collection, names, tracked)
+    storage.delete(forgetting_of(collection))
     images = sum(part.images for of_crawl in found.values() for part in of_crawl.values())
     lines = [f"{'forgotten':<9} {counted(images, 'image')}; {storage.uri(forgotten_of(collection))} keeps them out"]
-    if images:
+    if images or runs:
         lines.append(
             f"{'models':<9} those of earlier runs have learned from them, and the prototype of a tiny cluster can look "
             "like its photo; the next run of the same command trains anew"
@@ -115,43 +119,65 @@ def _close(storage: Storage, paths: CrawlPaths) -> str:
     return in_words(crawl)
 
 
-def _forget_in_reports(storage: Storage, collection: str, names: Names, tracked: str | None) -> None:
-    """Make the reports again that show something of `names`, without it."""
+def _forget_in_runs(storage: Storage, collection: str, names: Names, tracked: str | None) -> int:
+    """Make the reports again that show something of `names`, without it; how many there were."""
     runs = {key.split("/")[2] for key in storage.list(runs_of(collection))}
-    withdrawn = []
+    withdrawn, failed = [], []
     # All of them are withdrawn before the first is made again, which may fail.
     for paths in (RunPaths(collection, run_id) for run_id in sorted(runs)):
         _forget_assignments(storage, paths, names)
         if not storage.exists(paths.marker) or _shows(storage, paths, names):
             _forget_training(storage, paths)
-            withdraw(storage, paths, tracked)
+            try:
+                withdraw(storage, paths, tracked)
+            except StorageError as error:
+                failed.append(error)
+                continue
         if storage.exists(paths.forgetting):
             withdrawn.append(paths)
-    failed = []
+    if failed:  # the reports are made again once MLflow has nothing of the earlier ones
+        raise StorageError("; ".join(map(str, failed)))
+    broken = []
     for paths in withdrawn:
         try:
             _report_again(storage, paths, tracked)
         except PipelineError as error:
-            failed.append(paths.run_id)
+            broken.append(paths.run_id)
             say("forget", f"run {paths.run_id}: the report is deleted and cannot be made again: {error}")
-    if failed:
+    if broken:
         raise PipelineError(
-            f"{counted(len(failed), 'report')} could not be made again ({', '.join(failed)}); run the same command "
+            f"{counted(len(broken), 'report')} could not be made again ({', '.join(broken)}); run the same command "
             f"again, or delete the folders of these runs in {storage.uri(runs_of(collection))}"
         )
+    return len(withdrawn)
 
 
 def _forget_training(storage: Storage, paths: RunPaths) -> None:
-    """Delete the pictures that the checkpoints of a run have of its training."""
+    """Delete the pictures that the checkpoints of a run have of its training.
+
+    What is not trained to the end can be photos itself. Its run is never continued once crawls have changed.
+    """
     # It imports torch, which crawls alone do not need.
     from pipeline.clustering.checkpoint import delete_snapshots
 
+    changed = _learned_from_other_images(storage, paths)
     for key in list(storage.list(paths.trials)):
-        if key.endswith("/checkpoint.pt"):
+        done = storage.exists(paths.trial_marker(key.split("/")[-2]))
+        if key.endswith(".pt") and changed and not done:
+            storage.delete(key)
+        elif key.endswith("/checkpoint.pt"):
             try:
                 delete_snapshots(storage, key)
             except ClusteringError:  # of another version, or broken: nothing can be made of it again
                 storage.delete(key)
+
+
+def _learned_from_other_images(storage: Storage, paths: RunPaths) -> bool:
+    """Whether the crawls of a run are not what they were."""
+    if not storage.exists(paths.identity):
+        return False
+    now = {crawl.digest for crawl in complete_crawls(storage, paths.collection)}
+    return not set(read_json(storage, paths.identity)["images"]) <= now
 
 
 def _forget_assignments(storage: Storage, run: RunPaths, names: Names) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,8 @@ from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import RunPaths, runs_of
 from pipeline.records import Crawl
-from pipeline.reporting.tracking.server import tracking_uri, without_credentials
+from pipeline.reporting.tracking.places import places_of
+from pipeline.reporting.tracking.server import default_uri
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage, read_json
 
@@ -39,12 +39,6 @@ class PastRun:
         return str(self.document["created_at"])
 
 
-def past_runs(storage: Storage, collection: str, tracked: str | None = None) -> Iterator[PastRun]:
-    """The reported runs of `collection`, the earliest first; see `past_run`."""
-    for run_id in reported(storage, collection):
-        yield past_run(storage, collection, run_id, tracked)
-
-
 def reported(storage: Storage, collection: str) -> list[str]:
     """Ids of the reported runs of `collection`, the one that was first reported first."""
     markers = [key for key in storage.list(runs_of(collection)) if key.endswith("/run.json")]
@@ -53,7 +47,7 @@ def reported(storage: Storage, collection: str) -> list[str]:
 
 
 def latest_run(storage: Storage, collection: str, tracked: str | None = None) -> PastRun:
-    """The run of `collection` that was reported last; see `past_run`. Raises ConfigError where there is none."""
+    """The run of `collection` that was first reported last; see `past_run`. Raises ConfigError where there is none."""
     run_ids = reported(storage, collection)
     if not run_ids:
         raise ConfigError(
@@ -87,11 +81,17 @@ def past_run(
         if not storage.exists(paths.marker):
             raise ConfigError(f"run {run_id!r}: no report of that name in {storage.uri(runs_of(collection))}")
         document = read_json(storage, paths.marker)
+    by_id = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, collection)}
+    for crawl in document.get("crawls", ()):
+        if crawl["crawl_id"] not in by_id:
+            raise StorageError(
+                f"run {run_id}: its crawl {crawl['crawl_id']} is gone or not complete; ingest it again, or finish "
+                "what is changing it"
+            )
     try:
         trials = [Trial(trial["k"], trial["seed"]) for trial in document["trials"]]
         results = [TrialResult.from_json(read_json(storage, paths.trial_marker(trial.name))) for trial in trials]
         selected = Trial(document["selected"]["k"], document["selected"]["seed"])
-        by_id = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, collection)}
         return PastRun(
             run_id=run_id,
             config=_config(storage, paths, document, tracked),
@@ -114,7 +114,8 @@ def _config(storage: Storage, paths: RunPaths, document: dict[str, Any], tracked
     clustering = {**values["clustering"], "k": sorted({trial["k"] for trial in document["trials"]}), "select_k": None}
     asked = {"workspace": storage.root, "run_id": paths.run_id, "stages": ["report"]}
     reported = {"reporting": document["reporting"], "clustering": clustering}
-    uri = tracked or document["tracking"]["uri"]
-    config = JobConfig.model_validate({**values, **asked, **reported, "tracking_uri": uri})
-    default = config.model_copy(update={"tracking_uri": None})
-    return default if without_credentials(tracking_uri(storage, default)) == uri else config
+    known = places_of(storage, paths)
+    uri = tracked or (known[-1].uri if known else document["tracking"]["uri"])
+    # Validated with some address: that of the workspace's own database is none where the workspace is a bucket.
+    config = JobConfig.model_validate({**values, **asked, **reported, "tracking_uri": uri or default_uri(storage)})
+    return config.model_copy(update={"tracking_uri": None}) if uri in {None, default_uri(storage)} else config

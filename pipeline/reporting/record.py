@@ -9,6 +9,7 @@ from pipeline.config import JobConfig
 from pipeline.layout import RunPaths
 from pipeline.reporting.past_runs import PastRun
 from pipeline.reporting.report_files import report_files
+from pipeline.reporting.tracking.places import remember
 from pipeline.reporting.tracking.runs import Tracking, finish, track
 from pipeline.reporting.tracking.server import tracking_uri, without_credentials
 from pipeline.storage import Storage, write_json
@@ -29,6 +30,7 @@ def record(storage: Storage, run: PastRun) -> dict[str, Any]:
         where the run was recorded before.
     """
     paths = RunPaths(run.config.collection, run.run_id)
+    remember(storage, paths, run.config)
     configuration = [paths.config] if storage.exists(paths.config) else []
     tracking = track(storage, run, [*configuration, *report_files(paths, run.selected.k, run.config)])
     document = {**run.document, "tracking": asdict(tracking)}

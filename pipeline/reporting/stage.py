@@ -142,7 +142,8 @@ def _make(
     tracked = without_credentials(tracking_uri(storage, config))
     shown = moments(snapshots_of(state), method.prototypes_KCHW(), selected, options.examples)
     timelapse = draw_timelapse(shown, [tile.cluster for tile in findings.tiles], options.tile_px)
-    page = render(page_of(findings, document, config, tracked, crawls, results, selected, timelapse))
+    moving = timelapse if len(shown) > 1 else None
+    page = render(page_of(findings, document, config, tracked, crawls, results, selected, moving))
     say("page", rated(selected.k, "cluster", laps.end("page")))
 
     # The earlier report ends here, its marker first.
@@ -154,6 +155,9 @@ def _make(
     storage.write_bytes(paths.mosaic, mosaic)
     storage.write_bytes(paths.timelapse, timelapse)
     storage.write_bytes(paths.page, page)
+    if not options.examples:
+        for key in sorted(storage.list(paths.assignments), key=lambda key: not key.endswith("/assignment.json")):
+            storage.delete(key)  # they may name what is not to be shown any more; the same command makes them again
     laps.end("tables")
     drawn: list[str] = []
     if options.examples:

@@ -34,6 +34,10 @@ def sync_tracking(storage: Storage, config: JobConfig) -> None:
             missing += 1
             say("sync", f"{run_id} cannot be recorded: {error}")
         else:
+            if run.config.reporting.examples and not config.reporting.examples:
+                missing += 1
+                say("sync", f"{run_id} is not recorded: it shows photos, which the configuration does not want")
+                continue
             missing += not _sync(storage, run)
     if missing:
         raise PipelineError(

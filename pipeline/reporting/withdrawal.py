@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
-from pipeline.errors import ConfigError
+from pipeline.errors import StorageError
 from pipeline.layout import RunPaths
+from pipeline.progress import say
+from pipeline.reporting.tracking.places import Place, places_of
 from pipeline.reporting.tracking.runs import untrack
-from pipeline.reporting.tracking.server import default_uri
+from pipeline.reporting.tracking.server import default_uri, without_credentials
 from pipeline.storage import Storage, read_json
 
 
 def withdraw(storage: Storage, paths: RunPaths, tracked: str | None = None) -> None:
     """Delete the report of the run `paths`; `paths.forgetting` has its ``run.json`` from now on.
 
-    A report without ``run.json`` was never complete: what there is of it is deleted, and nothing is to make again. The
-    files go last: as long as there are any, the next attempt knows that there is something to withdraw.
+    A report without ``run.json`` was never complete: what there is of it is deleted, and nothing is to make again.
+    The run's own files go first, whatever becomes of MLflow's.
 
     Args:
         storage: workspace.
         paths: of the run.
-        tracked: MLflow server or database. Default: where the run was tracked, without user and password.
+        tracked: MLflow server or database, with user and password if it asks for them. It also stands for places that
+            do not answer any more. Default: all places where the run was tracked.
 
-    Raises:
-        ConfigError: nothing tells where the run was tracked.
-        StorageError: what MLflow has of it cannot be deleted.
+    Raises StorageError where what MLflow has of it cannot be deleted; the next attempt tries again.
     """
     files = {paths.clusters, paths.spreadsheet, paths.prototypes, paths.mosaic, paths.timelapse, paths.page}
     files = (files & set(storage.list(paths.folder))) | set(storage.list(paths.pictures))
     if storage.exists(paths.marker):
         storage.write_bytes(paths.forgetting, storage.read_bytes(paths.marker))
         storage.delete(paths.marker)
-    if files or storage.exists(paths.forgetting):
-        untrack(storage, tracked or _tracked(storage, paths), paths.collection, paths.run_id)
     for key in files:
         storage.delete(key)
+    _untrack_everywhere(storage, paths, tracked)
 
 
-def _tracked(storage: Storage, paths: RunPaths) -> str:
-    """Where the run was tracked, as far as the workspace knows."""
-    if storage.exists(paths.forgetting):
-        return str(read_json(storage, paths.forgetting)["tracking"]["uri"])
-    if "://" in storage.root:
-        raise ConfigError(
-            f"run {paths.run_id!r}: its report was interrupted; give --tracking-uri, so that MLflow's part is deleted"
-        )
-    return default_uri(storage)
+def _untrack_everywhere(storage: Storage, paths: RunPaths, tracked: str | None) -> None:
+    silent: list[StorageError] = []
+    answered = False
+    for place in _places(storage, paths, tracked):
+        uri = place.uri or default_uri(storage)
+        given = tracked is not None and without_credentials(tracked) == uri
+        try:
+            untrack(storage, tracked if given and tracked else uri, paths.collection, paths.run_id, place.workspace)
+            answered = answered or given
+        except StorageError as error:
+            silent.append(error)
+    for fault in silent:
+        if not answered:
+            raise fault
+        say("forget", f"{fault}; taken to be what {without_credentials(tracked or '')} had")
+
+
+def _places(storage: Storage, paths: RunPaths, tracked: str | None) -> list[Place]:
+    """Where the run may be recorded, as far as anybody knows."""
+    known = places_of(storage, paths)
+    if storage.exists(paths.forgetting) and not known:
+        known = [Place(read_json(storage, paths.forgetting)["tracking"]["uri"], storage.root)]
+    if tracked is not None and without_credentials(tracked) not in {place.uri for place in known}:
+        known.append(Place(without_credentials(tracked), storage.root))
+    return known

@@ -113,6 +113,25 @@ def test_json_and_tables_come_back(storage: Storage) -> None:
     assert read_table(storage, "x.parquet", ["b"]) == table.select(["b"])
 
 
+def test_what_interrupted_writes_left_is_swept(storage: Storage) -> None:
+    storage.write_bytes("a/kept", b"whole")
+    storage.write_bytes("b/kept", b"whole")
+    if isinstance(storage, S3Storage):
+        names = [storage._name(f"{folder}/torn") for folder in ("a", "b")]
+        for name in names:
+            storage.client.create_multipart_upload(Bucket=storage.bucket, Key=name)
+    else:
+        for folder in ("a", "b"):
+            Path(storage.uri(f"{folder}/.torn.0.part")).write_bytes(b"a part")
+    storage.sweep("a")
+    if isinstance(storage, S3Storage):
+        left = storage.client.list_multipart_uploads(Bucket=storage.bucket)["Uploads"]
+        assert [upload["Key"] for upload in left] == names[1:]
+    else:
+        assert [path.parent.name for path in Path(storage.root).rglob(".*.part")] == ["b"]
+    assert [*storage.list("a"), *storage.list("b")] == ["a/kept", "b/kept"]
+
+
 def test_many_tables_come_in_order_and_none_is_read_long_before_it_is_asked_for(storage: Storage) -> None:
     keys = [f"{i}.parquet" for i in range(3 * TABLES_AHEAD)]
     for i, key in enumerate(keys):

@@ -25,12 +25,16 @@ from pipeline.clustering.sweep import open_run
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.ingest.stage import ingest
+from pipeline.job.assignment import assign_collection
+from pipeline.job.collection import run_collection
 from pipeline.job.forget import forget
+from pipeline.job.forgetting import check_not_forgetting
 from pipeline.layout import CrawlPaths, RunPaths, forgotten_of
 from pipeline.records import Crawl
 from pipeline.reporting.later_crawl import assign_crawl
 from pipeline.reporting.past_runs import past_run
 from pipeline.reporting.stage import report
+from pipeline.reporting.sync import sync_tracking
 from pipeline.session import run_bounded
 from pipeline.shards import complete_crawls, read_shard
 from pipeline.storage import LocalStorage, read_json, read_table, write_json
@@ -295,7 +299,7 @@ def test_a_report_without_images_is_deleted(
     assert_nowhere(workspace, *everything)
     assert "has no image left, its report is deleted" in capsys.readouterr().out
     left = {path.name for path in workspace.glob("c/runs/*/**/*") if path.is_file()}
-    assert left == {"config.yaml", "identity.json", "checkpoint.pt", "trial.json"}
+    assert left == {"config.yaml", "identity.json", "tracked.json", "checkpoint.pt", "trial.json"}
     assert not list(workspace.glob("mlartifacts/c/*/artifacts"))
 
 
@@ -320,6 +324,47 @@ def test_what_was_tracked_must_be_deleted(
     forget(storage, "c", file)
     assert storage.exists(collection.paths.marker)
     assert_nowhere(collection.workspace, image_id(31), "photo-31-.jpg")
+
+
+def test_every_place_where_a_run_was_recorded_loses_it(collection: Collection, tmp_path: Path) -> None:
+    storage, other = LocalStorage(str(collection.workspace)), f"sqlite:///{tmp_path}/other.db"
+    sync_tracking(storage, load_config(None, {"collection": "c", "tracking_uri": other, "stages": ["cluster"]}, []))
+    recorded = list(collection.workspace.glob("mlartifacts/c/*/artifacts/clusters.csv"))
+    assert len(recorded) == 2
+    forget(storage, "c", unwanted(tmp_path, image_id(31)))
+    assert_nowhere(collection.workspace, image_id(31), "photo-31-.jpg", "says table-31-")
+    assert read_json(storage, collection.paths.marker)["tracking"]["uri"] == other
+
+
+def test_a_workspace_that_was_moved_forgets_what_mlflow_has_there(collection: Collection, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(collection.workspace, moved)
+    forget(LocalStorage(str(moved)), "c", unwanted(tmp_path, image_id(31)))
+    assert_nowhere(moved, image_id(31), "photo-31-.jpg", "says table-31-")
+    assert read_json(LocalStorage(str(moved)), collection.paths.marker)["tracking"]["uri"].startswith(
+        f"sqlite:///{moved}"
+    )
+
+
+def test_what_interrupted_writes_left_goes(collection: Collection, tmp_path: Path) -> None:
+    part = collection.workspace / CrawlPaths("c", collection.crawls[0].crawl_id).shards / ".shard-000000.tar.0.part"
+    part.write_text("photo-31-.jpg")
+    forget(LocalStorage(str(collection.workspace)), "c", unwanted(tmp_path, image_id(31)))
+    assert_nowhere(collection.workspace, "photo-31-.jpg")
+
+
+def test_nothing_else_happens_to_a_collection_before_it_has_forgotten(collection: Collection, tmp_path: Path) -> None:
+    storage, file = LocalStorage(str(collection.workspace)), unwanted(tmp_path, image_id(31))
+    with pytest.raises(KeyboardInterrupt):
+        forget(Dying(storage.root, 4), "c", file)
+    config = job(collection.dump, collection.workspace)
+    with pytest.raises(ConfigError, match="--forget runs or was interrupted"):
+        run_collection(storage, config, lambda works: None)
+    with pytest.raises(ConfigError, match="--forget runs or was interrupted"):
+        assign_collection(storage, config, "latest", [])
+    forget(storage, "c", unwanted(tmp_path, image_id(1)))
+    assert_nowhere(collection.workspace, image_id(31), "photo-31-.jpg")
+    check_not_forgetting(storage, "c")
 
 
 class Dying(LocalStorage):
@@ -372,7 +417,9 @@ def test_the_same_command_goes_on_wherever_it_was_killed(site: Site, tmp_path: P
         assert outcomes(workspace, crawl) == ["forgotten", "accepted", "forgotten", "accepted"]
         assert_nowhere(workspace, image_id(20), "says killed-20-", "/photo/killed/20")
         assert not list(workspace.rglob("forgetting.json"))
-    assert deaths == 7  # the list, the old marker put aside, repeats, plan, the new marker, the old one deleted
+    assert (
+        deaths == 9
+    )  # that it began, the list, the old marker put aside, repeats, plan, the new marker, the old one deleted, the end
 
 
 def test_a_job_that_was_killed_between_two_shards_goes_on(

@@ -138,7 +138,8 @@ def test_the_animation_of_training_ends_with_the_prototypes_in_the_mosaic_s_orde
     pixels = np.asarray(Image.open(io.BytesIO(data), formats=["WEBP"]).convert("RGB")).astype(int)
     shown = [color for color in (GREEN, WHITE, RED, BLUE) if (abs(pixels - color) < 12).all(-1).sum() > 400]
     assert shown == [GREEN, WHITE, RED, BLUE]
-    assert base64.b64encode(data).decode() in job.storage.read_bytes(job.paths.page).decode()
+    # A model of unknown training has one moment, which is no animation.
+    assert "Watch the prototypes form" not in job.storage.read_bytes(job.paths.page).decode()
     (uploaded,) = Path(job.storage.uri("mlartifacts")).rglob("training.webp")
     assert uploaded.read_bytes() == data
 

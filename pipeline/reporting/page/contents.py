@@ -26,7 +26,7 @@ def page_of(
     crawls: Sequence[Crawl],
     results: Sequence[TrialResult],
     selected: TrialResult,
-    timelapse: bytes,
+    timelapse: bytes | None,
 ) -> Page:
     """The page of a run.
 
@@ -39,7 +39,7 @@ def page_of(
         crawls: what was clustered.
         results: of all trials.
         selected: the kept one.
-        timelapse: its training as an animated WebP file.
+        timelapse: its training as an animated WebP file; None where nothing is known of it.
     """
     return Page(
         document=document,
@@ -56,6 +56,6 @@ def page_of(
             clusters=findings.worst["cluster"].to_pylist(),
         ),
         figures=training_figures(results, selected),
-        timelapse=data_uri(timelapse) if len(timelapse) <= LIMIT_BYTES else None,
+        timelapse=None if timelapse is None else data_uri(timelapse) if len(timelapse) <= LIMIT_BYTES else "",
         crawls=crawls,
     )

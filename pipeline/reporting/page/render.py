@@ -54,7 +54,7 @@ class Page:
     unexplained: Unexplained
     figures: Sequence[Figure]
     timelapse: str | None
-    """The animation of training as a ``data:`` address; None where it is too large for the page."""
+    """The animation of training as a ``data:`` address; empty where it is too large, None where there is none."""
     crawls: Sequence[Crawl]
 
 

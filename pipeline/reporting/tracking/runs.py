@@ -23,6 +23,7 @@ from pipeline.reporting.tracking.dataset import data_digest, dataset_input
 from pipeline.reporting.tracking.kept_model import track_model, untrack_model
 from pipeline.reporting.tracking.server import (
     client_of,
+    default_uri,
     first_use,
     guarded,
     is_server,
@@ -110,19 +111,35 @@ def finish(storage: Storage, config: JobConfig, tracking: Tracking, marker: str)
     return replace(tracking, error="; ".join(errors) or None)
 
 
-def untrack(storage: Storage, uri: str, collection: str, run_id: str) -> None:
+def untrack(storage: Storage, uri: str, collection: str, run_id: str, workspace: str | None = None) -> None:
     """Delete what was recorded of the run `run_id` at the tracking server or database `uri`, artifacts included.
+
+    Args:
+        storage: workspace of the run.
+        uri: of the server or database, which is not made where it does not exist.
+        collection: of the run.
+        run_id: of the run.
+        workspace: root of the workspace when the run was recorded. Default: as it is now.
 
     Raises StorageError where some of it may be left.
     """
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).exists():
+        if uri == default_uri(storage):
+            return
+        raise StorageError(f"{uri}: is gone, and with it what tells where the artifacts of run {run_id} are")
     try:
         with first_use(uri):
             client = client_of(uri)
             experiment = client.get_experiment_by_name(collection)
         if experiment is not None:
-            common = {RUN_TAG: run_id, WORKSPACE_TAG: storage.root}
+            common = {RUN_TAG: run_id, WORKSPACE_TAG: workspace or storage.root}
             untrack_model(client, experiment.experiment_id, collection, common)
-            _delete_earlier(client, experiment.experiment_id, common)
+            deleted = _delete_earlier(client, experiment.experiment_id, common)
+            if uri == default_uri(storage):  # which may have been moved, and the artifacts with it
+                for key in list(storage.list(f"mlartifacts/{collection}")):
+                    if key.split("/")[2] in deleted:
+                        storage.delete(key)
     except Exception as error:  # stores raise whatever their clients raise
         raise StorageError(
             f"{without_credentials(uri)}: what it has of run {run_id} cannot be deleted ({line(error)}); run the same "
@@ -221,8 +238,8 @@ def _experiment(client: Any, name: str, storage: Storage, uri: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _delete_earlier(client: Any, experiment: str, common: dict[str, str]) -> None:
-    """Delete what an earlier attempt at the same run of the same workspace recorded.
+def _delete_earlier(client: Any, experiment: str, common: dict[str, str]) -> set[str]:
+    """Delete what an earlier attempt at the same run of the same workspace recorded; MLflow's ids of it.
 
     MLflow only marks a run as deleted; its artifacts, which may be full of photos, are deleted here, first.
     """
@@ -241,6 +258,7 @@ def _delete_earlier(client: Any, experiment: str, common: dict[str, str]) -> Non
         get_artifact_repository(run.artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts()
         if run.lifecycle_stage == LifecycleStage.ACTIVE:
             client.delete_run(run.run_id)
+    return {run.run_id for run in found}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

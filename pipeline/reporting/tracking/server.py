@@ -76,7 +76,7 @@ def guarded(uri: str) -> Iterator[list[str]]:
         faults.append(line(error))
     if faults:
         where, why = without_credentials(uri), "; ".join(faults)
-        say("track", f"warning: not all is recorded in {where}, the same command tries again: {why}")
+        say("track", f"warning: not all is recorded in {where}, the same command or --sync-tracking tries again: {why}")
 
 
 def line(error: Exception) -> str:

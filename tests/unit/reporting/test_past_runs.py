@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import ReportingConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.layout import CrawlPaths
-from pipeline.reporting.past_runs import latest_run, past_run, past_runs
+from pipeline.reporting.past_runs import latest_run, past_run, reported
 from pipeline.storage import LocalStorage
 from tests.made_collection import trial_result
 from tests.made_report import WINDOWS, make_crawl_marker, make_report
@@ -40,7 +40,7 @@ def test_all_runs_come_in_the_order_in_which_they_were_reported(tmp_path: Path) 
     storage = LocalStorage(str(tmp_path))
     for run_id, created_at in (("b", "2026-01"), ("c", "2026-03"), ("a", "2026-02")):
         make_report(storage, "rome", run_id, created_at)
-    assert [run.run_id for run in past_runs(storage, "rome")] == ["b", "a", "c"]
+    assert reported(storage, "rome") == ["b", "a", "c"]
     assert latest_run(storage, "rome").run_id == "c"
 
 
