@@ -280,7 +280,7 @@ def test_only_the_tracking_is_tried_again_after_the_server_was_down(tmp_path: Pa
     after = written(job)
     assert document["tracking"]["error"] is None
     assert document == read_json(job.storage, job.paths.marker)
-    assert {key for key in after if after[key] != before[key]} == {job.paths.marker}
+    assert {key for key in after if after[key] != before[key]} == {job.paths.marker, job.paths.tracked}
 
 
 def test_a_report_without_examples_has_no_photo_caption_or_link(tmp_path: Path) -> None:
