@@ -1,9 +1,14 @@
 from __future__ import annotations
 
-import torch
-from torch import nn
+from pathlib import Path
 
-from pipeline.clustering.predictor import PrototypeHeads, ResNet, build_encoder
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+from pipeline.clustering.predictor import GlobalBatchNorm, PrototypeHeads, ResNet, build_encoder
 
 
 def test_heads_equal_one_network_per_prototype() -> None:
@@ -39,3 +44,55 @@ def test_the_encoder_follows_the_image_size() -> None:
     assert build_encoder("auto", 1, 63, 90).features == 64
     assert build_encoder("auto", 3, 64, 64).features == 512
     assert isinstance(build_encoder("auto", 3, 65, 97), ResNet)
+
+
+PARTS = (3, 5)
+"""Images of each worker."""
+
+
+def norm_inputs(dtype: torch.dtype) -> tuple[GlobalBatchNorm, torch.Tensor, torch.Tensor]:
+    """A normalisation with weights that are no ones, a batch with a large mean, and the gradient of its output."""
+    generator = torch.Generator().manual_seed(0)
+    norm = GlobalBatchNorm(4).to(dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(4, generator=generator) + 0.5)
+        norm.bias.copy_(torch.randn(4, generator=generator))
+    batch = 3 + torch.randn(sum(PARTS), 4, 5, 6, generator=generator, dtype=torch.float64)
+    gradient = torch.randn(batch.shape, generator=generator, dtype=torch.float64)
+    return norm, batch.to(dtype), gradient.to(dtype)
+
+
+def normalise_a_part(rank: int, folder: str, dtype: torch.dtype) -> None:
+    """Body of one worker: normalise its part of the batch, and keep all that comes of it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(PARTS))
+    norm, batch, gradient = norm_inputs(dtype)
+    part = batch.split(PARTS)[rank].clone().requires_grad_()
+    y = norm(part)
+    y.backward(gradient.split(PARTS)[rank])
+    found = {"y": y.detach(), "x": part.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
+    torch.save({**found, "mean": norm.running_mean, "var": norm.running_var}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_workers_normalise_as_one_does_the_whole_batch(tmp_path: Path, dtype: torch.dtype, atol: float) -> None:
+    norm, batch, gradient = norm_inputs(torch.float64)
+    whole = torch.nn.BatchNorm2d(4).double()
+    whole.load_state_dict(norm.state_dict())
+    x = batch.requires_grad_()
+    y = whole(x)
+    y.backward(gradient)
+    spawn(normalise_a_part, (str(tmp_path), dtype), nprocs=len(PARTS))
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(PARTS))]
+
+    def close(found: torch.Tensor, expected: torch.Tensor | None) -> None:
+        torch.testing.assert_close(found.double(), expected, atol=atol, rtol=0)
+
+    close(torch.cat([part["y"] for part in parts]), y.detach())
+    close(torch.cat([part["x"] for part in parts]), x.grad)
+    close(sum(part["weight"] for part in parts), whole.weight.grad)
+    close(sum(part["bias"] for part in parts), whole.bias.grad)
+    for part in parts:
+        close(part["mean"], whole.running_mean)
+        close(part["var"], whole.running_var)
