@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.ingest.downloads import download
 from pipeline.ingest.host_limits import Use, limits_of, start_limiter
 from pipeline.layout import CrawlPaths
 from pipeline.records import Crawl, CrawlRecord
-from pipeline.shards import complete_crawls, read_shard
+from pipeline.shards import complete_crawls, publish_shard, read_shard
 from pipeline.storage import LocalStorage, read_table
 from tests.crawl_files import encoded, photograph
 from tests.http_server import Handler, Site, serving
@@ -175,6 +176,22 @@ def test_a_round_that_was_interrupted_goes_on(site: Site, crawler: Crawler, monk
     site.pages["/later"] = site.pages["/photo"]
     assert crawler.run().accepted + crawler.run().rejected.get("duplicate", 0) == 12
     assert {path.split("/")[1] for path in site.hits()} == {"later"}
+
+
+def test_what_a_killed_retry_put_into_a_tar_alone_leaves_it_even_where_there_is_one_round(
+    site: Site, crawler: Crawler
+) -> None:
+    crawler.urls = [site.url("/photo/0"), site.url("/later/1")]
+    site.pages["/later"] = lambda handler: handler.reply(503)
+    first = crawler.run(rounds=1)
+    paths = CrawlPaths("c", first.crawl_id)
+    (kept,) = read_shard(crawler.storage, paths.shard(0))
+    publish_shard(crawler.storage, paths.shard(0), [kept, replace(kept, image_id="f" * 20)])
+    crawler.storage.delete(paths.repeats)
+    crawler.storage.delete(paths.marker)
+    again = crawler.run(rounds=1)
+    assert (again.accepted, again.rejected) == (1, {"unreachable": 1})
+    assert [sample.image_id for sample in read_shard(crawler.storage, paths.shard(0))] == [kept.image_id]
 
 
 def test_limits_of_a_host_hold_across_processes(site: Site) -> None:
