@@ -125,30 +125,29 @@ def main() -> None:
             f"{' and '.join(alone)}: each is for one collection and runs no stage; leave out --manifest, --source, "
             "--stages and --no-examples, and give one of them"
         )
-    if sync:
-        from pipeline.reporting.sync import sync_tracking
-
-        config = load_config(file, flags | NO_STAGE, overrides)
-        check_place(config.model_copy(update={"stages": []}))
-        check_not_forgetting(open_storage(config.workspace), config.collection)
-        sync_tracking(open_storage(config.workspace), config)
-        return
     with ray_session():
         if table is not None:
             from pipeline.job.many import run_collections
 
             run_collections(table, lambda row: load_config(file, flags | named(row), overrides))
             return
-        if unwanted is not None:
+        config = load_config(file, flags | NO_STAGE if alone else flags, overrides)
+        storage = open_storage(config.workspace)
+        lines: list[str] = []
+        if alone:
+            check_place(config.model_copy(update={"stages": []}))
+        if sync:
+            from pipeline.reporting.sync import sync_tracking
+
+            check_not_forgetting(storage, config.collection)
+            sync_tracking(storage, config)
+        elif unwanted is not None:
             from pipeline.job.forget import forget
 
-            config = load_config(file, flags | NO_STAGE, overrides)
-            check_place(config.model_copy(update={"stages": []}))
-            lines = forget(open_storage(config.workspace), config.collection, unwanted, config.tracking_uri)
+            lines = forget(storage, config.collection, unwanted, config.tracking_uri)
         else:
-            config = load_config(file, flags, overrides)
             with LazyPool([config]) as pool:
-                lines = run_collection(open_storage(config.workspace), config, pool.train)
+                lines = run_collection(storage, config, pool.train)
     for line in lines:
         print(line)
 

@@ -176,6 +176,10 @@ class IngestConfig(_Section):
         return self.min_side if self.min_side is not None else max(1, self.image_size // 4)
 
 
+OF_THE_FORM = ("image_size", "color_mode", "image_format", "keep_duplicates")
+"""Fields of `IngestConfig.image_form`: a model understands no other images than those it learned from."""
+
+
 class ScheduleConfig(_Section):
     """When modules are switched on, when the learning rate drops and when training ends, in iterations.
 

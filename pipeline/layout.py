@@ -82,7 +82,7 @@ class AssignmentPaths:
 
     @property
     def folder(self) -> str:
-        return f"{self.collection}/runs/{self.run_id}/assignments/{self.crawl_id}"
+        return f"{RunPaths(self.collection, self.run_id).assignments}/{self.crawl_id}"
 
     @property
     def clusters(self) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from pipeline.clustering.build import build_method
 from pipeline.clustering.dti import DTI
-from pipeline.clustering.patience import read_patiently, write_patiently
+from pipeline.clustering.patience import on_console, read_patiently, write_patiently
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import Storage
@@ -81,15 +81,14 @@ class CheckpointWriter:
                 write_patiently(publish, self._storage.uri(key), self._note)
 
 
-def load_checkpoint(storage: Storage, key: str, note: Callable[[str], None] | None = None) -> dict[str, Any]:
+def load_checkpoint(storage: Storage, key: str, note: Callable[[str], None] = on_console) -> dict[str, Any]:
     """What a `CheckpointWriter` wrote, once storage answers. Raises ClusteringError for anything else.
 
     Args:
         storage, key: where it is.
         note: as that of `read_patiently`.
     """
-    told = {"note": note} if note else {}
-    data = read_patiently(lambda: storage.read_bytes(key), storage.uri(key), **told)
+    data = read_patiently(lambda: storage.read_bytes(key), storage.uri(key), note)
     broken = ClusteringError(f"{storage.uri(key)}: not a checkpoint; delete it to start this trial again")
     if not _is_whole(data):
         raise broken

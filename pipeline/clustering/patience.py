@@ -28,11 +28,12 @@ def write_patiently(write: Callable[[], None], what: str, note: Callable[[str], 
     _patiently(write, StorageError, f"{what} is", "written", note)
 
 
-def _say(line: str) -> None:
+def on_console(line: str) -> None:
+    """Say `line` on the console of this process."""
     say("storage", line)
 
 
-def read_patiently(read: Callable[[], Result], what: str, note: Callable[[str], None] = _say) -> Result:
+def read_patiently(read: Callable[[], Result], what: str, note: Callable[[str], None] = on_console) -> Result:
     """What `read` returns, once the storage answers; after `PATIENCE_S` the UnavailableError of the last attempt.
 
     What is missing, refused or broken is not waited for: its error is raised at once.

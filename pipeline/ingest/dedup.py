@@ -148,9 +148,8 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: pa.Ta
             )
     table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
     if dropped:
-        samples = accepted_samples(storage, paths, index, table)
-        staying = set(table.filter(pc.field("status") == "accepted")["image_id"].to_pylist())
-        if lost := staying - {sample.image_id for sample in samples}:
+        samples, lost = accepted_samples(storage, paths, index, table)
+        if lost:
             raise StorageError(
                 f"{storage.uri(paths.shard(index))}: has no image {min(lost)}, which its rows have; delete "
                 f"{storage.uri(paths.folder)} and ingest again"
@@ -159,10 +158,11 @@ def drop_repeats(storage: Storage, paths: CrawlPaths, index: int, repeats: pa.Ta
     write_table(storage, paths.rows(index), table)
 
 
-def accepted_samples(storage: Storage, paths: CrawlPaths, index: int, rows: pa.Table) -> list[Sample]:
-    """What the tar of shard `index` has of the images that its new `rows` accept."""
+def accepted_samples(storage: Storage, paths: CrawlPaths, index: int, rows: pa.Table) -> tuple[list[Sample], set[str]]:
+    """What the tar of shard `index` has of the images that its new `rows` accept, and the ids of what it lacks."""
     staying = set(rows.filter(pc.field("status") == "accepted")["image_id"].to_pylist())
-    return [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
+    samples = [sample for sample in read_shard(storage, paths.shard(index)) if sample.image_id in staying]
+    return samples, staying - {sample.image_id for sample in samples}
 
 
 def _repeat(shard: int, image_id: str, duplicate_of: str, reason: str) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def remove_from_shard(storage: Storage, paths: CrawlPaths, index: int, names: Na
     """
     rows = read_table(storage, paths.rows(index))
     rows = cleared(rows, are_forgotten(rows, names))
-    publish_shard(storage, paths.shard(index), accepted_samples(storage, paths, index, rows))
+    samples, _ = accepted_samples(storage, paths, index, rows)
+    publish_shard(storage, paths.shard(index), samples)
     write_table(storage, paths.rows(index), rows)
 
 

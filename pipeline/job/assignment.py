@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config import LATEST, ImageForm, JobConfig
+from pipeline.config import LATEST, OF_THE_FORM, ImageForm, JobConfig
 from pipeline.errors import ConfigError
 from pipeline.ingest.stage import ingest
 from pipeline.job.forgetting import check_not_forgetting
@@ -17,9 +17,6 @@ from pipeline.reporting.past_runs import PastRun, latest_run, past_run
 from pipeline.session import check_place
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage
-
-OF_THE_FORM = ("image_size", "color_mode", "image_format", "keep_duplicates")
-"""Fields of `IngestConfig.image_form`: a model understands no other images than those it learned from."""
 
 
 def assign_collection(storage: Storage, config: JobConfig, run_id: str, crawl_ids: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.config import IngestConfig
+from pipeline.config import OF_THE_FORM, IngestConfig
 from pipeline.errors import ClusteringError, ConfigError, PipelineError, StorageError
 from pipeline.ingest.accounting import RATES, account, in_words
 from pipeline.ingest.forgetting import Found, built_shards, find_all, publish_plan, remove
@@ -110,7 +110,7 @@ def _delete_unfinished(storage: Storage, paths: CrawlPaths, found: Mapping[int, 
 def _close(storage: Storage, paths: CrawlPaths) -> str:
     """Complete a crawl that was changed, with its new totals; the totals in words."""
     before = read_crawl(storage, paths.forgetting)
-    form = {name: getattr(before, name) for name in ("image_size", "color_mode", "image_format", "keep_duplicates")}
+    form = {name: getattr(before, name) for name in OF_THE_FORM}
     crawl = account(storage, paths, before.records, before.n_shards, IngestConfig.model_validate(form))
     speed = {name: before.statistics[name] for name in RATES if name in before.statistics}
     document = {**read_json(storage, paths.forgetting), **asdict(crawl), "statistics": crawl.statistics | speed}
@@ -123,11 +123,12 @@ def _forget_in_runs(storage: Storage, collection: str, names: Names, tracked: st
     """Make the reports again that show something of `names`, without it; how many there were."""
     runs = {key.split("/")[2] for key in storage.list(runs_of(collection))}
     withdrawn, failed = [], []
+    digests = {crawl.digest for crawl in complete_crawls(storage, collection)}
     # All of them are withdrawn before the first is made again, which may fail.
     for paths in (RunPaths(collection, run_id) for run_id in sorted(runs)):
         _forget_assignments(storage, paths, names)
         if not storage.exists(paths.marker) or _shows(storage, paths, names):
-            _forget_training(storage, paths)
+            _forget_training(storage, paths, digests)
             try:
                 withdraw(storage, paths, tracked)
             except StorageError as error:
@@ -152,15 +153,16 @@ def _forget_in_runs(storage: Storage, collection: str, names: Names, tracked: st
     return len(withdrawn)
 
 
-def _forget_training(storage: Storage, paths: RunPaths) -> None:
-    """Delete the pictures that the checkpoints of a run have of its training.
+def _forget_training(storage: Storage, paths: RunPaths, digests: set[str]) -> None:
+    """Delete the pictures that the checkpoints of a run have of its training; `digests` are those of all crawls now.
 
     What is not trained to the end can be photos itself. Its run is never continued once crawls have changed.
     """
     # It imports torch, which crawls alone do not need.
     from pipeline.clustering.checkpoint import delete_snapshots
 
-    changed = _learned_from_other_images(storage, paths)
+    learned = read_json(storage, paths.identity)["images"] if storage.exists(paths.identity) else []
+    changed = not set(learned) <= digests
     for key in list(storage.list(paths.trials)):
         done = storage.exists(paths.trial_marker(key.split("/")[-2]))
         if key.endswith(".pt") and changed and not done:
@@ -172,26 +174,18 @@ def _forget_training(storage: Storage, paths: RunPaths) -> None:
                 storage.delete(key)
 
 
-def _learned_from_other_images(storage: Storage, paths: RunPaths) -> bool:
-    """Whether the crawls of a run are not what they were."""
-    if not storage.exists(paths.identity):
-        return False
-    now = {crawl.digest for crawl in complete_crawls(storage, paths.collection)}
-    return not set(read_json(storage, paths.identity)["images"]) <= now
-
-
 def _forget_assignments(storage: Storage, run: RunPaths, names: Names) -> None:
-    """Delete what was assigned to the prototypes of `run` and shows something of `names`; its marker goes first."""
-    files = list(storage.list(run.assignments))
-    for paths in (run.assignment(crawl_id) for crawl_id in sorted({key.split("/")[4] for key in files})):
+    """Delete what was assigned to the prototypes of `run` and shows something of `names`."""
+    # It imports torch, which crawls alone do not need.
+    from pipeline.reporting.later_crawl import assignments_of, delete_assignment
+
+    for paths in assignments_of(storage, run):
         if _shows(storage, paths, names):
-            storage.delete(paths.marker)
-            for key in [key for key in files if key.startswith(f"{paths.folder}/")]:
-                storage.delete(key)
+            delete_assignment(storage, paths)
             say(
                 "forget",
                 f"run {run.run_id}: the assignment of crawl {paths.crawl_id} is deleted; jobs/assign_collection.py "
-                f"makes it again",
+                "makes it again",
             )
 
 

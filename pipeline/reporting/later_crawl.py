@@ -95,6 +95,18 @@ def assign_crawl(storage: Storage, run: PastRun, crawl: Crawl, examples: bool) -
     return document
 
 
+def assignments_of(storage: Storage, run: RunPaths) -> list[AssignmentPaths]:
+    """All that was assigned to the prototypes of `run`, complete or not."""
+    crawls = {key.removeprefix(f"{run.assignments}/").split("/")[0] for key in storage.list(run.assignments)}
+    return [run.assignment(crawl_id) for crawl_id in sorted(crawls)]
+
+
+def delete_assignment(storage: Storage, paths: AssignmentPaths) -> None:
+    """Delete an assignment, its marker first."""
+    for key in (paths.marker, *storage.list(paths.folder)):
+        storage.delete(key)
+
+
 def _files(paths: AssignmentPaths) -> list[str]:
     """Keys of everything that an assignment consists of, apart from ``assignment.json``."""
     return [paths.clusters, paths.spreadsheet, paths.changes, paths.picture]

@@ -8,8 +8,12 @@ from pipeline.layout import RunPaths
 
 def report_files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
     """Keys of all of them."""
-    tables = [paths.prototypes, paths.clusters, paths.spreadsheet]
-    return [*tables, paths.mosaic, paths.timelapse, paths.page, *pictures(paths, k, config)]
+    return [*single_files(paths), *pictures(paths, k, config)]
+
+
+def single_files(paths: RunPaths) -> list[str]:
+    """Keys of those that every report has once."""
+    return [paths.prototypes, paths.clusters, paths.spreadsheet, paths.mosaic, paths.timelapse, paths.page]
 
 
 def pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:

@@ -20,6 +20,7 @@ from pipeline.records import Crawl
 from pipeline.reporting.assign import assign_crawls
 from pipeline.reporting.cluster_files import write_clusters_csv, write_clusters_parquet
 from pipeline.reporting.findings import find
+from pipeline.reporting.later_crawl import assignments_of, delete_assignment
 from pipeline.reporting.manifest import clusters_schema, prototypes_table, without_sources
 from pipeline.reporting.mosaic import draw_mosaic
 from pipeline.reporting.page.contents import page_of
@@ -156,8 +157,9 @@ def _make(
     storage.write_bytes(paths.timelapse, timelapse)
     storage.write_bytes(paths.page, page)
     if not options.examples:
-        for key in sorted(storage.list(paths.assignments), key=lambda key: not key.endswith("/assignment.json")):
-            storage.delete(key)  # they may name what is not to be shown any more; the same command makes them again
+        # They may name what is not to be shown any more; the same command makes them again.
+        for assignment in assignments_of(storage, paths):
+            delete_assignment(storage, assignment)
     laps.end("tables")
     drawn: list[str] = []
     if options.examples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.errors import StorageError
 from pipeline.layout import RunPaths
 from pipeline.progress import say
+from pipeline.reporting.report_files import single_files
 from pipeline.reporting.tracking.places import Place, places_of
 from pipeline.reporting.tracking.runs import untrack
 from pipeline.reporting.tracking.server import default_uri, without_credentials
@@ -25,12 +26,10 @@ def withdraw(storage: Storage, paths: RunPaths, tracked: str | None = None) -> N
 
     Raises StorageError where what MLflow has of it cannot be deleted; the next attempt tries again.
     """
-    files = {paths.clusters, paths.spreadsheet, paths.prototypes, paths.mosaic, paths.timelapse, paths.page}
-    files = (files & set(storage.list(paths.folder))) | set(storage.list(paths.pictures))
     if storage.exists(paths.marker):
         storage.write_bytes(paths.forgetting, storage.read_bytes(paths.marker))
         storage.delete(paths.marker)
-    for key in files:
+    for key in [*single_files(paths), *storage.list(paths.pictures)]:
         storage.delete(key)
     _untrack_everywhere(storage, paths, tracked)
 

@@ -8,7 +8,7 @@ from pipeline.layout import RunPaths
 from pipeline.reporting.past_runs import PastRun
 from pipeline.reporting.tracking.model import log_model
 from pipeline.reporting.tracking.registry import register, unregister
-from pipeline.reporting.tracking.server import is_server, tracking_uri
+from pipeline.reporting.tracking.server import all_of, is_server, tracking_uri
 from pipeline.reporting.tracking.tags import RUN_TAG, WORKSPACE_TAG
 from pipeline.storage import Storage
 
@@ -51,18 +51,8 @@ def _delete_models(client: Any, experiment: str, common: dict[str, str], kept: s
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    token = None
-    found: dict[str, str] = {}
-    while True:
-        wanted = f"tags.`{RUN_TAG}` = '{common[RUN_TAG]}'"
-        page = client.search_logged_models([experiment], wanted, page_token=token)
-        found |= {
-            model.model_id: model.artifact_location
-            for model in page
-            if model.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG]
-        }
-        if not (token := page.token):
-            break
-    for model in found.keys() - {kept}:
-        get_artifact_repository(found[model], tracking_uri=client.tracking_uri).delete_artifacts()
-        client.delete_logged_model(model)
+    wanted = f"tags.`{RUN_TAG}` = '{common[RUN_TAG]}'"
+    for model in all_of(lambda token: client.search_logged_models([experiment], wanted, page_token=token)):
+        if model.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG] and model.model_id != kept:
+            get_artifact_repository(model.artifact_location, tracking_uri=client.tracking_uri).delete_artifacts()
+            client.delete_logged_model(model.model_id)

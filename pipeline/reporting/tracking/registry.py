@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.reporting.tracking.server import all_of
+
 CURRENT = "current"
 """Alias of the version to use, as in ``models:/NAME@current``."""
 FIRST_REPORTED_TAG = "visual_trends.first_reported_at"
@@ -74,10 +76,4 @@ def _make(client: Any, name: str) -> None:
 
 
 def _versions(client: Any, name: str) -> list[Any]:
-    token = None
-    found: list[Any] = []
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found += page
-        if not (token := page.token):
-            return found
+    return all_of(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))

@@ -22,6 +22,7 @@ from pipeline.reporting.past_runs import PastRun
 from pipeline.reporting.tracking.dataset import data_digest, dataset_input
 from pipeline.reporting.tracking.kept_model import track_model, untrack_model
 from pipeline.reporting.tracking.server import (
+    all_of,
     client_of,
     default_uri,
     first_use,
@@ -247,13 +248,8 @@ def _delete_earlier(client: Any, experiment: str, common: dict[str, str]) -> set
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     query, everything = f"tags.`{RUN_TAG}` = '{common[RUN_TAG]}'", ViewType.ALL
-    token = None
-    found: list[Any] = []
-    while True:
-        page = client.search_runs([experiment], query, run_view_type=everything, page_token=token)
-        found += [run.info for run in page if run.data.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG]]
-        if not (token := page.token):
-            break
+    runs = all_of(lambda token: client.search_runs([experiment], query, run_view_type=everything, page_token=token))
+    found = [run.info for run in runs if run.data.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG]]
     for run in found:
         get_artifact_repository(run.artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts()
         if run.lifecycle_stage == LifecycleStage.ACTIVE:

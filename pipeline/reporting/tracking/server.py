@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,17 @@ def client_of(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def all_of(search: Callable[[str | None], Any]) -> list[Any]:
+    """Everything that MLflow finds, page after page; `search` takes the token of a page."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(token)
+        found += page
+        if not (token := page.token):
+            return found
 
 
 def first_use(uri: str) -> Any:
