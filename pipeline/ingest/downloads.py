@@ -11,7 +11,7 @@ import itertools
 import queue
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -81,7 +81,10 @@ class _Downloads:
     def __init__(self, addresses: Mapping[int, str], client: HttpClient, config: HttpConfig) -> None:
         self._client = client
         self._config = config
-        self._ready = [_Job(key, url, url, config.deadline_s, host_of(url)) for key, url in addresses.items()]
+        # By host, the host that was asked longest ago first: whoever has many records does not hold up the others.
+        self._ready: dict[str, deque[_Job]] = {}
+        for key, url in addresses.items():
+            self._put_last(_Job(key, url, url, config.deadline_s, host_of(url)))
         self._later: list[tuple[float, int, _Job]] = []
         self._order = itertools.count()
         self._failures_in_a_row: Counter[str] = Counter()
@@ -116,27 +119,32 @@ class _Downloads:
     def _start(self, pool: ThreadPoolExecutor, slots: HostSlots) -> None:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
-            self._ready.append(heapq.heappop(self._later)[2])
-        free = self._config.threads - self._running
-        started: set[int] = set()
-        refused: set[str] = set()
-        for place, job in enumerate(self._ready):
-            if len(started) == free:
-                break
-            host = job.host
-            if host in refused or not slots.take(host):
-                refused.add(host)
+            self._put_last(heapq.heappop(self._later)[2])
+        hosts = deque(self._ready)
+        refused = 0
+        while hosts and self._running < self._config.threads:
+            host = hosts.popleft()
+            if not slots.take(host):
+                refused += 1
                 continue
-            started.add(place)
-            self._running += 1
-            begun = time.monotonic()
-            future = pool.submit(self._client.get, job.url, job.seconds)
-            future.add_done_callback(partial(self._end, job, begun))
-        self._ready = [job for place, job in enumerate(self._ready) if place not in started]
+            jobs = self._ready.pop(host)
+            self._submit(pool, jobs.popleft())
+            if jobs:
+                self._ready[host] = jobs
+                hosts.append(host)
         # Each host counts as often as threads are free for it: a host that is slow to grant does not hide the others.
-        free = free - len(started) + PREFETCH
-        waiting = Counter(job.host for job in self._ready)
-        slots.want({host: min(n, free) for host, n in itertools.islice(waiting.items(), free + len(refused))})
+        free = self._config.threads - self._running + PREFETCH
+        waiting = itertools.islice(self._ready.items(), free + refused)
+        slots.want({host: min(len(jobs), free) for host, jobs in waiting})
+
+    def _submit(self, pool: ThreadPoolExecutor, job: _Job) -> None:
+        self._running += 1
+        begun = time.monotonic()
+        future = pool.submit(self._client.get, job.url, job.seconds)
+        future.add_done_callback(partial(self._end, job, begun))
+
+    def _put_last(self, job: _Job) -> None:
+        self._ready.setdefault(job.host, deque()).append(job)
 
     def _leave_alone(self, slots: HostSlots) -> None:
         """Give up the hosts that asked, whichever task, to be left alone for longer than this one waits."""
@@ -148,8 +156,8 @@ class _Downloads:
     def _unasked(self) -> Iterator[tuple[int, Rejected]]:
         """The records that wait for hosts that were given up."""
         if self._given_up:
-            waiting = [*self._ready, *(job for _, _, job in self._later)]
-            self._ready = [job for job in self._ready if job.host not in self._given_up]
+            ready = (self._ready.pop(host, ()) for host in self._given_up)
+            waiting = [*itertools.chain.from_iterable(ready), *(job for _, _, job in self._later)]
             self._later = [entry for entry in self._later if entry[2].host not in self._given_up]
             heapq.heapify(self._later)
             for job in waiting:
@@ -176,7 +184,8 @@ class _Downloads:
             answer = future.result()
             self._failures_in_a_row.pop(job.host, None)
             if isinstance(answer, Redirect):
-                self._ready.insert(0, self._redirected(job, answer.url, seconds))
+                redirected = self._redirected(job, answer.url, seconds)
+                self._ready.setdefault(redirected.host, deque()).appendleft(redirected)
                 return None
             with answer:
                 return answer.read()

@@ -1,6 +1,6 @@
 """Speed, memory and image quality of ingesting URLs: this project's job and img2dataset, one after the other.
 
-    python tests/benchmarks/bench_ingest.py [--images 3000] [--scenarios plain,latency,faults] [--json FILE]
+    python tests/benchmarks/bench_ingest.py [--images 5000] [--scenarios plain,latency,faults] [--json FILE]
 
 Both download the same URLs from a server on this machine (photo_server.py) and make crops of 128×128 px in WebDataset
 tars, on the same two cores, with a process that decodes on each. img2dataset comes from the package index, in a
@@ -297,7 +297,7 @@ def print_line(scenario: str, found: dict[str, Any]) -> None:
 def main() -> None:
     """Run both tools in each scenario and print them side by side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=3000, help="URLs in each scenario [3000]")
+    parser.add_argument("--images", type=int, default=5000, help="URLs in each scenario [5000]")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="[plain,latency,faults]")
     parser.add_argument(
         "--longest", type=float, default=150.0, help="seconds after which img2dataset is ended in faults [150]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -14,6 +15,9 @@ from typing import Self
 import numpy as np
 
 EVERY_S = 0.25
+"""Between two readings of the processor time."""
+MEMORY_EVERY = 4
+"""Readings of the processor time for one of the memory, which would take a tenth of a core if it were as frequent."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -55,11 +59,13 @@ class Watch:
                 os.kill(pid, signal.SIGKILL)
 
     def _sample(self) -> None:
+        readings = itertools.count()
         while not self._ended.wait(EVERY_S):
             tree = _tree(self._root)
             self._ticks |= tree
             self.cpu_s.append((time.monotonic(), sum(self._ticks.values()) / TICKS_PER_S))
-            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, tree)))
+            if next(readings) % MEMORY_EVERY == 0:
+                self.peak_bytes = max(self.peak_bytes, sum(map(_pss, tree)))
 
 
 def _tree(root: int) -> dict[int, int]:
