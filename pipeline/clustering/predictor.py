@@ -32,16 +32,16 @@ class _NormOverWorkers(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalised `x` (B, C, H, W); mean and variance (C,) over all workers, and of how many values, float64."""
         n = x.numel() / x.shape[1]
-        ones, zeros = torch.ones_like(weight), torch.zeros_like(weight)
-        _, mean, inverse_std = torch.native_batch_norm(x, ones, zeros, None, None, True, 0.0, eps)
-        mean, inverse_std = mean.double(), inverse_std.double()
-        square = (inverse_std.square().reciprocal() - eps).clamp_min(0) + mean.square()
+        # Their type is that of the running moments, which nobody needs here.
+        running = torch.zeros_like(weight), torch.ones_like(weight)
+        mean, variance = (value.double() for value in torch.batch_norm_update_stats(x, *running, 0.0))
+        square = variance + mean.square()
         moments = summed(n * torch.cat([mean, square, torch.ones_like(mean[:1])]))
         total = moments[-1]
         mean, square = (moments[:-1] / total).chunk(2)
         variance = (square - mean.square()).clamp_min(0)
         inverse_std = (variance + eps).rsqrt()
-        ctx.n, ctx.eps = n, eps
+        ctx.eps = eps
         ctx.save_for_backward(x, weight, mean.to(weight), inverse_std.to(weight), total)
         ctx.mark_non_differentiable(mean, variance, total)
         y = batch_norm(x, mean.to(weight), variance.to(weight), weight, bias, training=False, eps=eps)
@@ -51,17 +51,18 @@ class _NormOverWorkers(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std, total = ctx.saved_tensors
-        x_gradient, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, None, None, mean, inverse_std, True, ctx.eps, [True, True, True]
+        _, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, mean, inverse_std, True, ctx.eps, [False, True, True]
         )
-        # It subtracted what this worker's part has of the gradient's mean, and of its product with what is normalised.
-        own = torch.stack([bias_gradient, weight_gradient]).double()
-        sums = summed(own.clone())
-        constant, slope = (own / ctx.n - sums / total) * weight * inverse_std
+        sums = summed(torch.stack([bias_gradient, weight_gradient]).double())
+        # What the gradient's mean, and that of its product with what is normalised, take from it.
+        scale = weight * inverse_std
+        constant, slope = -sums / total * scale
         slope = slope * inverse_std
         offset = constant - slope * mean
         zeros, ones = torch.zeros_like(weight), torch.ones_like(weight)
-        x_gradient += batch_norm(x, zeros, ones, slope.to(weight), offset.to(weight), training=False, eps=0.0)
+        x_gradient = batch_norm(x, zeros, ones, slope.to(weight), offset.to(weight), training=False, eps=0.0)
+        x_gradient.addcmul_(gradient, scale.to(x)[:, None, None])
         return x_gradient, weight_gradient, bias_gradient, None
 
 

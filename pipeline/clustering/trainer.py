@@ -27,6 +27,7 @@ from pipeline.clustering.patience import write_patiently
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial import loss_at
 from pipeline.clustering.trial_queue import TrialQueue, View, Work
+from pipeline.clustering.workers import connected
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError, PipelineError, user_error
 from pipeline.progress import Progress, say
@@ -230,7 +231,13 @@ def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, 
     with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"group": name, "plan": plan, "queue": queue, "store": store},
+            train_loop_config={
+                "group": name,
+                "plan": plan,
+                "queue": queue,
+                "store": store,
+                "timeout_s": config.collective_timeout_s,
+            },
             scaling_config=ScalingConfig(
                 num_workers=plan.workers, use_gpu=bool(plan.gpus), resources_per_worker=plan.resources
             ),
@@ -246,12 +253,16 @@ def fit_group(name: str, plan: GroupPlan, config: ClusteringConfig, queue: Any, 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """Body of one worker: whatever trial its group is given, until none waits."""
+    torch.set_num_threads(loop_config["plan"].threads)
+    return_large_blocks()
+    with connected(loop_config["timeout_s"]):
+        _train_what_comes(loop_config["group"], loop_config["queue"], loop_config["store"])
+
+
+def _train_what_comes(group: str, queue: Any, store: Any) -> None:
     from ray.train.collective import broadcast_from_rank_zero
     from ray.train.torch import get_device
 
-    group, queue, store = loop_config["group"], loop_config["queue"], loop_config["store"]
-    torch.set_num_threads(loop_config["plan"].threads)
-    return_large_blocks()
     first = ray.train.get_context().get_world_rank() == 0
     paused = False
     images: ImageSet | None = None

@@ -28,6 +28,7 @@ from pipeline.clustering.heap import return_large_blocks
 from pipeline.clustering.images import ImageSet
 from pipeline.clustering.training import TrialTraining, Window
 from pipeline.clustering.trial import Trial
+from pipeline.clustering.workers import connected
 from pipeline.config import ClusteringConfig
 from pipeline.storage import LocalStorage
 from tests.benchmarks.bench_step import smooth_pictures
@@ -71,7 +72,8 @@ def worker(rank: int, world_size: int, folder: str, windows: int, together: bool
         if window.iteration % WINDOW == 0 and len(window.modules) == len(config.transforms):
             ends.append(time.perf_counter())
 
-    result = trained.run(note_the_end)
+    with connected(60.0):
+        result = trained.run(note_the_end)
     seconds = median(after - before for before, after in pairwise(ends))
     if rank == 0:
         Path(folder, "measured.json").write_text(json.dumps([WINDOW * BATCH / seconds, result.loss]))

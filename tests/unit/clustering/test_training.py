@@ -18,6 +18,7 @@ from pipeline.clustering.images import ImageSet
 from pipeline.clustering.snapshots import snapshots_of
 from pipeline.clustering.training import TrialTraining, Window, bucket_mb
 from pipeline.clustering.trial import Trial, TrialResult
+from pipeline.clustering.workers import connected
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import LocalStorage
@@ -289,7 +290,8 @@ def train_as_worker(rank: int, world_size: int, folder: str, schedule: dict[str,
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     run = training(Path(folder) / f"rank{rank}", schedule=schedule)
-    run.run()
+    with connected(60.0):
+        run.run()
     torch.save(run.method.state_dict(), Path(folder) / f"model{rank}.pt")
     dist.destroy_process_group()
 
