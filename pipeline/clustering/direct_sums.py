@@ -22,6 +22,8 @@ from torch import Tensor
 
 GREETING = struct.Struct("!QQ")
 """What a worker says first: the secret of its group, and its rank."""
+LENGTH = struct.Struct("!Q")
+"""Bytes that follow: workers that do not ask for the same sum must not add what they have."""
 GREETING_S = 10.0
 """Longest wait for a greeting: whoever else connects must not hold up the group."""
 LOOPBACK = "127.0.0.1"
@@ -45,8 +47,7 @@ class DirectSums:
         self._first = dist.get_rank() == 0
         host = os.environ.get("MASTER_ADDR", LOOPBACK)
         if self._first:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            with socket.create_server((host, 0), family=family, backlog=dist.get_world_size()) as listener:
+            with _listen(host) as listener:
                 secret = secrets.randbits(63)
                 dist.broadcast(torch.tensor([listener.getsockname()[1], secret]), 0)
                 listener.settimeout(timeout_s)
@@ -73,20 +74,30 @@ class DirectSums:
 
         The first worker adds them in the order of ranks, so that all get the same bits, and the same ones every time.
 
-        Raises OSError where another worker is gone, or does not answer in time.
+        Raises OSError where another worker is gone, does not answer in time, or has something else to sum.
         """
         own = values.detach().reshape(-1).numpy()  # the memory of `values` itself, where that is in one piece
         if self._first:
             part = np.empty_like(own)
             for peer in self._peers:
-                _receive(peer, part.data)
+                _receive_part(peer, part.data)
                 own += part
+        message = LENGTH.pack(own.nbytes) + own.tobytes()
         for peer in self._peers:
-            peer.sendall(own.data)
+            peer.sendall(message)
         if not self._first:
-            _receive(self._peers[0], own.data)
+            _receive_part(self._peers[0], own.data)
         if not values.is_contiguous():
             values.copy_(torch.from_numpy(own).reshape(values.shape))
+
+
+def _listen(host: str) -> socket.socket:
+    """A socket that others reach at `host`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, 0), family=family, backlog=dist.get_world_size())
+    except OSError:  # an address that this machine does not know as its own, behind a translation
+        return socket.create_server(("", 0), family=family, backlog=dist.get_world_size())
 
 
 def _accept(listener: socket.socket, secret: int, peers: int) -> list[socket.socket]:
@@ -104,6 +115,16 @@ def _accept(listener: socket.socket, secret: int, peers: int) -> list[socket.soc
                 continue
         connection.close()
     return [found[rank] for rank in sorted(found)]
+
+
+def _receive_part(connection: socket.socket, values: memoryview) -> None:
+    """Fill `values` from the next message of `connection`, which must be as long."""
+    head = bytearray(LENGTH.size)
+    _receive(connection, memoryview(head))
+    (length,) = LENGTH.unpack(head)
+    if length != values.nbytes:
+        raise ConnectionError(f"another worker sums {length} bytes where this one sums {values.nbytes}")
+    _receive(connection, values)
 
 
 def _receive(connection: socket.socket, values: memoryview) -> None:

@@ -105,3 +105,30 @@ def strangers_come_first(rank: int, folder: str) -> None:
 
 def test_who_does_not_know_the_secret_stays_outside(tmp_path: Path) -> None:
     spawn(strangers_come_first, (str(tmp_path),), nprocs=2)
+
+
+def other_sums(rank: int, folder: str) -> None:
+    begin(rank, 2, folder)
+    with connected(TIMEOUT_S), pytest.raises(ConnectionError, match=r"sums|ended|reset"):
+        summed(torch.ones(4 + rank))
+    os._exit(0)
+
+
+def test_workers_that_ask_for_different_sums_are_told_so(tmp_path: Path) -> None:
+    spawn(other_sums, (str(tmp_path),), nprocs=2)
+
+
+def behind_a_translation(rank: int, folder: str) -> None:
+    """No machine has the address 192.0.2.1 (of documentation), where the others are told to connect to."""
+    begin(rank, 2, folder)
+    connect = socket.create_connection
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTER_ADDR", "192.0.2.1")
+        patch.setattr(socket, "create_connection", lambda place, *rest: connect(("127.0.0.1", place[1]), *rest))
+        with connected(TIMEOUT_S):
+            assert summed(torch.tensor([rank + 1.0])).tolist() == [3.0]
+    dist.destroy_process_group()
+
+
+def test_the_first_worker_may_have_an_address_that_only_others_know(tmp_path: Path) -> None:
+    spawn(behind_a_translation, (str(tmp_path),), nprocs=2)
