@@ -61,6 +61,7 @@ class DirectSums:
         for peer in self._peers:
             peer.settimeout(timeout_s)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a group that pauses is silent
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +77,10 @@ class DirectSums:
 
         Raises OSError where another worker is gone, does not answer in time, or has something else to sum.
         """
-        own = values.detach().reshape(-1).numpy()  # the memory of `values` itself, where that is in one piece
+        if not values.numel():
+            return
+        # The memory of `values` itself, where that is in one piece.
+        own = np.ascontiguousarray(values.detach().reshape(-1).numpy())
         if self._first:
             part = np.empty_like(own)
             for peer in self._peers:

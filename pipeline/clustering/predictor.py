@@ -62,7 +62,10 @@ class _NormOverWorkers(torch.autograd.Function):
         offset = constant - slope * mean
         zeros, ones = torch.zeros_like(weight), torch.ones_like(weight)
         x_gradient = batch_norm(x, zeros, ones, slope.to(weight), offset.to(weight), training=False, eps=0.0)
-        x_gradient.addcmul_(gradient, scale.to(x)[:, None, None])
+        coarse = scale.to(x)
+        x_gradient.addcmul_(gradient, coarse[:, None, None])
+        if x.dtype != scale.dtype:  # what rounding has taken from the factors of whole channels
+            x_gradient.addcmul_(gradient, (scale - coarse).to(x)[:, None, None])
         return x_gradient, weight_gradient, bias_gradient, None
 
 

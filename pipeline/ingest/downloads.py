@@ -81,12 +81,12 @@ class _Downloads:
     def __init__(self, addresses: Mapping[int, str], client: HttpClient, config: HttpConfig) -> None:
         self._client = client
         self._config = config
-        # By host, the host that was asked longest ago first: whoever has many records does not hold up the others.
-        self._ready: dict[str, deque[_Job]] = {}
+        self._order = itertools.count()
+        # By host, each with its turn: records are asked for in order, as far as their hosts allow.
+        self._ready: dict[str, deque[tuple[int, _Job]]] = {}
         for key, url in addresses.items():
             self._put_last(_Job(key, url, url, config.deadline_s, host_of(url)))
         self._later: list[tuple[float, int, _Job]] = []
-        self._order = itertools.count()
         self._failures_in_a_row: Counter[str] = Counter()
         self._failing_since: dict[str, float] = {}
         self._given_up: dict[str, Rejected] = {}
@@ -120,22 +120,24 @@ class _Downloads:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             self._put_last(heapq.heappop(self._later)[2])
-        hosts = deque(self._ready)
+        hosts = [(jobs[0][0], host) for host, jobs in self._ready.items()]
+        heapq.heapify(hosts)
         refused = 0
         while hosts and self._running < self._config.threads:
-            host = hosts.popleft()
+            _, host = heapq.heappop(hosts)
             if not slots.take(host):
                 refused += 1
                 continue
-            jobs = self._ready.pop(host)
-            self._submit(pool, jobs.popleft())
+            jobs = self._ready[host]
+            self._submit(pool, jobs.popleft()[1])
             if jobs:
-                self._ready[host] = jobs
-                hosts.append(host)
+                heapq.heappush(hosts, (jobs[0][0], host))
+            else:
+                del self._ready[host]
         # Each host counts as often as threads are free for it: a host that is slow to grant does not hide the others.
         free = self._config.threads - self._running + PREFETCH
-        waiting = itertools.islice(self._ready.items(), free + refused)
-        slots.want({host: min(len(jobs), free) for host, jobs in waiting})
+        waiting = heapq.nsmallest(free + refused, self._ready, key=lambda host: self._ready[host][0][0])
+        slots.want({host: min(len(self._ready[host]), free) for host in waiting})
 
     def _submit(self, pool: ThreadPoolExecutor, job: _Job) -> None:
         self._running += 1
@@ -144,7 +146,7 @@ class _Downloads:
         future.add_done_callback(partial(self._end, job, begun))
 
     def _put_last(self, job: _Job) -> None:
-        self._ready.setdefault(job.host, deque()).append(job)
+        self._ready.setdefault(job.host, deque()).append((next(self._order), job))
 
     def _leave_alone(self, slots: HostSlots) -> None:
         """Give up the hosts that asked, whichever task, to be left alone for longer than this one waits."""
@@ -157,7 +159,8 @@ class _Downloads:
         """The records that wait for hosts that were given up."""
         if self._given_up:
             ready = (self._ready.pop(host, ()) for host in self._given_up)
-            waiting = [*itertools.chain.from_iterable(ready), *(job for _, _, job in self._later)]
+            waiting = [job for _, job in itertools.chain.from_iterable(ready)]
+            waiting += [job for _, _, job in self._later]
             self._later = [entry for entry in self._later if entry[2].host not in self._given_up]
             heapq.heapify(self._later)
             for job in waiting:
@@ -185,7 +188,7 @@ class _Downloads:
             self._failures_in_a_row.pop(job.host, None)
             if isinstance(answer, Redirect):
                 redirected = self._redirected(job, answer.url, seconds)
-                self._ready.setdefault(redirected.host, deque()).appendleft(redirected)
+                self._ready.setdefault(redirected.host, deque()).appendleft((-1, redirected))  # before all others
                 return None
             with answer:
                 return answer.read()

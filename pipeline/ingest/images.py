@@ -51,6 +51,9 @@ STRIP_PIXELS = 1 << 21
 MAX_JPEG_SCANS = 200
 """Each is a pass over the whole image, however few bytes it takes; encoders write about ten."""
 
+PIECE_BYTES = 1 << 20
+"""Of a JPEG file that are searched for scans at once."""
+
 PREFIX_BYTES = 16
 """Pillow's plugins recognise their formats by this many first bytes."""
 
@@ -156,8 +159,11 @@ def _check_sides(width: int, height: int, config: IngestConfig) -> None:
 def _check_scans(jpeg: bytes) -> None:
     """Reject a `jpeg` of so few bytes a scan that decoding it would take hours."""
     octets = np.frombuffer(jpeg, np.uint8)
-    markers = np.flatnonzero(octets[:-1] == 0xFF)  # a quarter of the time that bytes.count takes
-    if np.count_nonzero(octets[markers + 1] == 0xDA) <= MAX_JPEG_SCANS:  # those in thumbnails and behind the image, too
+    found = 0
+    for start in range(0, len(octets), PIECE_BYTES):  # in half the time of bytes.count, and in little memory
+        piece = octets[start : start + PIECE_BYTES + 1]
+        found += int(np.count_nonzero((piece[:-1] == 0xFF) & (piece[1:] == 0xDA)))
+    if found <= MAX_JPEG_SCANS:  # those in thumbnails and behind the image included
         return
     at = scans = 0
     while (marker := _JPEG_MARKER.search(jpeg, at)) is not None and marker[0] != b"\xff\xd9":

@@ -151,6 +151,7 @@ def run(command: list[str], longest_s: float, log: Path) -> tuple[dict[str, Any]
         "seconds": time.monotonic() - started,
         "cpu_seconds": watch.cpu_s[-1][1],
         "peak_memory_bytes": watch.peak_bytes,
+        "peak_memory_bytes_without_ray": watch.peak_bytes_without_ray,
     }
     return found, watch
 
@@ -288,7 +289,8 @@ def print_line(scenario: str, found: dict[str, Any]) -> None:
         f" ({found['start_seconds']:.1f} s to start): {found['images_per_second']:6.1f} images/s,"
         f" {found['images_per_second_downloading']:6.1f} downloading,"
         f" {found['images_per_second_per_core']:6.1f} per core,"
-        f" {found['peak_memory_bytes'] / 2**20:6.0f} MiB, {found['psnr_db']:.2f} dB,"
+        f" {found['peak_memory_bytes'] / 2**20:6.0f} MiB ({found['peak_memory_bytes_without_ray'] / 2**20:.0f} without"
+        f" Ray's services), {found['psnr_db']:.2f} dB,"
         f" {found['core_hours_per_100_million']:,.0f} core-hours/{MILLIONS} million{rejected}{missing}{end}",
         flush=True,
     )

@@ -18,6 +18,8 @@ EVERY_S = 0.25
 """Between two readings of the processor time."""
 MEMORY_EVERY = 4
 """Readings of the processor time for one of the memory, which would take a tenth of a core if it were as frequent."""
+RAY_SERVICES = ("/ray/core/src/", "/ray/dashboard/", "/ray/autoscaler/", "log_monitor.py", "Agent", "ray::IDLE")
+"""In the command lines of what Ray runs for itself; workers without work are its reserve."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -26,12 +28,14 @@ class Watch:
 
     Attributes:
         peak_bytes: largest sum of the processes' proportional set sizes: a page that several share counts once.
+        peak_bytes_without_ray: the same without the services of Ray, which a cluster's nodes run anyway.
         cpu_s: user and system time of all processes, as far as each was seen last, at the times in it
             (`time.monotonic`).
     """
 
     def __init__(self, root: int) -> None:
         self.peak_bytes = 0
+        self.peak_bytes_without_ray = 0
         self.cpu_s: list[tuple[float, float]] = [(time.monotonic(), 0.0)]
         self._root = root
         self._ticks: dict[int, int] = {}
@@ -65,7 +69,10 @@ class Watch:
             self._ticks |= tree
             self.cpu_s.append((time.monotonic(), sum(self._ticks.values()) / TICKS_PER_S))
             if next(readings) % MEMORY_EVERY == 0:
-                self.peak_bytes = max(self.peak_bytes, sum(map(_pss, tree)))
+                sizes = {pid: _pss(pid) for pid in tree}
+                self.peak_bytes = max(self.peak_bytes, sum(sizes.values()))
+                work = sum(size for pid, size in sizes.items() if not _serves_ray(pid))
+                self.peak_bytes_without_ray = max(self.peak_bytes_without_ray, work)
 
 
 def _tree(root: int) -> dict[int, int]:
@@ -90,3 +97,11 @@ def _pss(pid: int) -> int:
             if line.startswith("Pss:"):
                 return 1024 * int(line.split()[1])
     return 0
+
+
+def _serves_ray(pid: int) -> bool:
+    """Whether process `pid` is one of Ray's own."""
+    with suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        return any(service in command for service in RAY_SERVICES)
+    return False

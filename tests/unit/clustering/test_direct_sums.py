@@ -36,6 +36,10 @@ def sums_of_three(rank: int, folder: str) -> None:
         columns = torch.full((3, 2), rank + 1.0).T
         assert torch.equal(summed(columns), torch.full((2, 3), 6.0))
         assert torch.equal(columns, torch.full((2, 3), 6.0))
+        every_other = torch.full((6,), rank + 1.0)
+        summed(every_other[::2])
+        assert every_other.tolist() == [6.0, rank + 1.0] * 3
+        assert summed(torch.empty(0)).numel() == 0
     assert summed(torch.tensor([rank])).tolist() == [3]  # by gloo again
     dist.destroy_process_group()
 
