@@ -12,8 +12,6 @@ import secrets
 import socket
 import struct
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class DirectSums:
-    """Connections of all workers of the default process group to the first one; a context manager.
+    """Connections of all workers of the default process group to the first one.
 
     All of them make it at once: the first tells the others through the group where it listens, on the address in
     MASTER_ADDR, as torch and Ray Train set it, or on loopback.
@@ -63,10 +61,8 @@ class DirectSums:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a group that pauses is silent
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """End the connections; the others' next sum fails."""
         for peer in self._peers:
             peer.close()
 
@@ -80,7 +76,7 @@ class DirectSums:
         if not values.numel():
             return
         # The memory of `values` itself, where that is in one piece.
-        own = np.ascontiguousarray(values.detach().reshape(-1).numpy())
+        own = values.detach().contiguous().reshape(-1).numpy()
         if self._first:
             part = np.empty_like(own)
             for peer in self._peers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ def connected(timeout_s: float) -> Iterator[None]:
     if place()[1] == 1 or dist.get_backend() != "gloo":
         yield
         return
-    with DirectSums(timeout_s) as _direct:
+    with closing(DirectSums(timeout_s)) as _direct:
         try:
             yield
         finally:

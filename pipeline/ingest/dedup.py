@@ -76,7 +76,7 @@ def known_images(storage: Storage, crawls: Iterable[Crawl], config: IngestConfig
 
 def known_as(known: Known, image: str) -> str | None:
     """The image that is kept of the identity `image`, if any is known."""
-    at = np.searchsorted(known["identity"], np.bytes_(image)) if len(known) else 0
+    at = np.searchsorted(known["identity"], np.bytes_(image))
     if at == len(known) or known["identity"][at] != image.encode():
         return None
     return str(known["image_id"][at].decode())

@@ -113,7 +113,7 @@ def name_of_address(address: str) -> str:
 
 def is_forgotten(names: Names, sha256: str, image_id: str) -> bool:
     """Whether the content `sha256`, which would become the image `image_id`, is among `names`."""
-    return len(names) > 0 and bool(_listed(names, [*_names_of_content(sha256), image_id]).any())
+    return bool(_listed(names, [*_names_of_content(sha256), image_id]).any())
 
 
 def are_forgotten(rows: pa.Table, names: Names) -> Mask:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import threading
@@ -63,12 +62,11 @@ class Watch:
                 os.kill(pid, signal.SIGKILL)
 
     def _sample(self) -> None:
-        readings = itertools.count()
         while not self._ended.wait(EVERY_S):
             tree = _tree(self._root)
             self._ticks |= tree
             self.cpu_s.append((time.monotonic(), sum(self._ticks.values()) / TICKS_PER_S))
-            if next(readings) % MEMORY_EVERY == 0:
+            if len(self.cpu_s) % MEMORY_EVERY == 0:
                 sizes = {pid: _pss(pid) for pid in tree}
                 self.peak_bytes = max(self.peak_bytes, sum(sizes.values()))
                 work = sum(size for pid, size in sizes.items() if not _serves_ray(pid))

@@ -15,17 +15,13 @@ from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
 from pipeline.clustering import direct_sums
 from pipeline.clustering.workers import connected, summed
+from tests.worker_processes import begin_worker
 
 TIMEOUT_S = 20.0
 
 
-def begin(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
-
-
 def sums_of_three(rank: int, folder: str) -> None:
-    begin(rank, 3, folder)
+    begin_worker(rank, 3, folder)
     # Numbers that three workers add to other bits in another order.
     values = torch.tensor([[1e16, 1.0], [-1e16, 0.5], [3.0, 0.25]], dtype=torch.float64)[rank]
     large = torch.arange(2**20, dtype=torch.float32) * (rank + 1)
@@ -49,7 +45,7 @@ def test_all_workers_get_the_same_sums_of_any_shape(tmp_path: Path) -> None:
 
 
 def one_dies(rank: int, folder: str, dying: int) -> None:
-    begin(rank, 3, folder)
+    begin_worker(rank, 3, folder)
     with connected(TIMEOUT_S):
         summed(torch.ones(4))
         if rank == dying:
@@ -70,7 +66,7 @@ def test_the_others_notice_a_death_at_once(tmp_path: Path, dying: int) -> None:
 
 
 def one_is_stuck(rank: int, folder: str) -> None:
-    begin(rank, 2, folder)
+    begin_worker(rank, 2, folder)
     with connected(1.0):
         summed(torch.ones(4))
         if rank == 1:
@@ -85,7 +81,7 @@ def test_a_worker_that_is_stuck_is_waited_for_no_longer_than_the_timeout(tmp_pat
 
 def strangers_come_first(rank: int, folder: str) -> None:
     """The first worker lets two strangers in line before the other worker comes."""
-    begin(rank, 2, folder)
+    begin_worker(rank, 2, folder)
     strangers: list[socket.socket] = []
     accept, connect = direct_sums._accept, socket.create_connection
 
@@ -112,7 +108,7 @@ def test_who_does_not_know_the_secret_stays_outside(tmp_path: Path) -> None:
 
 
 def other_sums(rank: int, folder: str) -> None:
-    begin(rank, 2, folder)
+    begin_worker(rank, 2, folder)
     with connected(TIMEOUT_S), pytest.raises(ConnectionError, match=r"sums|ended|reset"):
         summed(torch.ones(4 + rank))
     os._exit(0)
@@ -124,7 +120,7 @@ def test_workers_that_ask_for_different_sums_are_told_so(tmp_path: Path) -> None
 
 def behind_a_translation(rank: int, folder: str) -> None:
     """No machine has the address 192.0.2.1 (of documentation), where the others are told to connect to."""
-    begin(rank, 2, folder)
+    begin_worker(rank, 2, folder)
     connect = socket.create_connection
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTER_ADDR", "192.0.2.1")

@@ -10,6 +10,7 @@ from torch.multiprocessing.spawn import spawn
 
 from pipeline.clustering.predictor import GlobalBatchNorm, PrototypeHeads, ResNet, build_encoder
 from pipeline.clustering.workers import connected
+from tests.worker_processes import begin_worker
 
 
 def test_heads_equal_one_network_per_prototype() -> None:
@@ -65,8 +66,7 @@ def norm_inputs(dtype: torch.dtype) -> tuple[GlobalBatchNorm, torch.Tensor, torc
 
 def normalise_a_part(rank: int, folder: str, dtype: torch.dtype) -> None:
     """Body of one worker: normalise its part of the batch, and keep all that comes of it."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(PARTS))
+    begin_worker(rank, len(PARTS), folder)
     norm, batch, gradient = norm_inputs(dtype)
     part = batch.split(PARTS)[rank].clone().requires_grad_()
     with connected(60.0):

@@ -22,6 +22,7 @@ from pipeline.clustering.workers import connected
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import LocalStorage
+from tests.worker_processes import begin_worker
 
 SCHEDULE = {"window": 3, "min_iterations": 6, "max_iterations": 9, "final_iterations": 6}
 
@@ -287,8 +288,7 @@ def test_gradients_travel_in_a_few_parts() -> None:
 def train_as_worker(rank: int, world_size: int, folder: str, schedule: dict[str, int]) -> None:
     """Body of one DDP process of the test below."""
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    begin_worker(rank, world_size, folder)
     run = training(Path(folder) / f"rank{rank}", schedule=schedule)
     with connected(60.0):
         run.run()

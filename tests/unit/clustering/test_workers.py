@@ -19,6 +19,7 @@ from pipeline.clustering.workers import place, range_of, summed
 from pipeline.errors import StorageError
 from pipeline.storage import LocalStorage
 from tests.unit.clustering.test_training import collection, configuration, training
+from tests.worker_processes import begin_worker
 
 CPU = torch.device("cpu")
 
@@ -32,8 +33,7 @@ def grown(folder: Path) -> DTI:
 
 def work(rank: int, world_size: int, folder: str) -> None:
     """Body of one worker; what is wrong ends the test."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    begin_worker(rank, world_size, folder)
     assert place() == (rank, 2)
     assert summed(torch.tensor([1.0, rank])).tolist() == [2, 1]
     assert range_of(3 + rank, CPU) == (3, 4)
