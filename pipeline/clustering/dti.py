@@ -27,8 +27,8 @@ from pipeline.config import ClusteringConfig
 
 NEGLIGIBLE = 1e-6
 """Responsibility below which a pair contributes nothing to the M-step."""
-PAIRS_MULTIPLE = 32
-"""The M-step works on a number of pairs divisible by this."""
+CONVOLVED_MULTIPLE = 32
+"""Where pictures are convolved, the M-step works on a number of pairs divisible by this."""
 SURVIVORS = 3
 """Prototypes per image that are scored on all pixels after the others were ruled out on some of them."""
 SMALLEST_SCREEN_PX = 16
@@ -114,7 +114,7 @@ class DTI(nn.Module):
         with torch.no_grad():
             scores_BK = self._training_scores(canvas, images_BCHW, parameters, log_prior)
             gamma_BK = self.responsibilities(scores_BK)
-            b_P, k_P, gamma_P = _pairs(gamma_BK)
+            b_P, k_P, gamma_P = _pairs(gamma_BK, CONVOLVED_MULTIPLE if self.sequence.convolves(parameters) else 1)
         pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
         expected = self._expected_score(canvas, images_BCHW, pairs, b_P, k_P, gamma_P)
         expected = expected + (gamma_BK * log_prior).sum()
@@ -304,15 +304,15 @@ class DTI(nn.Module):
         return self.sequence.transform(canvas.index_select(0, k_P), parameters)
 
 
-def _pairs(gamma_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, prototype and responsibility of all pairs that have one, filled up to a multiple of `PAIRS_MULTIPLE`.
+def _pairs(gamma_BK: Tensor, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, prototype and responsibility of all pairs that have one, filled up to a multiple of `multiple`.
 
     What fills up is the first pair again, with responsibility 0. Otherwise nearly every step would have another
     number of pairs, and convolution libraries prepare each new shape for as long as they then compute.
     """
     b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
     gamma_P = gamma_BK[b_P, k_P]
-    missing = -len(b_P) % PAIRS_MULTIPLE
+    missing = -len(b_P) % multiple
     first = slice(0, 1)
     return (
         torch.cat([b_P, b_P[first].expand(missing)]),

@@ -308,6 +308,10 @@ class TransformSequence(nn.Module):
         """Whether `transform_each` can look at some output pixels only, and saves time by it."""
         return self.moves(parameters) and len(self._runs(parameters)) == 1 and "morphological" not in parameters
 
+    def convolves(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether any module in `parameters` is a convolution of pictures."""
+        return "morphological" in parameters
+
     def transform(self, canvas: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """(P, C', H, W): each canvas of (P, C', H, W) transformed by its own parameters (P, p)."""
         for run in self._runs(parameters):
