@@ -29,7 +29,7 @@ from pipeline.clustering.seeding import generator
 from pipeline.clustering.snapshots import Snapshots, snapshots_of
 from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult
 from pipeline.clustering.warm_start import take_over
-from pipeline.clustering.workers import place, range_of, summed
+from pipeline.clustering.workers import exchange_gradients, place, range_of, summed
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError, StorageError
 from pipeline.storage import Storage
@@ -300,12 +300,13 @@ class TrialTraining:
         self.parallel: nn.Module = self.method
         if self.world_size > 1:
             # Wrapped anew for each stage: DDP fixes the set of parameters with gradients when it is built.
-            self.parallel = DistributedDataParallel(
+            self.parallel = parallel = DistributedDataParallel(
                 self.method,
                 forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=bucket_mb(self.method.parameters()),
             )
+            exchange_gradients(parallel)
 
     def _resume(self) -> None:
         state = load_checkpoint(self.storage, self.checkpoint_key, self.note)

@@ -57,15 +57,6 @@ def worker(rank: int, world_size: int, folder: str, windows: int, together: bool
     schedule["max_iterations"] = [WINDOW, WINDOW, windows * WINDOW]  # type: ignore[assignment]
     batch = BATCH if together else BATCH // world_size
     config = ClusteringConfig.model_validate({"k": [K], "batch_size": batch, "schedule": schedule})
-    trained = TrialTraining(
-        config,
-        Trial(K, 0),
-        ImageSet.of(pictures),
-        LocalStorage(folder),
-        f"{rank}.pt",
-        f"{rank}-best.pt",
-        torch.device("cpu"),
-    )
     ends: list[float] = []
 
     def note_the_end(window: Window) -> None:
@@ -73,6 +64,15 @@ def worker(rank: int, world_size: int, folder: str, windows: int, together: bool
             ends.append(time.perf_counter())
 
     with connected(60.0):
+        trained = TrialTraining(
+            config,
+            Trial(K, 0),
+            ImageSet.of(pictures),
+            LocalStorage(folder),
+            f"{rank}.pt",
+            f"{rank}-best.pt",
+            torch.device("cpu"),
+        )
         result = trained.run(note_the_end)
     seconds = median(after - before for before, after in pairwise(ends))
     if rank == 0:
