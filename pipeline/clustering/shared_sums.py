@@ -6,6 +6,7 @@ them in and out, and gloo's threads wait for cores that all compute.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import secrets
@@ -45,7 +46,7 @@ class SharedSums:
         for turn in (True, False):
             if turn == (self._rank == 0):
                 with suppress(OSError):
-                    memory = _mapped(path, shape[0] * shape[1] * shape[2], create=turn)
+                    memory = _mapped(path, math.prod(shape), create=turn)
             found = torch.tensor([float(memory is not None)])
             direct.sum(found)
         if self._rank == 0:
@@ -81,5 +82,9 @@ def _mapped(path: Path, size: int, create: bool) -> mmap.mmap:
         if create:
             os.posix_fallocate(descriptor, 0, size)  # memory that is missing later would end the process
         return mmap.mmap(descriptor, size)
+    except OSError:
+        if create:
+            path.unlink()
+        raise
     finally:
         os.close(descriptor)

@@ -61,7 +61,10 @@ def exchange_gradients(parallel: DistributedDataParallel) -> None:
         parallel.register_comm_hook(_shared, _averaged)
 
 
-def _averaged(sums: SharedSums, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _averaged(
+    sums: SharedSums,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
     gradients = bucket.buffer()
     sums.sum(gradients.div_(place()[1]))
     done: torch.futures.Future[Tensor] = torch.futures.Future()

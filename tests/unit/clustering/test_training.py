@@ -289,8 +289,8 @@ def train_as_worker(rank: int, world_size: int, folder: str, schedule: dict[str,
     """Body of one DDP process of the test below."""
     torch.set_default_dtype(torch.float64)
     begin_worker(rank, world_size, folder)
-    run = training(Path(folder) / f"rank{rank}", schedule=schedule)
     with connected(60.0):
+        run = training(Path(folder) / f"rank{rank}", schedule=schedule)
         run.run()
     torch.save(run.method.state_dict(), Path(folder) / f"model{rank}.pt")
     dist.destroy_process_group()
@@ -314,6 +314,28 @@ def test_two_workers_compute_what_one_computes(tmp_path: Path) -> None:
     for name, expected in single.method.state_dict().items():
         assert torch.equal(models[0][name], models[1][name]), f"the workers differ in {name}"
         torch.testing.assert_close(models[0][name], expected, atol=1e-7, rtol=1e-6)
+
+
+def train_with_a_pause(rank: int, world_size: int, folder: str) -> None:
+    """Body of one worker of the test below."""
+    begin_worker(rank, world_size, folder)
+    with connected(60.0):
+        whole, part = (Path(folder) / name for name in ("whole", "part"))
+        expected = training(whole, batch_size=12)
+        result = expected.run()
+        training(part, batch_size=12).run(until=12)
+        dist.barrier()  # the checkpoint is there
+        again = training(part, batch_size=12)
+        assert again.iteration == 12
+        assert again.run().history == result.history
+    for name, value in expected.method.state_dict().items():
+        assert torch.equal(again.method.state_dict()[name], value), name
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_workers_on_one_machine_go_on_as_if_they_had_not_paused(tmp_path: Path, world_size: int) -> None:
+    spawn(train_with_a_pause, (world_size, str(tmp_path)), nprocs=world_size)
 
 
 @pytest.mark.parametrize(("k", "batch"), [(1, 8), (30, 8), (3, 64)])
