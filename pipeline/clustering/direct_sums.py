@@ -90,10 +90,6 @@ class DirectSums:
         if not values.is_contiguous():
             values.copy_(torch.from_numpy(own).reshape(values.shape))
 
-    def wait(self) -> None:
-        """Return when all workers have called this; raises as `sum`."""
-        self.sum(torch.zeros(1))
-
 
 def _listen(host: str) -> socket.socket:
     """A socket that others reach at `host`."""

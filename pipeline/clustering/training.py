@@ -340,9 +340,9 @@ class TrialTraining:
 def bucket_mb(parameters: Iterable[nn.Parameter]) -> int:
     """MiB of gradients that workers exchange at once.
 
-    A bucket travels as soon as it is full, while the gradients of earlier layers are still computed; only the last one
-    is waited for. DDP's 25 MiB hold all that most models here have, so nothing would overlap. Below 1 MiB it is latency
-    that counts.
+    By NCCL and gloo a bucket travels as soon as it is full, while the gradients of earlier layers are still computed;
+    only the last one is waited for. DDP's 25 MiB hold all that most models here have, so nothing would overlap. Below
+    1 MiB it is latency that counts.
     """
     gradient_bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     return max(1, round(gradient_bytes / GRADIENT_BUCKETS / 2**20))

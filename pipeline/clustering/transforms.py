@@ -306,7 +306,7 @@ class TransformSequence(nn.Module):
 
     def screens(self, parameters: Mapping[str, Tensor]) -> bool:
         """Whether `transform_each` can look at some output pixels only, and saves time by it."""
-        return self.moves(parameters) and len(self._runs(parameters)) == 1 and "morphological" not in parameters
+        return self.moves(parameters) and len(self._runs(parameters)) == 1 and not self.convolves(parameters)
 
     def convolves(self, parameters: Mapping[str, Tensor]) -> bool:
         """Whether any module in `parameters` is a convolution of pictures."""

@@ -2,7 +2,7 @@
 
 # Annotations are evaluated here: DDP looks at those of what exchanges its gradients.
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.clustering.direct_sums import DirectSums
-from pipeline.clustering.shared_sums import SharedSums
+from pipeline.clustering.shared_sums import SharedSums, shared_sums
 
 _direct: DirectSums | None = None
 """Where workers on CPUs are connected: one group of workers per process."""
@@ -33,8 +33,7 @@ def connected(timeout_s: float) -> Iterator[None]:
         return
     with closing(DirectSums(timeout_s)) as _direct:
         try:
-            with suppress(OSError):
-                _shared = SharedSums(_direct)
+            _shared = shared_sums(_direct)
             yield
         finally:
             _direct = _shared = None
