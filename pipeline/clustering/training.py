@@ -2,8 +2,8 @@
 
 Decisions (convergence, reassignment, learning rate) fall at the end of a window, from sums over all workers.
 Checkpoints are taken there too, and all random numbers derive from seed and iteration, so a resumed run repeats the
-uninterrupted one: bit for bit on the CPUs of one machine, where gradients are added in the order of workers. Of more
-than two workers that share no memory, gloo adds those of DDP's first step in another order than later ones.
+uninterrupted one: bit for bit on the CPUs of one Linux machine, where gradients are added in the order of workers. Of
+more than two workers that share no memory, gloo adds those of DDP's first step in another order than later ones.
 """
 
 from __future__ import annotations
