@@ -17,7 +17,7 @@ def return_large_blocks() -> None:
     glibc raises that limit to 32 MiB by itself as soon as such blocks are freed. Below it they come from one heap,
     which the activations of an encoder, all of different sizes, leave full of holes: 75 to 150 MiB more than is used.
     With a limit of its own, glibc would give back all but 128 KiB at the end of that heap, too, and the system clears
-    what it hands out again: up to a tenth of the time of a training step. Elsewhere than under glibc it changes nothing.
+    what it hands out again: up to a tenth of the time of a training step. Where there is no glibc, nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
