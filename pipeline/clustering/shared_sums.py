@@ -70,20 +70,20 @@ def shared_sums(direct: DirectSums) -> SharedSums | None:
     OSError where another worker is gone or does not answer in time.
     """
     size = BUFFERS * dist.get_world_size() * PART_BYTES
-    place = torch.tensor([os.getpid(), -1, secrets.randbits(63)])
+    where = torch.tensor([os.getpid(), -1, secrets.randbits(63)])
     memory: mmap.mmap | None = None
     with ExitStack() as closing:
         if dist.get_rank() == 0:
             with suppress(OSError, AttributeError):  # not on Linux
-                descriptor = os.memfd_create(_name(int(place[2])))
+                descriptor = os.memfd_create(_name(int(where[2])))
                 closing.callback(os.close, descriptor)
                 os.posix_fallocate(descriptor, 0, size)  # memory that is missing later would end the process
                 memory = mmap.mmap(descriptor, size)
-                place[1] = descriptor
-        dist.broadcast(place, 0)
+                where[1] = descriptor
+        dist.broadcast(where, 0)
         if dist.get_rank() != 0:
             with suppress(OSError):
-                process, descriptor, secret = place.tolist()
+                process, descriptor, secret = where.tolist()
                 memory = _memory_at(process, descriptor, secret, size)
         found = torch.tensor([int(memory is not None)])
         direct.sum(found)

@@ -55,7 +55,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 def exchange_gradients(parallel: DistributedDataParallel) -> None:
-    """Have `parallel` average its gradients the fastest way that these workers have; by default it is their group's."""
+    """Have `parallel` add its gradients in the order of workers, where they share memory; or else by their group."""
     if _shared is not None:
         parallel.register_comm_hook(_shared, _averaged)
 
