@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.job.arguments import add_configuration_flags, add_result_flags, add_source_flags, configured
+from pipeline.orchestration.arguments import add_configuration_flags, add_result_flags, add_source_flags, configured
 
 EXAMPLES = """\
 examples:
@@ -44,7 +44,7 @@ def main() -> None:
     arguments = vars(parse_arguments())
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
-    from pipeline.job.assignment import assign_collection
+    from pipeline.orchestration.new_crawls import assign_collection
     from pipeline.session import ray_session
     from pipeline.storage import open_storage
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.job.arguments import (
+from pipeline.orchestration.arguments import (
     CONFIG_KEY,
     add_configuration_flags,
     add_result_flags,
@@ -109,9 +109,9 @@ def main() -> None:
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
     from pipeline.errors import ConfigError
-    from pipeline.job.collection import run_collection
-    from pipeline.job.forgetting import check_not_forgetting
-    from pipeline.job.pool import LazyPool
+    from pipeline.orchestration.collection import run_collection
+    from pipeline.orchestration.forgetting import check_not_forgetting
+    from pipeline.orchestration.pool import LazyPool
     from pipeline.session import check_place, ray_session
     from pipeline.storage import open_storage
 
@@ -127,7 +127,7 @@ def main() -> None:
         )
     with ray_session():
         if table is not None:
-            from pipeline.job.many import run_collections
+            from pipeline.orchestration.many_collections import run_collections
 
             run_collections(table, lambda row: load_config(file, flags | named(row), overrides))
             return
@@ -137,12 +137,12 @@ def main() -> None:
         if alone:
             check_place(config.model_copy(update={"stages": []}))
         if sync:
-            from pipeline.reporting.sync import sync_tracking
+            from pipeline.reporting.tracking.sync import sync_tracking
 
             check_not_forgetting(storage, config.collection)
             sync_tracking(storage, config)
         elif unwanted is not None:
-            from pipeline.job.forget import forget
+            from pipeline.orchestration.forget import forget
 
             lines = forget(storage, config.collection, unwanted, config.tracking_uri)
         else:

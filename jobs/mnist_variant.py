@@ -75,9 +75,9 @@ def read_grey(source: str) -> tuple[Array, Array]:
     """(N, H, W) uint8 images and (N,) int64 labels of the IDX files `source`."""
     import numpy as np
 
-    from pipeline.ingest.labelled import read_record
     from pipeline.ingest.rejection import Rejected
-    from pipeline.ingest.sources import read_records
+    from pipeline.ingest.sources.detect import read_records
+    from pipeline.ingest.sources.labelled_arrays import read_record
 
     images, labels = [], []
     for record in read_records(source, "idx"):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline.config import ImageFormat
 from pipeline.errors import StorageError
-from pipeline.layout import CrawlPaths, crawls_of
+from pipeline.paths import CrawlPaths, crawls_of
 from pipeline.records import Crawl
 from pipeline.storage import Storage, read_json, scratch_folder
 

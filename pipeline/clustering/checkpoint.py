@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from pipeline.clustering.build import build_method
-from pipeline.clustering.dti import DTI
+from pipeline.clustering.model.build import build_method
+from pipeline.clustering.model.dti import DTI
 from pipeline.clustering.patience import on_console, read_patiently, write_patiently
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError

@@ -15,8 +15,8 @@ from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.patience import read_patiently
 from pipeline.clustering.trial import Trial, TrialResult, is_done, loss_at
 from pipeline.config import ClusteringConfig
-from pipeline.layout import RunPaths
-from pipeline.progress import say
+from pipeline.console import say
+from pipeline.paths import RunPaths
 from pipeline.storage import Storage, read_json
 
 

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from pipeline.console import say
 from pipeline.errors import StorageError, UnavailableError
-from pipeline.progress import say
 
 Result = TypeVar("Result")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pipeline.clustering.dti import DTI
+from pipeline.clustering.model.dti import DTI
 
 NOISE_STD = 1e-4
 """Standard deviation of the noise that tells a copy from its donor."""

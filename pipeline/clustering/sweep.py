@@ -12,9 +12,9 @@ import numpy as np
 from pipeline.clustering.halving import halve
 from pipeline.clustering.trial import Trial, TrialResult, best_of_each_k, is_done
 from pipeline.config import LATEST, ClusteringConfig, JobConfig, digest, dump_config
+from pipeline.console import rated, say
 from pipeline.errors import ConfigError, StorageError
-from pipeline.layout import RunPaths
-from pipeline.progress import rated, say
+from pipeline.paths import RunPaths
 from pipeline.records import CHANNELS, Crawl
 from pipeline.shards import shard_keys
 from pipeline.storage import Storage, read_json, write_json

@@ -20,17 +20,17 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.clustering.data.image_store import ImageStore, kept_bytes, open_images
+from pipeline.clustering.data.images import ImageSet
 from pipeline.clustering.heap import return_large_blocks
-from pipeline.clustering.image_store import ImageStore, kept_bytes, open_images
-from pipeline.clustering.images import ImageSet
 from pipeline.clustering.patience import write_patiently
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial import loss_at
 from pipeline.clustering.trial_queue import TrialQueue, View, Work
 from pipeline.clustering.workers import connected
 from pipeline.config import ClusteringConfig
+from pipeline.console import Progress, say
 from pipeline.errors import ClusteringError, PipelineError, user_error
-from pipeline.progress import Progress, say
 from pipeline.session import connect_ray
 from pipeline.storage import write_json
 

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.clustering.build import build_method
 from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, model_state
 from pipeline.clustering.curriculum import Curriculum
-from pipeline.clustering.images import ImageSet, to_float
-from pipeline.clustering.loader import BatchStream, EpochOrder, Loader, initial_images
+from pipeline.clustering.data.images import ImageSet, to_float
+from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader, initial_images
+from pipeline.clustering.model.build import build_method
 from pipeline.clustering.patience import read_patiently
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator

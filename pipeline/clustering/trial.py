@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.layout import RunPaths
+from pipeline.paths import RunPaths
 from pipeline.storage import Storage
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pipeline.clustering.training import Window
 from pipeline.clustering.trial import Trial
 from pipeline.config import ClusteringConfig
+from pipeline.console import rated
 from pipeline.errors import ClusteringError, PipelineError
-from pipeline.layout import RunPaths
-from pipeline.progress import rated
+from pipeline.paths import RunPaths
 from pipeline.storage import Storage
 
 

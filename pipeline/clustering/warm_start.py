@@ -8,15 +8,15 @@ import torch
 import yaml
 
 from pipeline.clustering.checkpoint import load_method
-from pipeline.clustering.dti import DTI
-from pipeline.clustering.images import ImageSet, to_float
+from pipeline.clustering.data.images import ImageSet, to_float
+from pipeline.clustering.model.dti import DTI
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.trial import Trial
 from pipeline.clustering.workers import place, summed
 from pipeline.config import LATEST, JobConfig
+from pipeline.console import say
 from pipeline.errors import ConfigError, StorageError
-from pipeline.layout import RunPaths, runs_of
-from pipeline.progress import say
+from pipeline.paths import RunPaths, runs_of
 from pipeline.storage import Storage, read_json
 
 SHARED = {

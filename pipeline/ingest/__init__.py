@@ -1,1 +1,1 @@
-"""First stage: a crawl on disk becomes WebDataset shards of square images."""
+"""First stage: a crawl becomes WebDataset shards of square images."""

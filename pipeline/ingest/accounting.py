@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from pipeline.config import IngestConfig
+from pipeline.console import rated
 from pipeline.errors import PipelineError
-from pipeline.layout import CrawlPaths
-from pipeline.progress import rated
+from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl
 from pipeline.storage import Storage, read_tables
 

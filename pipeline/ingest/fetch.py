@@ -14,11 +14,11 @@ from urllib.parse import unquote_to_bytes
 from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.address import parse_member
-from pipeline.ingest.downloads import download, is_url
-from pipeline.ingest.host_limits import Exchange, local_limits
-from pipeline.ingest.members import read_member
+from pipeline.ingest.download.downloads import download, is_url
+from pipeline.ingest.download.host_limits import Exchange, local_limits
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.s3 import S3_SCHEME, S3Stream, read_object
+from pipeline.ingest.sources.members import read_member
+from pipeline.ingest.sources.s3 import S3_SCHEME, S3Stream, read_object
 
 FILE_SCHEME = "file://"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ingest.forgotten import NO_NAMES, Names, are_forgotten, cleared, names_in
+from pipeline.ingest.forget.names import NO_NAMES, Names, are_forgotten, cleared, names_in
 from pipeline.records import PLAN_SCHEMA, CrawlRecord
 from pipeline.storage import local_writes
 

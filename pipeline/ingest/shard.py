@@ -13,16 +13,16 @@ import pyarrow as pa
 
 from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
-from pipeline.ingest.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Known, identity, known_as
+from pipeline.ingest.download.host_limits import Exchange
+from pipeline.ingest.download.request import credentials, without_credentials
 from pipeline.ingest.fetch import fetch_all
-from pipeline.ingest.forgotten import FORGOTTEN, FORGOTTEN_DETAIL, LEFT, NO_NAMES, Names, is_forgotten
-from pipeline.ingest.host_limits import Exchange
-from pipeline.ingest.http import credentials, without_credentials
+from pipeline.ingest.forget.names import FORGOTTEN, FORGOTTEN_DETAIL, LEFT, NO_NAMES, Names, is_forgotten
 from pipeline.ingest.images import DecodedImage, decode_square, encode, square_of
-from pipeline.ingest.labelled import read_record, record_digest
-from pipeline.ingest.near_duplicates import look_of
 from pipeline.ingest.rejection import Rejected
-from pipeline.layout import CrawlPaths
+from pipeline.ingest.repeats.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Known, identity, known_as
+from pipeline.ingest.repeats.near_duplicates import look_of
+from pipeline.ingest.sources.labelled_arrays import read_record, record_digest
+from pipeline.paths import CrawlPaths
 from pipeline.records import SHARD_SCHEMA
 from pipeline.shards import Sample, publish_shard, read_shard
 from pipeline.storage import Storage, read_table, write_table

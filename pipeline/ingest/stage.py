@@ -21,22 +21,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import HttpConfig, IngestConfig, JobConfig, digest
+from pipeline.console import Progress, say
 from pipeline.errors import ConfigError
 from pipeline.ingest.accounting import RATES, account, in_words, rates, rates_in_words, sizes_in_words
-from pipeline.ingest.dedup import Known, drop_repeats, find_repeats, known_images
-from pipeline.ingest.downloads import is_url
-from pipeline.ingest.forgetting import find, publish_plan, remove
-from pipeline.ingest.forgotten import Names, read_forgotten
-from pipeline.ingest.host_limits import limits_of, start_limiter
+from pipeline.ingest.download.downloads import is_url
+from pipeline.ingest.download.host_limits import limits_of, start_limiter
+from pipeline.ingest.forget.names import Names, read_forgotten
+from pipeline.ingest.forget.removal import find, publish_plan, remove
 from pipeline.ingest.plan import Plan, write_plan
+from pipeline.ingest.repeats.dedup import Known, drop_repeats, find_repeats, known_images
 from pipeline.ingest.sampling import draw_sample
 from pipeline.ingest.shard import UNREACHABLE, build_shard, rebuild_shard
-from pipeline.ingest.sources import read_records, source_root
+from pipeline.ingest.sources.detect import read_records, source_root
+from pipeline.ingest.sources.tree import is_inside
 from pipeline.ingest.tasks import ray_task
 from pipeline.ingest.text import storable
-from pipeline.ingest.tree import is_inside
-from pipeline.layout import CrawlPaths
-from pipeline.progress import Progress, say
+from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl, CrawlRecord
 from pipeline.session import connect_ray, run_bounded
 from pipeline.shards import complete_crawls

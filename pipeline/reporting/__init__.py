@@ -1,1 +1,1 @@
-"""Third stage: shards and a model become manifests, pictures and a tracked run."""
+"""Third stage: shards and a trained model become tables, pictures, a page and a tracked run."""

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.clustering.method import ClusteringMethod
+from pipeline.clustering.model.method import ClusteringMethod
 from pipeline.config import ReportingConfig
-from pipeline.reporting.examples import (
+from pipeline.reporting.pictures.mosaic import Tile, ordered
+from pipeline.reporting.pictures.pixels import to_pictures
+from pipeline.reporting.pictures.thumbnails import ThumbnailForm
+from pipeline.reporting.survey.examples import (
     MOST_UNEXPLAINED,
     Examples,
     examples_of,
@@ -17,13 +20,10 @@ from pipeline.reporting.examples import (
     room_for,
     unexplained_rows,
 )
-from pipeline.reporting.manifest import by_cluster, median_margin
-from pipeline.reporting.mosaic import Tile, ordered
-from pipeline.reporting.pixels import to_pictures
-from pipeline.reporting.quality import Quality, quality_of
-from pipeline.reporting.sums import ClusterSums
-from pipeline.reporting.survey import ImageKey, Thumbnails, image_keys, survey_clusters
-from pipeline.reporting.thumbnails import ThumbnailForm
+from pipeline.reporting.survey.quality import Quality, quality_of
+from pipeline.reporting.survey.sums import ClusterSums
+from pipeline.reporting.survey.survey import ImageKey, Thumbnails, image_keys, survey_clusters
+from pipeline.reporting.tables.manifest import by_cluster, median_margin
 from pipeline.storage import Storage
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import JobConfig
-from pipeline.layout import RunPaths
+from pipeline.paths import RunPaths
 
 
 def report_files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:

@@ -13,24 +13,24 @@ from pipeline.clustering.metrics import Metrics, evaluate
 from pipeline.clustering.snapshots import snapshots_of
 from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, digest
+from pipeline.console import Laps, counted, rated, say
 from pipeline.errors import StorageError
-from pipeline.layout import RunPaths
-from pipeline.progress import Laps, counted, rated, say
+from pipeline.paths import RunPaths
 from pipeline.records import Crawl
-from pipeline.reporting.assign import assign_crawls
-from pipeline.reporting.cluster_files import write_clusters_csv, write_clusters_parquet
+from pipeline.reporting.assignment.new_crawl import assignments_of, delete_assignment
+from pipeline.reporting.assignment.shards import assign_crawls
 from pipeline.reporting.findings import find
-from pipeline.reporting.later_crawl import assignments_of, delete_assignment
-from pipeline.reporting.manifest import clusters_schema, prototypes_table, without_sources
-from pipeline.reporting.mosaic import draw_mosaic
 from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import render
-from pipeline.reporting.past_runs import PastRun
-from pipeline.reporting.pixels import png
-from pipeline.reporting.record import is_recorded, record
+from pipeline.reporting.pictures.mosaic import draw_mosaic
+from pipeline.reporting.pictures.pixels import png
+from pipeline.reporting.pictures.strips import publish_strips
+from pipeline.reporting.pictures.timelapse import draw_timelapse, moments
 from pipeline.reporting.report_files import is_moving, pictures, report_files
-from pipeline.reporting.strips import publish_strips
-from pipeline.reporting.timelapse import draw_timelapse, moments
+from pipeline.reporting.run import PastRun
+from pipeline.reporting.tables.cluster_files import write_clusters_csv, write_clusters_parquet
+from pipeline.reporting.tables.manifest import clusters_schema, prototypes_table, without_sources
+from pipeline.reporting.tracking.record import is_recorded, record
 from pipeline.reporting.tracking.runs import Tracking
 from pipeline.reporting.tracking.server import tracking_uri, without_credentials
 from pipeline.reporting.versions import versions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from pipeline.reporting.source_code import commit
+from pipeline.reporting.provenance import commit
 
 PACKAGES = ("visual-trends", "torch", "ray", "mlflow", "pillow", "pyarrow")
 

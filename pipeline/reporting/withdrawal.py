@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.console import say
 from pipeline.errors import StorageError
-from pipeline.layout import RunPaths
-from pipeline.progress import say
+from pipeline.paths import RunPaths
 from pipeline.reporting.report_files import single_files
-from pipeline.reporting.tracking.places import Place, places_of
+from pipeline.reporting.tracking.locations import Place, places_of
 from pipeline.reporting.tracking.runs import untrack
 from pipeline.reporting.tracking.server import default_uri, without_credentials
 from pipeline.storage import Storage, read_json

@@ -25,10 +25,10 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
 from pipeline.config import IngestConfig
-from pipeline.ingest import near_duplicates
 from pipeline.ingest.images import decode_square
-from pipeline.ingest.near_duplicates import as_looks, look_of, originals_of
 from pipeline.ingest.rejection import Rejected
+from pipeline.ingest.repeats import near_duplicates
+from pipeline.ingest.repeats.near_duplicates import as_looks, look_of, originals_of
 
 SHARED = Path(__file__).parents[3] / "shared"
 BITS = (4, 8, 12)

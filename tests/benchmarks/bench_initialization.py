@@ -21,9 +21,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
-from pipeline.clustering.build import build_method
-from pipeline.clustering.images import ImageSet, to_float
-from pipeline.clustering.loader import BatchStream, EpochOrder, initial_images
+from pipeline.clustering.data.images import ImageSet, to_float
+from pipeline.clustering.data.loader import BatchStream, EpochOrder, initial_images
+from pipeline.clustering.model.build import build_method
 from pipeline.config import ClusteringConfig, IngestConfig
 from pipeline.ingest.images import decode_square
 from pipeline.ingest.rejection import Rejected

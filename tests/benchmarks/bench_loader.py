@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
-from pipeline.clustering.loader import BatchStream, EpochOrder, Loader
+from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader
 from pipeline.config import IngestConfig
 from pipeline.ingest.images import encode
 from pipeline.session import connect_ray, ray_session
@@ -51,7 +51,7 @@ def measure(storage: LocalStorage, keys: list[str], part_in_memory: float) -> li
     """Images per second in each epoch."""
     import ray
 
-    from pipeline.clustering.image_store import ImageStore, kept_bytes, open_images
+    from pipeline.clustering.data.image_store import ImageStore, kept_bytes, open_images
 
     decoded = len(keys) * PER_SHARD * 3 * SIDE**2
     store = ray.remote(ImageStore).options(num_cpus=0).remote(min(kept_bytes(), int(part_in_memory * decoded)))

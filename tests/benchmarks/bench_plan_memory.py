@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.ingest.plan import write_plan
-from pipeline.ingest.sources import read_records
+from pipeline.ingest.sources.detect import read_records
 
 KINDS = ("csv", "jsonl", "parquet")
 RECORDS_PER_SHARD = 256

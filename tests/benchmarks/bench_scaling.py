@@ -24,8 +24,8 @@ from torch.multiprocessing.spawn import spawn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
+from pipeline.clustering.data.images import ImageSet
 from pipeline.clustering.heap import return_large_blocks
-from pipeline.clustering.images import ImageSet
 from pipeline.clustering.training import TrialTraining, Window
 from pipeline.clustering.trial import Trial
 from pipeline.clustering.workers import connected

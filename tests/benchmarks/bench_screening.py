@@ -18,11 +18,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
-from pipeline.clustering import dti
 from pipeline.clustering.checkpoint import load_method
-from pipeline.clustering.images import decode_shard, to_float
+from pipeline.clustering.data.images import decode_shard, to_float
+from pipeline.clustering.model import dti
 from pipeline.clustering.trial import Trial
-from pipeline.layout import RunPaths
+from pipeline.paths import RunPaths
 from pipeline.shards import complete_crawls, shard_keys
 from pipeline.storage import LocalStorage
 from tests.benchmarks.bench_accuracy import last_run

@@ -25,9 +25,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
-from pipeline.clustering.build import build_method
+from pipeline.clustering.data.loader import BatchStream, EpochOrder
 from pipeline.clustering.heap import return_large_blocks
-from pipeline.clustering.loader import BatchStream, EpochOrder
+from pipeline.clustering.model.build import build_method
 from pipeline.config import ClusteringConfig
 from tests.benchmarks.dense_step import DensePrototypes
 

@@ -28,14 +28,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
 
-from pipeline.clustering.build import build_method
 from pipeline.clustering.checkpoint import CheckpointWriter, load_method, model_state
-from pipeline.clustering.images import decode_shard
+from pipeline.clustering.data.images import decode_shard
+from pipeline.clustering.model.build import build_method
 from pipeline.clustering.trial import HistoryPoint, StageRecord, Trial, TrialResult
 from pipeline.clustering.trial_queue import TrialQueue, Work
 from pipeline.config import ClusteringConfig, IngestConfig, JobConfig
 from pipeline.ingest.images import decode_square, encode
-from pipeline.layout import CrawlPaths, RunPaths
+from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import Crawl
 from pipeline.shards import Sample, publish_shard
 from pipeline.storage import LocalStorage, write_table
@@ -190,12 +190,12 @@ def _release(queue: TrialQueue, _: list[Work]) -> None:
 def measure_driver() -> list[Row]:
     """What the job's own process does for a crawl of 10,240 images, and the bytes of a row of the shards' tables."""
     from pipeline.ingest.accounting import account
-    from pipeline.ingest.dedup import find_repeats, known_images
-    from pipeline.ingest.near_duplicates import LOOK_BYTES
+    from pipeline.ingest.repeats.dedup import find_repeats, known_images
+    from pipeline.ingest.repeats.near_duplicates import LOOK_BYTES
     from pipeline.records import SHARD_SCHEMA
-    from pipeline.reporting.manifest import clusters_schema, clusters_table
-    from pipeline.reporting.mosaic import Tile, draw_mosaic
-    from pipeline.reporting.pixels import png
+    from pipeline.reporting.pictures.mosaic import Tile, draw_mosaic
+    from pipeline.reporting.pictures.pixels import png
+    from pipeline.reporting.tables.manifest import clusters_schema, clusters_table
 
     noise, shards, config = np.random.default_rng(0), 40, IngestConfig(image_size=SIZE)
     paths, images = CrawlPaths("collection", "0123456789ab"), 40 * 256
@@ -285,7 +285,7 @@ def measure_ray() -> list[Row]:
 
 def measure_track() -> list[Row]:
     """Recording a job with three trials of 36 windows and the model of the first in MLflow, in SQLite."""
-    from pipeline.reporting.past_runs import PastRun
+    from pipeline.reporting.run import PastRun
     from pipeline.reporting.tracking.runs import track
 
     point = HistoryPoint(60, 1.0, 1e-3, 1, 0, 0.5, 0.1)
@@ -319,7 +319,7 @@ def measure_requests() -> list[Row]:
     """Requests of one job to S3: for each shard, trial and picture of a cluster, and for the collection itself."""
     import boto3
 
-    from tests.s3_server import CREDENTIALS, S3Server
+    from tests.support.s3_server import CREDENTIALS, S3Server
 
     shards, k = 2, 2
     counts: Counter[tuple[str, str]] = Counter()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, unfold
 
-from pipeline.clustering.predictor import build_encoder
+from pipeline.clustering.model.predictor import build_encoder
 
 MIN_STD = 0.25
 

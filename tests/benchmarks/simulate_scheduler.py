@@ -33,7 +33,7 @@ from pipeline.clustering.training import REPORT_S
 from pipeline.clustering.trial import Trial
 from pipeline.clustering.trial_queue import TrialQueue, Work
 from pipeline.config import ClusteringConfig
-from pipeline.layout import RunPaths
+from pipeline.paths import RunPaths
 from pipeline.storage import LocalStorage
 
 STEP_CORE_S = {8: (0.04, 1.62, 1.67), 16: (0.04, 1.54, 1.90), 32: (0.05, 1.68, 1.82)}

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.ingest import s3
 from pipeline.ingest.fetch import fetch
-from pipeline.ingest.labelled import read_record
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources import read_records
+from pipeline.ingest.sources import s3
+from pipeline.ingest.sources.detect import read_records
+from pipeline.ingest.sources.labelled_arrays import read_record
 from pipeline.ingest.stage import check_apart
 from pipeline.storage import open_storage
-from tests.array_files import idx
-from tests.crawl_files import encoded, photograph
-from tests.dump_files import (
+from tests.support.array_files import idx
+from tests.support.crawl_files import encoded, photograph
+from tests.support.dump_files import (
     Files,
     gallery_dl_dump,
     img2dataset_dump,
@@ -31,7 +31,7 @@ from tests.dump_files import (
     put,
     tar,
 )
-from tests.s3_server import s3_bucket, s3_endpoint, s3_server
+from tests.support.s3_server import s3_bucket, s3_endpoint, s3_server
 
 __all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 

@@ -24,7 +24,7 @@ from pipeline.storage import (
     write_json,
 )
 from pipeline.storage import write_table as publish_table
-from tests.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
+from tests.support.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
 
 __all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 

@@ -20,16 +20,16 @@ from PIL import Image
 
 from pipeline.config import ClusteringConfig, IngestConfig, JobConfig, ReportingConfig, dump_config
 from pipeline.errors import ConfigError, PipelineError, StorageError
-from pipeline.job.assignment import assign_collection
-from pipeline.layout import CrawlPaths, RunPaths
+from pipeline.orchestration.new_crawls import assign_collection
+from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import Crawl
-from pipeline.reporting import later_crawl
-from pipeline.reporting.cluster_files import write_clusters_csv
-from pipeline.reporting.manifest import SOURCES
+from pipeline.reporting.assignment import new_crawl
 from pipeline.reporting.stage import report
+from pipeline.reporting.tables.cluster_files import write_clusters_csv
+from pipeline.reporting.tables.manifest import SOURCES
 from pipeline.storage import LocalStorage, read_json, read_table, write_json
-from tests.crawl_files import encoded
-from tests.made_collection import BLUE, GREEN, RED, Color, make_crawl, make_trial, plain
+from tests.support.crawl_files import encoded
+from tests.support.made_collection import BLUE, GREEN, RED, Color, make_crawl, make_trial, plain
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -181,7 +181,7 @@ def test_an_interrupted_job_continues_with_what_is_missing(
         write_clusters_csv(where, key, clusters)
 
     with monkeypatch.context() as patched:
-        patched.setattr(later_crawl, "write_clusters_csv", interrupted)
+        patched.setattr(new_crawl, "write_clusters_csv", interrupted)
         with pytest.raises(KeyboardInterrupt):
             assign(storage)
     before = files(storage)

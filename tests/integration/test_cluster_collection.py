@@ -18,13 +18,13 @@ import pytest
 import requests
 import torch
 
-from pipeline.clustering.images import ImageSet, decode_shard
+from pipeline.clustering.data.images import ImageSet, decode_shard
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial import Trial
 from pipeline.config import load_config
 from pipeline.shards import complete_crawls, shard_keys
 from pipeline.storage import LocalStorage
-from tests.crawl_files import encoded, photograph
+from tests.support.crawl_files import encoded, photograph
 
 ROOT = Path(__file__).parents[2]
 JOB = "jobs/cluster_collection.py"

@@ -25,22 +25,22 @@ from pipeline.clustering.sweep import open_run
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.ingest.stage import ingest
-from pipeline.job.assignment import assign_collection
-from pipeline.job.collection import run_collection
-from pipeline.job.forget import forget
-from pipeline.job.forgetting import check_not_forgetting
-from pipeline.layout import CrawlPaths, RunPaths, forgotten_of
+from pipeline.orchestration.collection import run_collection
+from pipeline.orchestration.forget import forget
+from pipeline.orchestration.forgetting import check_not_forgetting
+from pipeline.orchestration.new_crawls import assign_collection
+from pipeline.paths import CrawlPaths, RunPaths, forgotten_of
 from pipeline.records import Crawl
-from pipeline.reporting.later_crawl import assign_crawl
-from pipeline.reporting.past_runs import past_run
+from pipeline.reporting.assignment.new_crawl import assign_crawl
+from pipeline.reporting.run import past_run
 from pipeline.reporting.stage import report
-from pipeline.reporting.sync import sync_tracking
+from pipeline.reporting.tracking.sync import sync_tracking
 from pipeline.session import run_bounded
 from pipeline.shards import complete_crawls, read_shard
 from pipeline.storage import LocalStorage, read_json, read_table, write_json
-from tests.crawl_files import encoded, node, photograph, write_metadata
-from tests.http_server import Site, serving
-from tests.made_collection import BLUE, RED, make_trial
+from tests.support.crawl_files import encoded, node, photograph, write_metadata
+from tests.support.http_server import Site, serving
+from tests.support.made_collection import BLUE, RED, make_trial
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -433,7 +433,7 @@ def test_a_job_that_was_killed_between_two_shards_goes_on(
 
     storage, file = LocalStorage(str(collection.workspace)), unwanted(tmp_path, image_id(30), image_id(33))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("pipeline.ingest.forgetting.run_bounded", first_alone)
+        patch.setattr("pipeline.ingest.forget.removal.run_bounded", first_alone)
         forget(storage, "c", file)
     paths = CrawlPaths("c", collection.crawls[0].crawl_id)
     assert [read_table(storage, paths.rows(index))["reason"].to_pylist()[index] for index in (0, 1)] == [

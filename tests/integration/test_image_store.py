@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clustering.image_store import ImageStore, open_images
+from pipeline.clustering.data.image_store import ImageStore, open_images
 from pipeline.errors import StorageError
-from pipeline.layout import CrawlPaths
+from pipeline.paths import CrawlPaths
 from pipeline.storage import LocalStorage
-from tests.made_collection import BLUE, GREEN, RED, make_crawl
+from tests.support.made_collection import BLUE, GREEN, RED, make_crawl
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

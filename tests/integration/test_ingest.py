@@ -26,14 +26,14 @@ from pipeline.ingest.plan import Plan, write_plan
 from pipeline.ingest.stage import ingest
 from pipeline.ingest.tasks import ray_task
 from pipeline.ingest.text import storable
-from pipeline.layout import CrawlPaths
+from pipeline.paths import CrawlPaths
 from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl, CrawlRecord
 from pipeline.session import run_bounded
 from pipeline.shards import complete_crawls, read_shard
 from pipeline.storage import LocalStorage, read_json, read_table, write_table
-from tests.crawl_files import encoded, node, photograph, png_bomb, write_metadata
-from tests.dump_files import gallery_dl_dump, img2dataset_dump, instaloader_dump, put, tar
-from tests.hostile_files import PHOTOGRAPHS, REJECTED, WHITE
+from tests.support.crawl_files import encoded, node, photograph, png_bomb, write_metadata
+from tests.support.dump_files import gallery_dl_dump, img2dataset_dump, instaloader_dump, put, tar
+from tests.support.hostile_files import PHOTOGRAPHS, REJECTED, WHITE
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MARKUP = "<script>alert(1)</script> \0\x1b[2J\u202e #<b>"

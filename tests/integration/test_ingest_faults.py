@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from pipeline.storage import LocalStorage, Storage, open_storage
-from tests.crawl_files import encoded, photograph
-from tests.http_server import Handler, Site, serving
-from tests.local_cluster import PATIENCE_S, Cluster, cluster_of_one, ended, kill, wait_until
-from tests.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
+from tests.support.crawl_files import encoded, photograph
+from tests.support.http_server import Handler, Site, serving
+from tests.support.local_cluster import PATIENCE_S, Cluster, cluster_of_one, ended, kill, wait_until
+from tests.support.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
 
 __all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 
@@ -43,7 +43,7 @@ def start(cluster: Cluster, source: Path, workspace: str, **values: Any) -> subp
         "ingest.http.rounds": 1,
         **values,
     }
-    return cluster.start("-m", "tests.ingest_job", json.dumps(config))
+    return cluster.start("-m", "tests.support.ingest_job", json.dumps(config))
 
 
 def run(cluster: Cluster, source: Path, workspace: str, **values: Any) -> tuple[int | None, str, str]:

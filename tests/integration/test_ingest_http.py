@@ -15,14 +15,14 @@ import pytest
 from pipeline.config import HttpConfig, load_config
 from pipeline.errors import StorageError
 from pipeline.ingest import stage
-from pipeline.ingest.downloads import download
-from pipeline.ingest.host_limits import Use, limits_of, start_limiter
-from pipeline.layout import CrawlPaths
+from pipeline.ingest.download.downloads import download
+from pipeline.ingest.download.host_limits import Use, limits_of, start_limiter
+from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl, CrawlRecord
 from pipeline.shards import complete_crawls, publish_shard, read_shard
 from pipeline.storage import LocalStorage, read_table
-from tests.crawl_files import encoded, photograph
-from tests.http_server import Handler, Site, serving
+from tests.support.crawl_files import encoded, photograph
+from tests.support.http_server import Handler, Site, serving
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

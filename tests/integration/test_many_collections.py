@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crawl_files import encoded, photograph
+from tests.support.crawl_files import encoded, photograph
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline.reporting.page.render import Page, render
-from tests.browser import chromium
-from tests.made_page import made_page
+from tests.support.browser import chromium
+from tests.support.made_page import made_page
 
 CAPTIONS = ["sunset over the Tiber", "<b>bold</b> & brave", "morning"]
 

@@ -21,13 +21,13 @@ from PIL import Image
 from pipeline.clustering.trial import TrialResult
 from pipeline.config import ClusteringConfig, JobConfig, ReportingConfig
 from pipeline.errors import PipelineError, StorageError
-from pipeline.layout import CrawlPaths, RunPaths
+from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import Crawl
-from pipeline.reporting.assign import assign_crawls
-from pipeline.reporting.manifest import SOURCES
+from pipeline.reporting.assignment.shards import assign_crawls
 from pipeline.reporting.stage import report
+from pipeline.reporting.tables.manifest import SOURCES
 from pipeline.storage import LocalStorage, read_json, read_table, write_json
-from tests.made_collection import BLUE, GREEN, RED, WHITE, make_crawl, make_trial, sample, write_shard_at
+from tests.support.made_collection import BLUE, GREEN, RED, WHITE, make_crawl, make_trial, sample, write_shard_at
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -10,12 +10,12 @@ import pytest
 
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.layout import RunPaths
-from pipeline.reporting.sync import sync_tracking
+from pipeline.paths import RunPaths
+from pipeline.reporting.tracking.sync import sync_tracking
 from pipeline.storage import LocalStorage, read_json
 from tests.integration.test_tracking import database, runs, versions
-from tests.made_report import make_report
-from tests.mlflow_server import closed_port
+from tests.support.made_report import make_report
+from tests.support.mlflow_server import closed_port
 
 ROOT = Path(__file__).parents[2]
 

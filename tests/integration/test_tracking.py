@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.layout import RunPaths
-from pipeline.reporting.past_runs import past_run
-from pipeline.reporting.record import record
+from pipeline.paths import RunPaths
 from pipeline.reporting.report_files import report_files
+from pipeline.reporting.run import past_run
+from pipeline.reporting.tracking.record import record
 from pipeline.reporting.tracking.runs import Tracking, untrack
 from pipeline.reporting.tracking.server import without_credentials
 from pipeline.storage import LocalStorage, S3Storage
-from tests.made_collection import BLUE, GREEN, RED, WHITE, plain, trial_result
-from tests.made_report import WINDOWS, make_report
-from tests.mlflow_server import closed_port
-from tests.s3_server import s3_bucket, s3_endpoint, s3_server  # noqa: F401 (fixtures)
+from tests.support.made_collection import BLUE, GREEN, RED, WHITE, plain, trial_result
+from tests.support.made_report import WINDOWS, make_report
+from tests.support.mlflow_server import closed_port
+from tests.support.s3_server import s3_bucket, s3_endpoint, s3_server  # noqa: F401 (fixtures)
 
 KEPT = trial_result(4, WINDOWS)
 JANUARY, FEBRUARY, MARCH = (f"2026-0{month}-01T00:00:00+00:00" for month in (1, 2, 3))

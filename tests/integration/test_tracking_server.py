@@ -14,9 +14,9 @@ import pytest
 from pipeline.reporting.tracking.runs import Tracking
 from pipeline.storage import LocalStorage, read_json
 from tests.integration.test_tracking import current, predicted, runs, track_report, versions
-from tests.made_report import make_report
-from tests.mlflow_server import closed_port, mlflow_server
-from tests.s3_server import CREDENTIALS, s3_endpoint, s3_server  # noqa: F401 (fixtures)
+from tests.support.made_report import make_report
+from tests.support.mlflow_server import closed_port, mlflow_server
+from tests.support.s3_server import CREDENTIALS, s3_endpoint, s3_server  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage import open_storage, read_json
-from tests.crawl_files import encoded, photograph
-from tests.local_cluster import Cluster, Node, cluster_of_one, ended, kill, wait_until
-from tests.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
+from tests.support.crawl_files import encoded, photograph
+from tests.support.local_cluster import Cluster, Node, cluster_of_one, ended, kill, wait_until
+from tests.support.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
 
 __all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 

@@ -1,4 +1,4 @@
-"""Imports go one way: job → reporting → clustering → root, job → ingest → root."""
+"""Imports go one way: orchestration → reporting → clustering → root, orchestration → ingest → root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "ingest": {"root", "ingest"},
     "clustering": {"root", "clustering"},
     "reporting": {"root", "clustering", "reporting"},
-    "job": {"root", "ingest", "clustering", "reporting", "job"},
+    "orchestration": {"root", "ingest", "clustering", "reporting", "orchestration"},
 }
 
 

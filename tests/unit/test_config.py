@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from jobs.cluster_collection import parse_arguments
-from pipeline.clustering.build import METHODS
-from pipeline.clustering.transforms import TransformSequence
+from pipeline.clustering.model.build import METHODS
+from pipeline.clustering.model.transforms import TransformSequence
 from pipeline.config import ClusteringConfig, Method, TransformName, dump_config, load_config
 from pipeline.errors import ConfigError
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline.progress import Laps, rated
+from pipeline.console import Laps, rated
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 import webdataset as wds
 
 from pipeline.errors import StorageError
-from pipeline.layout import CrawlPaths
+from pipeline.paths import CrawlPaths
 from pipeline.shards import EXTENSIONS, Sample, complete_crawls, read_shard, write_shard
 from pipeline.storage import LocalStorage
-from tests.crawl_files import encoded, photograph
+from tests.support.crawl_files import encoded, photograph
 
 SAMPLES = [
     Sample("0a", encoded(photograph(1)), {"caption": "#Trevi ☃ \\ud800 </script>", "hashtags": ["a"], "width": 3}),

@@ -1,1 +1,1 @@
-"""The page of a run: one HTML file that needs nothing else, neither network nor server."""
+"""The page of a run: one HTML file that loads nothing else."""

@@ -11,18 +11,18 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.reporting.examples import MOST_NAMED
 from pipeline.reporting.findings import Findings
-from pipeline.reporting.manifest import LOSS_NAMES, by_cluster, loss_column
-from pipeline.reporting.mosaic import CRISP_BELOW_PX, Tile
 from pipeline.reporting.page.charts import bars, number
 from pipeline.reporting.page.crawled import plain_text, web_link
 from pipeline.reporting.page.summaries import Axes, axes_of, day, losses, percentages, timeline, top_hashtags
-from pipeline.reporting.pixels import Pixels, to_pictures
-from pipeline.reporting.quality import Quality
-from pipeline.reporting.sums import ClusterSums
-from pipeline.reporting.survey import ImageKey, Thumbnails, image_keys
-from pipeline.reporting.thumbnails import ThumbnailForm, thumbnail
+from pipeline.reporting.pictures.mosaic import CRISP_BELOW_PX, Tile
+from pipeline.reporting.pictures.pixels import Pixels, to_pictures
+from pipeline.reporting.pictures.thumbnails import ThumbnailForm, thumbnail
+from pipeline.reporting.survey.examples import MOST_NAMED
+from pipeline.reporting.survey.quality import Quality
+from pipeline.reporting.survey.sums import ClusterSums
+from pipeline.reporting.survey.survey import ImageKey, Thumbnails, image_keys
+from pipeline.reporting.tables.manifest import LOSS_NAMES, by_cluster, loss_column
 
 HASHTAGS = 12
 SHARED_BY = 5

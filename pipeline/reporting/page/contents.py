@@ -9,12 +9,12 @@ from pipeline.clustering.trial import TrialResult
 from pipeline.config import JobConfig, dump_config
 from pipeline.records import Crawl
 from pipeline.reporting.findings import Findings
-from pipeline.reporting.manifest import LOSS_NAMES, loss_column
 from pipeline.reporting.page.charts import number
 from pipeline.reporting.page.clusters import cluster_views, data_uri, example_views
 from pipeline.reporting.page.render import Page, Unexplained
 from pipeline.reporting.page.training import training_figures
-from pipeline.reporting.timelapse import LIMIT_BYTES
+from pipeline.reporting.pictures.timelapse import LIMIT_BYTES
+from pipeline.reporting.tables.manifest import LOSS_NAMES, loss_column
 from pipeline.reporting.tracking.server import without_credentials
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.config import OrderBy
-from pipeline.progress import counted
+from pipeline.console import counted
 from pipeline.records import Crawl
 from pipeline.reporting.page.clusters import ClusterView, ExampleView
 from pipeline.reporting.page.training import Figure

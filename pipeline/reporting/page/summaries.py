@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.reporting.manifest import loss_column
+from pipeline.reporting.tables.manifest import loss_column
 
 BINS = 40
 TAIL = 0.005

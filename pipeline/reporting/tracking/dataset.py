@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import digest
-from pipeline.layout import CrawlPaths, crawls_of
+from pipeline.paths import CrawlPaths, crawls_of
 from pipeline.records import Crawl
 from pipeline.reporting.tracking.model import images_schema
 from pipeline.storage import Storage

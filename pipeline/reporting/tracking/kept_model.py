@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.layout import RunPaths
-from pipeline.reporting.past_runs import PastRun
+from pipeline.paths import RunPaths
+from pipeline.reporting.run import PastRun
 from pipeline.reporting.tracking.model import log_model
 from pipeline.reporting.tracking.registry import register, unregister
 from pipeline.reporting.tracking.server import all_of, is_server, tracking_uri

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from pipeline.clustering.checkpoint import load_checkpoint, load_method
 from pipeline.config import ClusteringConfig
-from pipeline.reporting.assign_pictures import BATCH_SIZE, assign_pictures, assignment_schema
-from pipeline.reporting.manifest import clusters_schema
-from pipeline.reporting.pixels import Pixels
+from pipeline.reporting.assignment.batch import BATCH_SIZE, assign_pictures, assignment_schema
+from pipeline.reporting.pictures.pixels import Pixels
+from pipeline.reporting.tables.manifest import clusters_schema
 from pipeline.storage import LocalStorage
 
 

@@ -17,8 +17,8 @@ import pipeline
 from pipeline.clustering.checkpoint import write_model
 from pipeline.config import ClusteringConfig
 from pipeline.records import CHANNELS, Crawl
-from pipeline.reporting.assign_pictures import assignment_schema
-from pipeline.reporting.manifest import clusters_schema
+from pipeline.reporting.assignment.batch import assignment_schema
+from pipeline.reporting.tables.manifest import clusters_schema
 from pipeline.storage import Storage, scratch_folder
 
 MODEL = "model"
@@ -26,7 +26,7 @@ MODEL = "model"
 LOADER = "pipeline.reporting.tracking.load_model"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "tenacity", "torch", "tqdm")
 """What the loader imports, directly or through this package."""
-_NEVER_IMPORTED = ("ingest", "job", "page", "__pycache__")
+_NEVER_IMPORTED = ("ingest", "orchestration", "page", "__pycache__")
 """Folders of this package that the loader does without."""
 _TYPES = {"int32": "integer", "float": "float"}
 """MLflow's names of Arrow's types."""

@@ -15,10 +15,10 @@ from typing import Any
 
 from pipeline.clustering.trial import TrialResult, best_of_each_k
 from pipeline.config import JobConfig
+from pipeline.console import say
 from pipeline.errors import StorageError
-from pipeline.layout import RunPaths
-from pipeline.progress import say
-from pipeline.reporting.past_runs import PastRun
+from pipeline.paths import RunPaths
+from pipeline.reporting.run import PastRun
 from pipeline.reporting.tracking.dataset import data_digest, dataset_input
 from pipeline.reporting.tracking.kept_model import track_model, untrack_model
 from pipeline.reporting.tracking.server import (

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.config import JobConfig
-from pipeline.progress import say
+from pipeline.console import say
 from pipeline.storage import Storage
 
 _ENVIRONMENT = {

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from pipeline.clustering import patience
-from pipeline.clustering.build import build_method
 from pipeline.clustering.checkpoint import (
     CheckpointWriter,
     delete_snapshots,
@@ -21,6 +20,7 @@ from pipeline.clustering.checkpoint import (
     model_state,
     write_model,
 )
+from pipeline.clustering.model.build import build_method
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError, StorageError, UnavailableError
 from pipeline.storage import LocalStorage

@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
 from pipeline.clustering import direct_sums
 from pipeline.clustering.workers import connected, summed
-from tests.worker_processes import begin_worker
+from tests.support.worker_processes import begin_worker
 
 TIMEOUT_S = 20.0
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pipeline.clustering.halving import better_half, halve, rungs
 from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult, loss_at
 from pipeline.config import ClusteringConfig
+from pipeline.console import about
 from pipeline.errors import ClusteringError
-from pipeline.layout import RunPaths
-from pipeline.progress import about
+from pipeline.paths import RunPaths
 from pipeline.storage import LocalStorage, write_json
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.clustering.build import build_method
-from pipeline.clustering.dti import DTI
+from pipeline.clustering.model.build import build_method
+from pipeline.clustering.model.dti import DTI
 from pipeline.clustering.reassign import NOISE_STD, reassign_tiny
 from pipeline.clustering.seeding import generator
 from pipeline.config import ClusteringConfig

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import spawn
 from pipeline.clustering import shared_sums as module
 from pipeline.clustering.direct_sums import DirectSums
 from pipeline.clustering.shared_sums import shared_sums
-from tests.worker_processes import begin_worker
+from tests.support.worker_processes import begin_worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is shared on Linux alone")
 TIMEOUT_S = 20.0

@@ -10,7 +10,7 @@ from pipeline.clustering.sweep import check_k, check_run_id, elbow, open_run, se
 from pipeline.clustering.trial import Trial, TrialResult, is_done
 from pipeline.config import ClusteringConfig, JobConfig, load_config
 from pipeline.errors import ConfigError, StorageError
-from pipeline.layout import RunPaths
+from pipeline.paths import RunPaths
 from pipeline.records import Crawl
 from pipeline.storage import LocalStorage, write_json
 

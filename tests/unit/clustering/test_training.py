@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, load_method
-from pipeline.clustering.images import ImageSet
+from pipeline.clustering.data.images import ImageSet
 from pipeline.clustering.snapshots import snapshots_of
 from pipeline.clustering.training import TrialTraining, Window, bucket_mb
 from pipeline.clustering.trial import Trial, TrialResult
@@ -22,7 +22,7 @@ from pipeline.clustering.workers import connected
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import LocalStorage
-from tests.worker_processes import begin_worker
+from tests.support.worker_processes import begin_worker
 
 SCHEDULE = {"window": 3, "min_iterations": 6, "max_iterations": 9, "final_iterations": 6}
 

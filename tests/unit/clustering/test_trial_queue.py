@@ -9,7 +9,7 @@ from pipeline.clustering.trial import Trial
 from pipeline.clustering.trial_queue import TrialQueue, Work
 from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
-from pipeline.layout import RunPaths
+from pipeline.paths import RunPaths
 from pipeline.storage import LocalStorage
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clustering.build import build_method
 from pipeline.clustering.checkpoint import CheckpointWriter, load_method, model_state
-from pipeline.clustering.dti import DTI
-from pipeline.clustering.images import ImageSet, to_float
+from pipeline.clustering.data.images import ImageSet, to_float
+from pipeline.clustering.model.build import build_method
+from pipeline.clustering.model.dti import DTI
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial import Trial
 from pipeline.clustering.warm_start import earlier_checkpoint, take_over, with_earlier_run
 from pipeline.config import ClusteringConfig, JobConfig, dump_config, load_config
 from pipeline.errors import ConfigError, StorageError
-from pipeline.layout import RunPaths
+from pipeline.paths import RunPaths
 from pipeline.storage import LocalStorage, write_json
 from tests.unit.clustering.test_training import collection
 

@@ -9,17 +9,17 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from pipeline.clustering.build import build_method
-from pipeline.clustering.dti import DTI
-from pipeline.clustering.images import ImageSet
+from pipeline.clustering.data.images import ImageSet
+from pipeline.clustering.model.build import build_method
+from pipeline.clustering.model.dti import DTI
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial import Trial
 from pipeline.clustering.warm_start import take_over
 from pipeline.clustering.workers import place, range_of, summed
 from pipeline.errors import StorageError
 from pipeline.storage import LocalStorage
+from tests.support.worker_processes import begin_worker
 from tests.unit.clustering.test_training import collection, configuration, training
-from tests.worker_processes import begin_worker
 
 CPU = torch.device("cpu")
 

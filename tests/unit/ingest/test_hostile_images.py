@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from pipeline.config import IngestConfig
 from pipeline.ingest.images import DecodedImage, decode_square
 from pipeline.ingest.rejection import Rejected, RejectReason
-from tests.crawl_files import photograph
-from tests.hostile_files import ICC_BOMB, PHOTOGRAPHS, REJECTED, WHITE, every_format
+from tests.support.crawl_files import photograph
+from tests.support.hostile_files import ICC_BOMB, PHOTOGRAPHS, REJECTED, WHITE, every_format
 
 CONFIG = IngestConfig(image_size=16)
 FUZZ_CONFIG = IngestConfig(image_size=16, max_pixels=1_000_000)

@@ -16,7 +16,7 @@ from pipeline.config import ColorMode, IngestConfig
 from pipeline.ingest.images import UNSAFE_FORMATS, DecodedImage, Pixels, decode_square, encode, square_of
 from pipeline.ingest.rejection import Rejected
 from pipeline.shards import Sample
-from tests.crawl_files import encoded, photograph, png_bomb
+from tests.support.crawl_files import encoded, photograph, png_bomb
 
 CONFIG = IngestConfig(image_size=16)
 

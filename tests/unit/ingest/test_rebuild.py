@@ -9,18 +9,19 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import IngestConfig
-from pipeline.ingest import dedup, shard
-from pipeline.ingest.dedup import drop_repeats, find_repeats, known_images
-from pipeline.ingest.forgetting import remove_from_shard
-from pipeline.ingest.forgotten import name_of_address, names_from
+from pipeline.ingest import shard
+from pipeline.ingest.forget.names import name_of_address, names_from
+from pipeline.ingest.forget.removal import remove_from_shard
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.rejection import Rejected
+from pipeline.ingest.repeats import dedup
+from pipeline.ingest.repeats.dedup import drop_repeats, find_repeats, known_images
 from pipeline.ingest.shard import build_shard, rebuild_shard
-from pipeline.layout import CrawlPaths
+from pipeline.paths import CrawlPaths
 from pipeline.records import CrawlRecord
 from pipeline.shards import read_shard
 from pipeline.storage import LocalStorage, read_table
-from tests.crawl_files import encoded, photograph
+from tests.support.crawl_files import encoded, photograph
 
 CONFIG = IngestConfig(image_size=16)
 PATHS = CrawlPaths("c", "x")

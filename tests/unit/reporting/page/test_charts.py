@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pipeline.clustering.trial import TrialResult
 from pipeline.reporting.page.charts import Line, bars, line_chart, number
 from pipeline.reporting.page.training import training_figures
-from tests.made_page import made_trial
+from tests.support.made_page import made_trial
 
 
 def elements(chart: Markup, tag: str) -> list[ET.Element]:

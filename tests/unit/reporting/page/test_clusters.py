@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline.config import ReportingConfig
 from pipeline.reporting.page.clusters import ClusterView, cluster_views, deviation_picture
-from pipeline.reporting.sums import ClusterSums
-from tests.made_page import made_clusters, made_findings
+from pipeline.reporting.survey.sums import ClusterSums
+from tests.support.made_page import made_clusters, made_findings
 
 
 def views(k: int = 3, images: int = 60, **options: bool) -> list[ClusterView]:

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config import Method
 from pipeline.reporting.page.render import render
-from pipeline.reporting.timelapse import LIMIT_BYTES
-from tests.made_page import made_page
+from pipeline.reporting.pictures.timelapse import LIMIT_BYTES
+from tests.support.made_page import made_page
 
 HOSTILE = [
     "<script>alert(1)</script>",

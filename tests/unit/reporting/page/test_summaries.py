@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from pipeline.config import ClusteringConfig
 from pipeline.records import TIMESTAMP
-from pipeline.reporting.manifest import by_cluster, clusters_schema
 from pipeline.reporting.page.summaries import (
     BINS,
     axes_of,
@@ -17,7 +16,8 @@ from pipeline.reporting.page.summaries import (
     timeline,
     top_hashtags,
 )
-from tests.made_page import made_clusters
+from pipeline.reporting.tables.manifest import by_cluster, clusters_schema
+from tests.support.made_page import made_clusters
 
 SCHEMA = clusters_schema(ClusteringConfig())
 

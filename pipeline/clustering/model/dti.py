@@ -1,0 +1,486 @@
+"""Deep Transformation-Invariant clustering: the Gaussian mixture (Algorithm 1) and K-means (equation 4).
+
+A dense implementation keeps autograd's record of every prototype transformed onto every image. Here a step takes two
+passes instead. The first scores all pairs without gradients; from the scores come the responsibilities, which
+Algorithm 1 treats as constants in the M-step anyway. The second repeats, with gradients, only the pairs that carry
+responsibility: in thousands of dimensions that is about one per image. Both passes together give the gradients of
+the dense computation for a fraction of its time and memory.
+
+Shapes: B images, K prototypes, P pairs of both, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import log_softmax
+
+from pipeline.clustering.model.method import Assignment, StepOutput
+from pipeline.clustering.model.predictor import PrototypeHeads, build_encoder
+from pipeline.clustering.model.transforms import TransformSequence, every
+from pipeline.config import ClusteringConfig
+
+NEGLIGIBLE = 1e-6
+"""Responsibility below which a pair contributes nothing to the M-step."""
+CONVOLVED_MULTIPLE = 32
+"""Where pictures are convolved, the M-step works on a number of pairs divisible by this."""
+SURVIVORS = 3
+"""Prototypes per image that are scored on all pixels after the others were ruled out on some of them."""
+SMALLEST_SCREEN_PX = 16
+"""Screening looks at no fewer pixels than this along a side; smaller images are scored in full."""
+CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
+"""Transformed prototypes that a pass holds at once: on a CPU what its caches hold, on a GPU what keeps it busy."""
+
+
+class DTI(nn.Module):
+    """Prototypes, and networks that align each of them to an image. Subclasses say how a pair is scored.
+
+    Args:
+        config: transformation names, encoder, precision.
+        initial_KCHW: images, float in [0, 1], that the prototypes start from.
+        device_type: where it will be trained, ``cpu`` or ``cuda``; decides the precision of ``auto``.
+    """
+
+    def __init__(self, config: ClusteringConfig, initial_KCHW: Tensor, device_type: str = "cpu") -> None:
+        super().__init__()
+        self.k, *shape = initial_KCHW.shape
+        self.image_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
+        self.prototypes = nn.Parameter(initial_KCHW.clone())
+        self.sequence = TransformSequence(
+            config.transforms,
+            *self.image_shape,
+            tps_grid=config.tps_grid,
+            morphology_kernel=config.morphology_kernel,
+            padding=config.padding,
+        )
+        self.register_buffer(
+            "pixel_weights_HW", gaussian_weights(*self.image_shape[1:], config.loss_weight_std), persistent=False
+        )
+        self.active_modules = 0
+        """How many modules of the sequence the curriculum has switched on."""
+        self.encoder: nn.Module | None = None
+        self.heads = nn.ModuleDict()
+        if config.transforms:
+            self._build_predictors(config)
+        self.screen_stride = config.screen_stride
+        self.encode_in_bfloat16 = _use_bfloat16(config.precision, device_type)
+        self.activate(0)
+
+    sums_pixels: bool
+    """Whether a score is a sum over pixels, not their mean."""
+    pixel_weights_HW: Tensor | None
+    """Weight of each pixel's term in a score; None for 1."""
+
+    # -- what a pair is worth -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def canvas(self) -> Tensor:
+        """(K, C', H, W): everything of a prototype that moves with it; the first C channels are its pixels."""
+
+    @abstractmethod
+    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+        """Score of transformed canvases (..., C', H, W) on images (..., C, H, W); higher is better.
+
+        `weights` are those of the pixels (H, W), or None for 1.
+        """
+
+    @abstractmethod
+    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, K): `pair_scores` where nothing moves, as matrix products; `color` holds gain and bias (B, K, C)."""
+
+    @abstractmethod
+    def log_prior(self) -> Tensor:
+        """(K,): what a prototype's score starts from."""
+
+    @abstractmethod
+    def responsibilities(self, scores_BK: Tensor) -> Tensor:
+        """(B, K): how much of each image each prototype explains, from scores with prior (E-step)."""
+
+    @abstractmethod
+    def losses(self, scores_BK: Tensor) -> Tensor:
+        """(B,): the loss of each image, from scores with prior."""
+
+    # -- ClusteringMethod ---------------------------------------------------------------------------------------
+
+    def forward(self, images_BCHW: Tensor) -> StepOutput:
+        """The training loss on a batch; the same as `loss`, under the name that DDP calls."""
+        parameters = self._predict(images_BCHW)
+        canvas, log_prior = self.canvas(), self.log_prior()
+        with torch.no_grad():
+            scores_BK = self._training_scores(canvas, images_BCHW, parameters, log_prior)
+            gamma_BK = self.responsibilities(scores_BK)
+            b_P, k_P, gamma_P = _pairs(gamma_BK, CONVOLVED_MULTIPLE if self.sequence.convolves(parameters) else 1)
+        pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
+        expected = self._expected_score(canvas, images_BCHW, pairs, b_P, k_P, gamma_P)
+        expected = expected + (gamma_BK * log_prior).sum()
+        return StepOutput(
+            loss=-expected / len(images_BCHW),
+            objective=self.losses(scores_BK).mean(),
+            cluster_B=gamma_BK.argmax(1),
+        )
+
+    def loss(self, images_BCHW: Tensor) -> StepOutput:
+        """One training step's loss on a batch of float images in [0, 1] (M-step of Algorithm 1)."""
+        output: StepOutput = self(images_BCHW)
+        return output
+
+    @torch.no_grad()
+    def assign(self, images_BCHW: Tensor) -> Assignment:
+        """The prototype of each image by posterior, mixing proportions included."""
+        predicted = self._predict(images_BCHW)
+        scores_BK = self._all_scores(self.canvas(), images_BCHW, predicted) + self.log_prior()
+        posterior_BK = self.responsibilities(scores_BK)
+        best = scores_BK.topk(min(2, self.k), dim=1)
+        cluster_B, runner_up_B = best.indices[:, 0], best.indices[:, -1]
+        rows = torch.arange(len(images_BCHW), device=images_BCHW.device)
+        return Assignment(
+            cluster_B=cluster_B,
+            loss_B=self.losses(scores_BK),
+            posterior_B=posterior_BK[rows, cluster_B],
+            runner_up_B=runner_up_B,
+            margin_B=best.values[:, 0] - best.values[:, -1],
+            parameters={name: beta[rows, cluster_B] for name, beta in predicted.items()},
+        )
+
+    def prototypes_KCHW(self) -> Tensor:
+        """The prototypes as images, clamped to [0, 1]."""
+        return self.prototypes.detach().clamp(0, 1)
+
+    def shares_K(self) -> Tensor:
+        """Mixing proportions, summing to 1."""
+        return self.log_prior().detach().softmax(0)
+
+    @torch.no_grad()
+    def transform(self, cluster_B: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """(B, C, H, W): prototypes `cluster_B` transformed by `parameters`, clamped to [0, 1]."""
+        return self._transformed(self.canvas(), cluster_B, parameters)[:, : self.image_shape[0]].clamp(0, 1)
+
+    @torch.no_grad()
+    def align_back(self, images_BCHW: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """(B, C, H, W): images as seen from their prototype: the inverse transformation applied to them."""
+        return self.sequence.invert(images_BCHW, parameters).clamp(0, 1)
+
+    # -- hooks for training -------------------------------------------------------------------------------------
+
+    def activate(self, modules: int) -> None:
+        """Use the first `modules` transformations; whatever is unused needs no gradient."""
+        self.active_modules = modules
+        if self.encoder is not None:
+            self.encoder.requires_grad_(modules > 0)
+        for name, heads in self.heads.items():
+            heads.requires_grad_(name in self.active_names)
+
+    @property
+    def active_names(self) -> list[str]:
+        """Names of the modules that the curriculum has switched on."""
+        return self.sequence.names[: self.active_modules]
+
+    def prototype_parameters(self) -> list[nn.Parameter]:
+        """All parameters whose dimension 0 is the prototype; together they are all that a prototype has."""
+        own = [p for name, p in self.named_parameters() if "." not in name]
+        return own + list(self.heads.parameters())
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """Encoder and predictors: what weight decay applies to."""
+        return [p for name, p in self.named_parameters() if "." in name]
+
+    def broken_part(self) -> str | None:
+        """Where a number is not finite: ``prototypes``, ``encoder``, a module's predictors, …; None if all is well."""
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                part, _, rest = name.partition(".")
+                return f"the predictors of module {rest.split('.')[0]}" if part == "heads" else part
+        return None
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _build_predictors(self, config: ClusteringConfig) -> None:
+        """Make what `_predict` needs."""
+        encoder = build_encoder(config.encoder, *self.image_shape)
+        self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, size in self.sequence.sizes.items():
+            self.heads[name] = PrototypeHeads(self.k, encoder.features, size)
+
+    def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Per active module: (B, K, p)."""
+        if self.encoder is None or not self.active_modules:
+            return {}
+        dtype = torch.bfloat16 if self.encode_in_bfloat16 else images_BCHW.dtype
+        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
+            features_BF = self.encoder(images_BCHW.to(dtype, memory_format=torch.channels_last))
+        features_BF = features_BF.to(images_BCHW.dtype)
+        return {name: self.heads[name](features_BF) for name in self.active_names}
+
+    def _expected_score(
+        self, canvas: Tensor, images_BCHW: Tensor, pairs: dict[str, Tensor], b_P: Tensor, k_P: Tensor, gamma_P: Tensor
+    ) -> Tensor:
+        """Sum over pairs of gamma times score; differentiable in `canvas` and `pairs`.
+
+        Its gradients are worked out here, some pairs at a time, so that no more than these are held at once.
+        """
+        total = canvas.new_zeros(())
+        canvas_gradient = torch.zeros_like(canvas)
+        gradients = {name: torch.empty_like(beta) for name, beta in pairs.items()}
+        rows = torch.arange(len(k_P), device=k_P.device)
+        with torch.enable_grad():
+            for part in rows.split(self._pairs_at_once(images_BCHW)):
+                own = canvas.detach().index_select(0, k_P[part]).requires_grad_()
+                beta = {name: value.detach()[part].requires_grad_() for name, value in pairs.items()}
+                scores = self.pair_scores(
+                    self.sequence.transform(own, beta), images_BCHW[b_P[part]], self.pixel_weights_HW
+                )
+                weighted = (gamma_P[part] * scores).sum()
+                first, *others = torch.autograd.grad(weighted, [own, *beta.values()])
+                total += weighted.detach()
+                canvas_gradient.index_add_(0, k_P[part], first)  # on a CPU, in a fixed order
+                for gradient, other in zip(gradients.values(), others, strict=True):
+                    gradient[part] = other
+        expected: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
+            total, [canvas_gradient, *gradients.values()], canvas, *pairs.values()
+        )
+        return expected
+
+    @torch.no_grad()
+    def _training_scores(
+        self, canvas: Tensor, images_BCHW: Tensor, parameters: dict[str, Tensor], log_prior_K: Tensor
+    ) -> Tensor:
+        """(B, K) scores with prior, -inf for prototypes that a look at some of the pixels ruled out."""
+        stride = self.screen_stride
+        coarse_px = min(self.image_shape[1:]) // stride
+        if (
+            stride == 1
+            or self.k <= SURVIVORS
+            or coarse_px < SMALLEST_SCREEN_PX
+            or not self.sequence.screens(parameters)
+        ):
+            return self._all_scores(canvas, images_BCHW, parameters) + log_prior_K
+        weight = stride**2 if self.sums_pixels else 1
+        coarse_BK = weight * self._all_scores(canvas, images_BCHW, parameters, stride) + log_prior_K
+        survivors_BS = coarse_BK.topk(SURVIVORS, dim=1).indices
+        k_P = survivors_BS.flatten()
+        b_P = torch.arange(len(images_BCHW), device=k_P.device).repeat_interleave(SURVIVORS)
+        exact = []
+        for b, k in zip(*(index.split(self._pairs_at_once(images_BCHW)) for index in (b_P, k_P)), strict=True):
+            transformed = self._transformed(canvas, k, {name: beta[b, k] for name, beta in parameters.items()})
+            exact.append(self.pair_scores(transformed, images_BCHW[b], self.pixel_weights_HW) + log_prior_K[k])
+        exact_BS = torch.cat(exact).view_as(survivors_BS)
+        return torch.full_like(coarse_BK, -torch.inf).scatter_(1, survivors_BS, exact_BS)
+
+    @torch.no_grad()
+    def _all_scores(
+        self, canvas: Tensor, images_BCHW: Tensor, parameters: dict[str, Tensor], stride: int = 1
+    ) -> Tensor:
+        """(B, K) scores without prior, of every `stride`-th pixel in both directions."""
+        if self.sequence.only_color(parameters):
+            return self.still_scores(images_BCHW, self.sequence.color(parameters))
+        weights = self.pixel_weights_HW
+        if stride > 1:
+            images_BCHW = every(images_BCHW, stride)
+            weights = None if weights is None else every(weights, stride)
+        columns = []
+        for part in self._prototypes_at_once(images_BCHW):
+            beta = {name: value[:, part].transpose(0, 1) for name, value in parameters.items()}
+            transformed = self.sequence.transform_each(canvas[part], beta, stride)
+            columns.append(self.pair_scores(transformed, images_BCHW, weights).T)
+        return torch.cat(columns, dim=1)
+
+    def _pairs_at_once(self, images_BCHW: Tensor) -> int:
+        """How many canvases of the size of `images_BCHW` a pass transforms at once."""
+        canvas_bytes = 2 * images_BCHW[:1].numel() * images_BCHW.element_size()
+        return max(1, CHUNK_BYTES.get(images_BCHW.device.type, CHUNK_BYTES["cuda"]) // max(1, canvas_bytes))
+
+    def _prototypes_at_once(self, images_BCHW: Tensor) -> list[slice]:
+        """All prototypes in parts, each of which a pass transforms onto all images at once."""
+        step = max(1, self._pairs_at_once(images_BCHW) // max(1, len(images_BCHW)))
+        return [slice(start, start + step) for start in range(0, self.k, step)]
+
+    def _transformed(self, canvas: Tensor, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
+        return self.sequence.transform(canvas.index_select(0, k_P), parameters)
+
+
+def _pairs(gamma_BK: Tensor, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, prototype and responsibility of all pairs that have one, filled up to a multiple of `multiple`.
+
+    What fills up is the first pair again, with responsibility 0. Otherwise nearly every step would have another
+    number of pairs, and convolution libraries prepare each new shape for as long as they then compute.
+    """
+    b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
+    gamma_P = gamma_BK[b_P, k_P]
+    missing = -len(b_P) % multiple
+    first = slice(0, 1)
+    return (
+        torch.cat([b_P, b_P[first].expand(missing)]),
+        torch.cat([k_P, k_P[first].expand(missing)]),
+        torch.cat([gamma_P, gamma_P.new_zeros(missing)]),
+    )
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A value whose gradients with respect to its inputs have been computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(known.mul_(gradient) for known in ctx.gradients))
+
+
+class _GaussianScores(torch.autograd.Function):
+    """Log density of images under canvases of means and scales, without its constant, and its closed-form gradient.
+
+    Autograd would keep five pictures for every pair; this keeps the canvas alone, and writes its gradient in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, canvas: Tensor, images: Tensor, weights: Tensor | None, min_variance: float) -> Tensor:
+        ctx.save_for_backward(canvas, images)
+        ctx.weights, ctx.min_variance = weights, min_variance
+        mean, scale = canvas.chunk(2, dim=-3)
+        variance = scale.square().add_(min_variance)
+        terms = (images - mean).square_().div_(variance).add_(variance.log_())
+        return -0.5 * _summed(terms, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        canvas, images = ctx.saved_tensors
+        mean, scale = canvas.chunk(2, dim=-3)
+        gradient = _weighted(gradient[..., None, None, None], ctx.weights)
+        precision = scale.square().add_(ctx.min_variance).reciprocal_()
+        pull = (images - mean).mul_(precision)
+        out = torch.empty_like(canvas)
+        mean_part, scale_part = out.chunk(2, dim=-3)
+        torch.mul(pull, pull, out=scale_part).sub_(precision).mul_(scale).mul_(gradient)
+        torch.mul(pull, gradient, out=mean_part)
+        return out, None, None, None
+
+
+class DTIGaussianMixture(DTI):
+    """DTI GMM: Algorithm 1 with diagonal covariances.
+
+    The variance of a pixel is s^2 + sigma_min^2 with a learned s, which moves with the prototype. Losses are negative
+    log-likelihoods in nats, summed over pixels. Images are assigned by posterior, so mixing proportions count.
+    """
+
+    sums_pixels = True
+
+    def __init__(self, config: ClusteringConfig, initial_KCHW: Tensor, device_type: str = "cpu") -> None:
+        super().__init__(config, initial_KCHW, device_type)
+        self.min_variance = config.min_std**2
+        self.scales = nn.Parameter(torch.full_like(initial_KCHW, config.initial_std))
+        self.mixing_logits = nn.Parameter(torch.ones(self.k))
+        weights_HW = torch.ones(self.image_shape[1:]) if self.pixel_weights_HW is None else self.pixel_weights_HW
+        self.log_norm = self.image_shape[0] * float(weights_HW.double().sum()) * math.log(2 * math.pi)
+        """log(2 pi), summed over all pixels."""
+
+    def canvas(self) -> Tensor:
+        return torch.cat([self.prototypes, self.scales], dim=1)
+
+    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+        scores: Tensor = _GaussianScores.apply(canvas, images, weights, self.min_variance)  # type: ignore[no-untyped-call]
+        return scores - 0.5 * self.log_norm
+
+    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
+        variance_KCHW = self.scales.square() + self.min_variance
+        precision_KCHW = _weighted(variance_KCHW.reciprocal(), self.pixel_weights_HW)
+        distance = _weighted_distance(images_BCHW, self.prototypes, precision_KCHW.flatten(2), color)
+        log_variance = _summed(variance_KCHW.log(), self.pixel_weights_HW)
+        return -0.5 * (distance + log_variance + self.log_norm)
+
+    def log_prior(self) -> Tensor:
+        return log_softmax(self.mixing_logits, dim=0)
+
+    def responsibilities(self, scores_BK: Tensor) -> Tensor:
+        return scores_BK.softmax(1)
+
+    def losses(self, scores_BK: Tensor) -> Tensor:
+        return -scores_BK.logsumexp(1)
+
+
+class DTIKMeans(DTI):
+    """DTI K-means: the squared error of the best transformed prototype, averaged over pixels (equation 4)."""
+
+    sums_pixels = False
+
+    def canvas(self) -> Tensor:
+        return self.prototypes
+
+    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+        return -_summed((images - canvas).square_(), weights) / math.prod(canvas.shape[-3:])
+
+    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
+        weight_KCHW = _weighted(torch.ones_like(self.prototypes), self.pixel_weights_HW)
+        distance = _weighted_distance(images_BCHW, self.prototypes, weight_KCHW.flatten(2), color)
+        return -distance / math.prod(self.image_shape)
+
+    def log_prior(self) -> Tensor:
+        return self.prototypes.new_zeros(self.k)
+
+    def responsibilities(self, scores_BK: Tensor) -> Tensor:
+        return torch.zeros_like(scores_BK).scatter_(1, scores_BK.argmax(1, keepdim=True), 1.0)
+
+    def losses(self, scores_BK: Tensor) -> Tensor:
+        return -scores_BK.amax(1)
+
+
+def gaussian_weights(height: int, width: int, std: float | None) -> Tensor | None:
+    """(height, width): 1 at the middle of the image, falling off as a Gaussian of `std` px; None for None."""
+    if std is None:
+        return None
+    y = torch.arange(height) - (height - 1) / 2
+    x = torch.arange(width) - (width - 1) / 2
+    return torch.exp(-0.5 * (y[:, None].square() + x.square()) / std**2)
+
+
+def _weighted(terms: Tensor, weights: Tensor | None) -> Tensor:
+    return terms if weights is None else terms * weights
+
+
+def _summed(terms: Tensor, weights: Tensor | None) -> Tensor:
+    """(...): terms (..., C, H, W) summed over the pixels of each image."""
+    return _weighted(terms, weights).sum((-3, -2, -1))
+
+
+def _weighted_distance(
+    images_BCHW: Tensor, prototypes_KCHW: Tensor, weight_KCN: Tensor, color: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """(B, K): sum over pixels of weight * (image - gain * prototype - bias)^2, from its expanded moments.
+
+    Pixels are centred on middle grey first, which keeps the cancelling terms small.
+    """
+    x = images_BCHW.flatten(2).transpose(0, 1) - 0.5  # C, B, N
+    mu = prototypes_KCHW.flatten(2).transpose(0, 1) - 0.5  # C, K, N
+    weight = weight_KCN.transpose(0, 1)  # C, K, N
+    weighted = weight * mu
+    xx = x.square() @ weight.mT  # C, B, K
+    xm = x @ weighted.mT
+    mm = (weighted * mu).sum(-1)[:, None]  # C, 1, K
+    if color is None:
+        return (xx - 2 * xm + mm).sum(0).clamp_min(0)
+    gain, bias = (part.movedim(-1, 0) for part in color)  # C, B, K
+    bias = bias + 0.5 * (gain - 1)  # around middle grey
+    xs = x @ weight.mT
+    ms = weighted.sum(-1)[:, None]
+    ws = weight.sum(-1)[:, None]
+    distance = xx + gain.square() * mm + bias.square() * ws - 2 * (gain * xm + bias * xs - gain * bias * ms)
+    return distance.sum(0).clamp_min(0)
+
+
+def _use_bfloat16(precision: str, device_type: str) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # A CPU without these instructions takes bfloat16 too, but emulates it, slower than float32.
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,1 @@
+"""URLs to bytes: one request, checked connections, limits per host, many downloads at once."""

@@ -1,0 +1,1 @@
+"""Takedown: the list of forgotten images, and their removal from crawls."""

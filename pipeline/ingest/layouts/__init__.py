@@ -1,1 +1,0 @@
-"""What crawls look like: one module per layout, from files of a source to records."""

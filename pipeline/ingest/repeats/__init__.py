@@ -1,0 +1,1 @@
+"""Deduplication: files with the same bytes, and images that look the same."""

@@ -1,0 +1,179 @@
+"""The members of a tar in one pass: where each regular file lies, without extracting anything.
+
+A tar of a crawl is hostile input: names are only names, links and devices are never followed, and the extensions that
+carry long names have a bound. Memory does not grow with the number of members.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pipeline.ingest.sources.gzipped import BROKEN_GZIP, is_compressed, unpacked
+
+BLOCK = tarfile.BLOCKSIZE
+
+MAX_EXTENSION_BYTES = 1 << 20
+"""Of one extended header; a name in it is at most as long as a path can be."""
+
+SKIP_BYTES = 1 << 20
+
+_FILES = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}
+_LINKS_AND_DEVICES = {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE}
+_WITHOUT_CONTENT = _LINKS_AND_DEVICES | {tarfile.DIRTYPE}
+
+
+class BrokenTar(Exception):  # noqa: N818 (says what, as Rejected does)
+    """The tar cannot be read on from here; the members so far are good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file, link or device in a tar; folders are left out."""
+
+    name: str
+    """As the tar has it: any text, with lone surrogates for bytes that are not UTF-8."""
+    offset: int
+    """Of its first byte in the tar, decompressed."""
+    size: int
+    """In bytes."""
+    regular: bool
+    """Whether it is a file whose content lies in the tar as it is."""
+    content: bytes | None = None
+    """Where it was wanted."""
+
+
+def members(file: BinaryIO, wanted: Callable[[str, int], bool]) -> Iterator[Member]:
+    """The members of the tar in `file`, gzipped or not, in order.
+
+    Args:
+        file: buffered, at its start; it must be able to seek.
+        wanted: whether the content of a file of this name and size is handed over; it is held in memory.
+
+    Raises BrokenTar where it is no tar, or cut off.
+    """
+    try:
+        yield from _Reader(file).members(wanted)
+    except BROKEN_GZIP as error:
+        raise BrokenTar(f"compression broken or cut off ({error})") from error
+
+
+class _Reader:
+    def __init__(self, file: BinaryIO) -> None:
+        self._seekable = not is_compressed(file)
+        self._file = file if self._seekable else unpacked(file)
+        self._position = 0
+
+    def members(self, wanted: Callable[[str, int], bool]) -> Iterator[Member]:
+        name = size = None
+        sparse = False
+        while (header := self._header()) is not None:
+            if header.type in {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE}:
+                extension = self._extension(header)
+                if header.type == tarfile.GNUTYPE_LONGNAME:
+                    name = extension.rstrip(b"\0")
+                elif header.type == tarfile.XHDTYPE:
+                    values = _pax_values(extension)
+                    name, sparse = values.get(b"path", name), any(k.startswith(b"GNU.sparse.") for k in values)
+                    size = _pax_size(values)
+                continue
+            member = self._member(header, name, size, sparse, wanted)
+            name = size = None
+            sparse = False
+            if member is not None:
+                yield member
+
+    def _member(
+        self,
+        header: tarfile.TarInfo,
+        long_name: bytes | None,
+        long_size: int | None,
+        sparse: bool,
+        wanted: Callable[[str, int], bool],
+    ) -> Member | None:
+        """The member of `header`, with what went before it; None for a folder or a header of another kind."""
+        name = header.name if long_name is None else long_name.decode("utf-8", "surrogateescape")
+        size = header.size if long_size is None else long_size
+        if size < 0:
+            raise BrokenTar(f"a member of {size} bytes")
+        if header.type in _WITHOUT_CONTENT or (header.type in _FILES and name.endswith("/")):
+            size = 0
+        offset, content = self._position, None
+        regular = header.type in _FILES and not sparse
+        if regular and wanted(name, size):
+            content = self._exactly(size)
+        self._skip_to(offset + size, name)
+        self._skip_to(offset + -(-size // BLOCK) * BLOCK, name)
+        if (
+            (regular and not name.endswith("/"))
+            or sparse
+            or header.type in _LINKS_AND_DEVICES | {tarfile.GNUTYPE_SPARSE}
+        ):
+            return Member(name, offset, size, regular, content)
+        return None
+
+    def _header(self) -> tarfile.TarInfo | None:
+        """The next header; None at the end."""
+        block = self._read(BLOCK)
+        try:
+            return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            return None
+        except (tarfile.HeaderError, ValueError, OverflowError) as error:
+            raise BrokenTar("not a tar" if self._position == len(block) else f"broken or cut off ({error})") from error
+
+    def _extension(self, header: tarfile.TarInfo) -> bytes:
+        if not 0 <= header.size <= MAX_EXTENSION_BYTES:
+            raise BrokenTar(f"an extended header of {header.size} bytes, at most {MAX_EXTENSION_BYTES} are read")
+        start = self._position
+        data = self._exactly(header.size)
+        self._skip_to(start + -(-header.size // BLOCK) * BLOCK, "an extended header")
+        return data
+
+    def _exactly(self, size: int) -> bytes:
+        data = self._read(size)
+        if len(data) < size:
+            raise BrokenTar(f"cut off after {self._position} bytes")
+        return data
+
+    def _read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._position += len(data)
+        return data
+
+    def _skip_to(self, position: int, name: str) -> None:
+        """Go on at `position`, of which the byte before must be there."""
+        if self._seekable and position > self._position:
+            self._file.seek(position - 1)
+            self._position = position - 1
+        while self._position < position:
+            if not self._read(min(SKIP_BYTES, position - self._position)):
+                raise BrokenTar(f"cut off inside {name!r}")
+
+
+def _pax_values(extension: bytes) -> dict[bytes, bytes]:
+    """The ``length key=value`` lines of an extended header. Raises BrokenTar where they are none."""
+    values: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(extension) and extension[at] != 0:
+        digits, space, _ = extension[at : at + 20].partition(b" ")
+        if not space or not digits.isdigit() or int(digits) <= len(digits) + 1:
+            raise BrokenTar("an extended header that is none")
+        line = extension[at + len(digits) + 1 : at + int(digits)]
+        key, equals, value = line.rstrip(b"\n").partition(b"=")
+        if not equals:
+            raise BrokenTar("an extended header that is none")
+        values[key] = value
+        at += int(digits)
+    return values
+
+
+def _pax_size(values: dict[bytes, bytes]) -> int | None:
+    digits = values.get(b"size")
+    if digits is None:
+        return None
+    if not digits.isdigit() or len(digits) > 18:
+        raise BrokenTar("an extended header without a size")
+    return int(digits)

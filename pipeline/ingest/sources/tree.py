@@ -1,0 +1,208 @@
+"""The files of a source, a folder at a time: in a local folder or below a prefix of an S3 bucket.
+
+Hidden files and ``*.part`` are left out, and local links to folders are not followed. Links to files are, within the
+source.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import SourceError
+from pipeline.ingest.address import parse_member
+from pipeline.ingest.fetch import file_uri, raise_machine_fault
+from pipeline.ingest.rejection import RejectReason
+from pipeline.ingest.sources.s3 import S3_SCHEME, list_folder, object_size, split_address
+from pipeline.ingest.text import storable
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a source."""
+
+    path: str
+    """Within the source, with forward slashes, as the file system has it."""
+    uri: str
+    """What `fetch` opens."""
+    size: int | None
+    """In bytes."""
+    problem: RejectReason | None = None
+    """Why it cannot be read, where that shows before it is opened."""
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def shown(self) -> str:
+        """Its address as text that can be printed and stored."""
+        return storable(self.uri)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What lies directly in a folder of a source."""
+
+    path: str
+    """Within the source; empty for the source itself, with a slash at its end otherwise."""
+    uri: str
+    """With a slash at its end."""
+    files: list[File]
+    """By name."""
+    folders: list[str]
+    """Paths of its subfolders, by name."""
+    problem: RejectReason | None = None
+    """Why it cannot be listed."""
+
+
+class Tree(Protocol):
+    """The files of one source."""
+
+    root: str
+    """The source's address, absolute, as text."""
+
+    def file(self) -> File | None:
+        """The source itself, where it is a file."""
+
+    def exists(self) -> bool:
+        """Whether there is a folder or a file."""
+
+    def list(self, path: str = "") -> Folder:
+        """What lies in the folder `path`.
+
+        Raises SourceError where the source itself cannot be listed, and StorageError where the machine is at fault.
+        """
+
+
+def open_tree(source: str) -> Tree:
+    """The tree that `source` names, a path or ``s3://bucket/prefix``. Raises SourceError for any other address."""
+    if source.startswith(S3_SCHEME):
+        return S3Tree(source)
+    if "://" in source:
+        raise SourceError(
+            f"source {storable(source)}: folders, files and s3:// are read, no other addresses; "
+            "put addresses of images into a file, one a line"
+        )
+    return LocalTree(source)
+
+
+class LocalTree:
+    """A folder, or one file."""
+
+    def __init__(self, source: str) -> None:
+        self.path = Path(source).expanduser().absolute()
+        self.root = storable(str(self.path))
+
+    def file(self) -> File | None:
+        try:
+            if not self.path.is_file():
+                return None
+            return File(self.path.name, file_uri(str(self.path)), self.path.stat().st_size)
+        except (OSError, ValueError):
+            return None
+
+    def exists(self) -> bool:
+        return os.path.lexists(self.path)
+
+    def list(self, path: str = "") -> Folder:
+        folder = os.path.join(self.path, path)
+        uri = file_uri(os.path.join(folder, ""))
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted((e for e in scan if _is_wanted(e.name)), key=lambda e: e.name)
+        except (OSError, ValueError) as error:
+            if not path:
+                raise SourceError(f"source {self.root}: {self._why_not(error)}") from error
+            if isinstance(error, OSError):
+                raise_machine_fault(storable(folder), error)
+            return Folder(path, uri, [], [], "unreadable")
+        files = [file for e in entries if (file := self._file(path + e.name, e)) is not None]
+        folders = [f"{path}{e.name}/" for e in entries if e.is_dir(follow_symlinks=False)]
+        return Folder(path, uri, files, folders)
+
+    def _why_not(self, error: OSError | ValueError) -> str:
+        if isinstance(error, NotADirectoryError):
+            return "expected a folder, found a file"
+        if isinstance(error, FileNotFoundError):
+            return "no such file or folder"
+        return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+    def _file(self, path: str, entry: os.DirEntry[str]) -> File | None:
+        """The file `entry`: a regular one, a link to one, or a link to nothing; None for anything else."""
+        uri = file_uri(entry.path)
+        try:
+            status = entry.stat()
+        except OSError as error:
+            if entry.is_symlink() and not is_inside(entry.path, self.path):
+                return File(path, uri, None, "outside_source")
+            if isinstance(error, FileNotFoundError):
+                return File(path, uri, None, "missing_file")
+            raise_machine_fault(storable(entry.path), error)
+            return File(path, uri, None, "unreadable")
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        if entry.is_symlink() and not is_inside(entry.path, self.path):
+            return File(path, uri, None, "outside_source")
+        return File(path, uri, status.st_size)
+
+
+class S3Tree:
+    """The keys below a prefix, or one object."""
+
+    def __init__(self, source: str) -> None:
+        self.bucket, key = split_address(source)
+        self.key = key.rstrip("/")
+        self.root = f"{S3_SCHEME}{self.bucket}" + (f"/{self.key}" if self.key else "")
+        self._may_be_file = bool(key) and not key.endswith("/")
+
+    def file(self) -> File | None:
+        size = object_size(self.root) if self._may_be_file else None
+        return None if size is None else File(self.key.rpartition("/")[2], self.root, size)
+
+    def exists(self) -> bool:
+        page = next(list_folder(self.root, self._prefix("")), {})
+        return bool(page.get("KeyCount")) or self.file() is not None
+
+    def list(self, path: str = "") -> Folder:
+        prefix = self._prefix(path)
+        files: list[File] = []
+        folders: list[str] = []
+        empty = True
+        for page in list_folder(self.root, prefix):
+            for item in page.get("Contents", ()):
+                empty = False
+                name = item["Key"][len(prefix) :]
+                if name and _is_wanted(name):
+                    files.append(self._file(path + name, item["Key"], item["Size"]))
+            for item in page.get("CommonPrefixes", ()):
+                empty = False
+                name = item["Prefix"][len(prefix) :]
+                if _is_wanted(name):
+                    folders.append(path + name)
+        if empty and not path:
+            if self._may_be_file and object_size(self.root) is not None:
+                raise SourceError(f"source {self.root}: expected a folder, found a file")
+            raise SourceError(f"source {self.root}: no such file or folder, the bucket has no key below it")
+        files.sort(key=lambda file: file.path)
+        return Folder(path, f"{S3_SCHEME}{self.bucket}/{prefix}", files, sorted(folders))
+
+    def _prefix(self, path: str) -> str:
+        return f"{self.key}/{path}" if self.key else path
+
+    def _file(self, path: str, key: str, size: int) -> File:
+        uri = f"{S3_SCHEME}{self.bucket}/{key}"
+        # A key can be made to read like the address of a member of another object.
+        return File(path, uri, size, "unreadable" if parse_member(uri) else None)
+
+
+def is_inside(path: str, folder: Path) -> bool:
+    """Whether `path` is `folder` or below it, once all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _is_wanted(name: str) -> bool:
+    return not name.startswith(".") and not name.lower().endswith(".part")

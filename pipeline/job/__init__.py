@@ -1,1 +1,0 @@
-"""One job over all stages, for one collection or for thousands."""

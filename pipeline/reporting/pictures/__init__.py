@@ -1,0 +1,1 @@
+"""Mosaics, strips, animations and thumbnails."""

@@ -1,0 +1,1 @@
+"""The clusters and prototypes tables and their files."""

@@ -1,0 +1,28 @@
+"""The ingest stage as a job of its own, which tests can kill.
+
+::
+
+    python -m tests.support.ingest_job '{"source": …}'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pipeline.config import load_config
+from pipeline.errors import exit_with
+from pipeline.ingest.stage import ingest
+from pipeline.session import ray_session
+from pipeline.storage import open_storage
+
+
+def main() -> None:
+    """As jobs/cluster_collection.py does it, without the imports of what comes after."""
+    config = load_config(None, json.loads(sys.argv[1]), [])
+    with ray_session():
+        ingest(open_storage(config.workspace), config)
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,75 @@
+"""A reported run, written straight into storage: what a job leaves once it is done, without Ray and training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.config import ClusteringConfig, IngestConfig, JobConfig, ReportingConfig, dump_config
+from pipeline.paths import CrawlPaths, RunPaths
+from pipeline.records import Crawl
+from pipeline.reporting.report_files import report_files
+from pipeline.reporting.run import PastRun, past_run
+from pipeline.reporting.tracking.runs import Tracking
+from pipeline.storage import LocalStorage, write_json
+from tests.support.made_collection import BLUE, GREEN, RED, WHITE, Color, make_trial, trial_result
+
+COLORS = (GREEN, WHITE, RED, BLUE)
+"""Prototypes of the kept trial."""
+WINDOWS = 300
+"""Of the kept trial: its metrics are more than an MLflow server takes at once."""
+
+
+def make_report(
+    storage: LocalStorage,
+    collection: str,
+    run_id: str = "run-1",
+    created_at: str = "2026-01-01T00:00:00+00:00",
+    tracked: str | None = None,
+    colors: tuple[Color, ...] = COLORS,
+    reporting: ReportingConfig | None = None,
+) -> PastRun:
+    """The run `run_id` of one crawl, with a trial of two prototypes and the kept one, whose prototypes are `colors`.
+
+    Its files hold a few bytes each, its model is real. It was to be recorded at `tracked`, in vain.
+    """
+    paths, crawl = RunPaths(collection, run_id), make_crawl_marker(storage, collection)
+    config = JobConfig(
+        collection=collection,
+        source="/photos",
+        workspace=storage.root,
+        ingest=IngestConfig(image_size=16),
+        clustering=ClusteringConfig(k=[2], select_k=2),
+    )
+    reporting = reporting or config.reporting
+    storage.write_bytes(paths.config, dump_config(config).encode())
+    for prototypes in (colors[:2], colors):
+        make_trial(storage, paths, config.clustering, prototypes)
+    results = [trial_result(2), trial_result(len(colors), WINDOWS)]
+    for result in results:
+        write_json(storage, paths.trial_marker(result.trial.name), result.to_json())
+    for key in report_files(paths, len(colors), config.model_copy(update={"reporting": reporting})):
+        storage.write_bytes(key, b"content of " + key.encode())
+    document: dict[str, Any] = {
+        "run_id": run_id,
+        "created_at": created_at,
+        "crawls": [{"crawl_id": crawl.crawl_id, "digest": "as it was", "images": crawl.accepted}],
+        "trials": [
+            {"k": result.k, "seed": result.seed, "metrics": {"accuracy": 1 / result.k, "nmi": 0.5, "classes": 3}}
+            for result in results
+        ],
+        "selected": {"k": len(colors), "seed": 0, "reason": "elbow of the loss"},
+        "reporting": reporting.model_dump(mode="json"),
+        "tracking": asdict(Tracking(tracked or f"sqlite:///{storage.uri('mlflow.db')}", error="down")),
+        "versions": {"commit": "c0ffee"},
+    }
+    write_json(storage, paths.marker, document)
+    return past_run(storage, collection, run_id)
+
+
+def make_crawl_marker(storage: LocalStorage, collection: str) -> Crawl:
+    """A complete crawl without its shards."""
+    statistics = {"bytes": 5e6, "seconds": 2.5}
+    crawl = Crawl(collection, "monday", 1, 7, 6, {"truncated": 1}, 16, "digest", statistics=statistics)
+    write_json(storage, CrawlPaths(collection, "monday").marker, asdict(crawl))
+    return crawl

@@ -1,0 +1,463 @@
+"""One request, against a real server on loopback."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import socket
+import time
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import HttpConfig
+from pipeline.errors import StorageError
+from pipeline.ingest.download import connections, request
+from pipeline.ingest.download.request import HttpClient, Redirect, opt_out, retry_after_s, without_credentials
+from pipeline.ingest.rejection import Rejected, TemporaryFailure
+from tests.support.http_server import Handler, Site, serving, tls_files
+
+BODY = b"\xff\xd8 some bytes"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serving() as site:
+        site.pages["/ok"] = lambda handler: handler.reply(200, BODY)
+        yield site
+
+
+def get(url: str, seconds: float = 5.0, max_bytes: int = 1 << 20, **options: Any) -> bytes | Redirect:
+    config = HttpConfig(**{"allow_private_hosts": True, **options})
+    client = HttpClient(config, max_bytes)
+    try:
+        answer = client.get(url, seconds)
+        if isinstance(answer, Redirect):
+            return answer
+        with answer:
+            return answer.read()
+    finally:
+        client.close()
+
+
+def names(monkeypatch: pytest.MonkeyPatch, **addresses: list[str]) -> list[str]:
+    """Names with the addresses that each lookup of them gets, one after the other; the lookups that were made."""
+    asked: list[str] = []
+
+    def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        answers = addresses[host.partition(".")[0]]
+        address = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def test_the_body_comes_back_and_the_request_says_who_asks(site: Site) -> None:
+    assert get(site.url("/ok/a%20b?c=d"), user_agent="tester/2 (+mail)") == BODY
+    seen = site.seen[0]
+    assert seen.path == "/ok/a%20b?c=d"
+    assert seen.headers["User-Agent"] == "tester/2 (+mail)"
+    assert seen.headers["Accept-Encoding"] == "identity"
+    assert seen.headers["Host"] == f"127.0.0.1:{site.port}"
+    assert "Authorization" not in seen.headers
+    assert "Cookie" not in seen.headers
+
+
+def test_connections_are_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    connect = connections._connect
+
+    def counted(*arguments: Any) -> socket.socket:
+        opened.append(arguments)
+        return connect(*arguments)
+
+    monkeypatch.setattr(connections, "_connect", counted)
+    client = HttpClient(HttpConfig(allow_private_hosts=True), 1000)
+    for path in ["/ok", "/ok", "/none", "/ok"]:
+        try:
+            answer = client.get(site.url(path), 5)
+            assert not isinstance(answer, Redirect)
+            answer.close()
+        except Rejected as rejected:
+            assert rejected.reason == "http_error"
+    client.close()
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("status", [204, 206, 304, 400, 401, 403, 404, 410, 451])
+def test_a_refusal_is_for_good_whatever_its_body_holds(site: Site, status: int) -> None:
+    site.pages["/no"] = lambda handler: handler.reply(status, b"" if status in {204, 304} else BODY)
+    with pytest.raises(Rejected, match=rf"http_error.*HTTP {status} "):
+        get(site.url("/no"))
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
+def test_a_server_in_trouble_may_recover(site: Site, status: int) -> None:
+    site.pages["/busy"] = lambda handler: handler.reply(status, b"later", {"Retry-After": "7"})
+    with pytest.raises(TemporaryFailure, match=f"HTTP {status}") as caught:
+        get(site.url("/busy"))
+    assert caught.value.retry_after_s == 7
+    assert caught.value.host_is_busy == (status == 429)
+
+
+@pytest.mark.parametrize(
+    ("location", "leads_to"),
+    [
+        ("/b?c", "http://127.0.0.1:{port}/b?c"),
+        ("//other.test/x", "http://other.test/x"),
+        ("https://other.test/\xc3\xa9", "https://other.test/é"),
+        ("file:///etc/passwd", "file:///etc/passwd"),
+    ],
+)
+def test_a_redirect_is_told_and_not_followed(site: Site, location: str, leads_to: str) -> None:
+    site.pages["/moved"] = lambda handler: handler.reply(302, b"", {"Location": location})
+    assert get(site.url("/moved")) == Redirect(leads_to.format(port=site.port))
+
+
+def test_a_redirect_without_a_place_is_an_error(site: Site) -> None:
+    site.pages["/moved"] = lambda handler: handler.reply(302)
+    with pytest.raises(Rejected, match="http_error"):
+        get(site.url("/moved"))
+
+
+def test_a_redirect_with_an_endless_body_is_not_read(site: Site) -> None:
+    def endless(handler: Handler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", "/ok")
+        handler.end_headers()
+        while True:
+            handler.wfile.write(bytes(1 << 16))
+
+    site.pages["/moved"] = endless
+    started = time.monotonic()
+    assert get(site.url("/moved")) == Redirect(site.url("/ok"))
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://a.test/", "gopher://a.test", "http://", "http:///x", "http://a.test:port/", "x", "", "http://[::1/",
+     "http://a.test/" + "a" * 9000, "http://\x00.test/"],
+)  # fmt: skip
+def test_what_cannot_be_asked_for_is_a_bad_url(url: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        get(url)
+    assert caught.value.reason == "bad_url"
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "127.1", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254"]
+)
+def test_nothing_outside_the_internet_is_connected_to(site: Site, host: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        get(site.url("/ok", host), allow_private_hosts=False)
+    assert caught.value.reason == "private_address"
+    assert not site.seen
+
+
+def test_a_name_is_resolved_once_and_that_address_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = names(monkeypatch, rebinds=["93.184.215.14", "127.0.0.1"])
+    reached = []
+
+    def connect(self: socket.socket, address: Any) -> None:
+        reached.append(address)
+        raise OSError(errno.ECONNREFUSED, "Connection refused")
+
+    monkeypatch.setattr(connections._Socket, "connect", connect, raising=False)
+    with pytest.raises(TemporaryFailure, match=r"cannot connect to rebinds\.test: Connection refused"):
+        get("http://rebinds.test:81/", allow_private_hosts=False)
+    assert (asked, reached) == (["rebinds.test"], [("93.184.215.14", 81)])
+    with pytest.raises(Rejected, match="private_address"):
+        get("http://rebinds.test:81/", allow_private_hosts=False)
+
+
+def test_a_kept_connection_asks_no_name_server_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = names(monkeypatch, photos=["127.0.0.1", "192.0.2.1"])
+    client = HttpClient(HttpConfig(allow_private_hosts=True), 1000)
+    for _ in range(3):
+        answer = client.get(site.url("/ok", "photos.test"), 5)
+        assert not isinstance(answer, Redirect)
+        answer.close()
+    client.close()
+    assert asked == ["photos.test"]
+    assert {seen.headers["Host"] for seen in site.seen} == {f"photos.test:{site.port}"}
+
+
+def test_tls_verifies_the_name_at_the_checked_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority, context = tls_files(tmp_path, "photos.test")
+    names(monkeypatch, photos=["127.0.0.1"], wrong=["127.0.0.1"])
+    with serving(context) as site:
+        site.pages["/ok"] = lambda handler: handler.reply(200, BODY)
+
+        def slow(handler: Handler) -> None:
+            handler.send_response(200)
+            handler.end_headers()
+            handler.drip(bytes(1000))
+
+        site.pages["/slow"] = slow
+        url = f"https://photos.test:{site.port}/ok"
+        with pytest.raises(Rejected, match=r"tls_error.*photos\.test: .*issuer"):
+            get(url)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+        assert get(url) == BODY
+        assert site.names[-1] == "photos.test"
+        assert site.seen[-1].headers["Host"] == f"photos.test:{site.port}"
+        with pytest.raises(Rejected, match=r"tls_error.*[Hh]ostname mismatch"):
+            get(url.replace("photos", "wrong"))
+        started = time.monotonic()
+        with pytest.raises(TemporaryFailure, match="no answer in time"):
+            get(url.replace("/ok", "/slow"), seconds=0.3)
+        assert time.monotonic() - started < 1.5
+
+
+def test_no_tls_where_tls_is_asked_for_is_for_good(site: Site) -> None:
+    with pytest.raises(Rejected) as caught:
+        get(f"https://127.0.0.1:{site.port}/ok")
+    assert caught.value.reason == "tls_error"
+
+
+def test_proxies_of_the_environment_are_not_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert get(site.url("/ok")) == BODY
+
+
+def test_nobody_there_may_pass() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(TemporaryFailure, match=r"cannot connect to 127\.0\.0\.1: Connection refused"):
+            get(f"http://127.0.0.1:{unused.getsockname()[1]}/")
+
+
+def slow_status(handler: Handler) -> None:
+    handler.drip(b"HTTP/1.1 200 OK\r\n" + b"X-Fill: 1\r\n" * 100)
+
+
+def slow_body(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.drip(bytes(1000))
+
+
+def slow_chunks(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.drip(b"1\r\nx\r\n" * 1000)
+
+
+@pytest.mark.parametrize("page", [slow_status, slow_body, slow_chunks])
+def test_a_server_that_drips_meets_the_deadline(site: Site, page: Any) -> None:
+    site.pages["/slow"] = page
+    started = time.monotonic()
+    with pytest.raises(TemporaryFailure, match="no answer in time"):
+        get(site.url("/slow"), seconds=0.3)
+    assert 0.25 < time.monotonic() - started < 1.5
+
+
+def test_a_silent_server_meets_the_read_timeout(site: Site) -> None:
+    site.pages["/silent"] = lambda handler: time.sleep(1.5)
+    started = time.monotonic()
+    with pytest.raises(TemporaryFailure, match="no answer in time"):
+        get(site.url("/silent"), read_timeout_s=0.2)
+    assert time.monotonic() - started < 1
+
+
+def test_a_server_that_breaks_off_may_pass(site: Site) -> None:
+    def cut(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(bytes(10))
+        handler.close_connection = True
+
+    def nothing(handler: Handler) -> None:
+        handler.close_connection = True
+
+    def noise(handler: Handler) -> None:
+        handler.wfile.write(b"this is no HTTP\r\n\r\n")
+        handler.close_connection = True
+
+    site.pages |= {"/cut": cut, "/nothing": nothing, "/noise": noise}
+    for path, words in {"/cut": "ended early", "/nothing": "no valid answer", "/noise": "no valid answer"}.items():
+        with pytest.raises(TemporaryFailure, match=words) as caught:
+            get(site.url(path))
+        assert " at 0x" not in caught.value.detail
+
+
+def test_more_bytes_than_allowed_are_not_read(site: Site) -> None:
+    sent = 0
+
+    def endless(handler: Handler) -> None:
+        nonlocal sent
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            sent += handler.wfile.write(bytes(1 << 16))
+
+    def announced(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(10**12))
+        handler.end_headers()
+
+    site.pages |= {"/endless": endless, "/announced": announced}
+    with pytest.raises(Rejected, match=r"too_many_bytes.*more than 1048576 bytes"):
+        get(site.url("/endless"))
+    assert sent < 20 << 20
+    with pytest.raises(Rejected, match=r"too_many_bytes.*1000000000000 bytes"):
+        get(site.url("/announced"))
+    site.pages["/exact"] = lambda handler: handler.reply(200, bytes(1 << 20))
+    assert get(site.url("/exact")) == bytes(1 << 20)
+
+
+def test_a_bomb_of_an_encoding_is_defused(site: Site) -> None:
+    encodings = {"gzip": gzip.compress(bytes(100 << 20)), "deflate": zlib.compress(bytes(100 << 20))}
+    tracemalloc.start()
+    for name, bomb in encodings.items():
+        site.pages["/bomb"] = lambda handler, name=name, bomb=bomb: handler.reply(200, bomb, {"Content-Encoding": name})  # type: ignore[misc]
+        with pytest.raises(Rejected, match="too_many_bytes"):
+            get(site.url("/bomb"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_an_encoding_that_was_not_asked_for_is_undone(site: Site) -> None:
+    site.pages["/gzip"] = lambda handler: handler.reply(200, gzip.compress(BODY), {"Content-Encoding": "gzip"})
+    site.pages["/broken"] = lambda handler: handler.reply(200, b"no gzip", {"Content-Encoding": "gzip"})
+    assert get(site.url("/gzip")) == BODY
+    with pytest.raises(Rejected, match="corrupt"):
+        get(site.url("/broken"))
+
+
+def test_a_large_body_waits_on_disk_and_a_full_disk_is_no_fault_of_the_server(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "IN_MEMORY_BYTES", 1000)
+    site.pages["/large"] = lambda handler: handler.reply(200, bytes(200_000))
+    assert get(site.url("/large")) == bytes(200_000)
+
+    class Full:
+        def write(self, _: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("pipeline.ingest.download.request.tempfile.SpooledTemporaryFile", lambda _: Full())
+    with pytest.raises(StorageError, match=r"cannot write to .*: No space left on device"):
+        get(site.url("/large"))
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([], None),
+        (["noai"], "noai"),
+        (["nofollow", "NoImageAI"], "noimageai"),
+        (["nofollow, noindex"], "noindex"),
+        (["none"], "none"),
+        (["noimageindex"], "noimageindex"),
+        (["all, nofollow, noarchive, max-snippet: -1"], None),
+        (["otherbot: noindex, noai"], None),
+        (["otherbot: nofollow", "noai"], "noai"),
+        (["visual-trends: noai"], "noai"),
+        (["Visual-Trends: nofollow, noindex"], "noindex"),
+        (["otherbot: noai, visual-trends: noai"], "noai"),
+        (["*: noai"], "noai"),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], "noai"),
+        ([" noai ,"], "noai"),
+    ],
+)
+def test_who_opts_out(values: list[str], found: str | None) -> None:
+    assert opt_out(values, "visual-trends/0.1 (+mail)") == found
+
+
+def test_an_opt_out_is_honoured_by_default(site: Site) -> None:
+    def page(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("X-Robots-Tag", "nofollow")
+        handler.send_header("X-Robots-Tag", "noai, noimageai")
+        handler.send_header("Content-Length", str(len(BODY)))
+        handler.end_headers()
+        handler.wfile.write(BODY)
+
+    site.pages["/mine"] = page
+    with pytest.raises(Rejected, match=r"robots_opt_out.*X-Robots-Tag: noai"):
+        get(site.url("/mine"))
+    assert get(site.url("/mine"), honour_robots=False) == BODY
+
+
+def test_when_to_come_back() -> None:
+    assert retry_after_s("120") == 120
+    assert retry_after_s(" 0 ") == 0
+    assert retry_after_s("9" * 400) == 999_999_999
+    for nothing in (None, "", "soon", "-1", "1.5", "²"):
+        assert retry_after_s(nothing) is None
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert 95 < (retry_after_s(later) or 0) <= 100
+    assert retry_after_s("Fri, 31 Dec 1999 23:59:59 GMT") == 0
+
+
+def test_credentials_go_to_their_host_and_nowhere_else(site: Site) -> None:
+    url = site.url("/ok").replace("//", "//user:secret@")
+    assert get(url) == BODY
+    assert site.seen[0].headers["Authorization"].startswith("Basic ")
+    with pytest.raises(Rejected) as rejected:
+        get(url.replace("/ok", "/none"))
+    with pytest.raises(TemporaryFailure) as failed:
+        get("http://user:secret@127.0.0.1:1/")
+    for error in (rejected.value, failed.value):
+        assert "secret" not in str(error)
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.text().map("http://".__add__),
+        st.from_regex(r"https?://([a-z0-9.*%@:\[\]-]{0,20})(:[0-9]{0,6})?[/?#]?.{0,20}", fullmatch=True),
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_no_url_is_more_than_rejected(url: str) -> None:
+    def unknown(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", unknown)
+        with pytest.raises(Rejected) as caught:
+            get(url, allow_private_hosts=False)
+    assert caught.value.reason in {"bad_url", "unknown_host"}
+    without_credentials(url)
+
+
+@given(st.lists(st.text()), st.text())
+def test_no_header_is_more_than_unknown(values: list[str], user_agent: str) -> None:
+    assert opt_out(values, user_agent) in {None, *request.OPT_OUTS}
+    assert all((retry_after_s(value) or 0) >= 0 for value in values)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://u:p@a.test:8/x?y#z", "https://a.test:8/x?y#z"),
+        ("https://u:p@q@a.test/x@y", "https://a.test/x@y"),
+        ("https://a.test/x@y", "https://a.test/x@y"),
+        ("http://u:p@[::1", "http://[::1"),
+        ("/some/u:p@path", "/some/u:p@path"),
+    ],
+)
+def test_credentials_are_not_shown(url: str, shown: str) -> None:
+    assert without_credentials(url) == shown

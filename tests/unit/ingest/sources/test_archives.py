@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import SourceError, StorageError
+from pipeline.ingest.address import MemberAddress, parse_member
+from pipeline.ingest.fetch import fetch, file_uri
+from pipeline.ingest.rejection import Rejected
+from pipeline.ingest.sources import members as member_reading
+from pipeline.ingest.sources.detect import read_records
+from pipeline.records import CrawlRecord
+from tests.support.dump_files import put, tar
+
+IMAGES = [(f"photos/{i}.jpg", bytes([i]) * (700 * i + 1)) for i in range(6)]
+
+
+def read(path: Path) -> list[CrawlRecord]:
+    return list(read_records(str(path)))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("x.tar", "w"), ("x.tar.gz", "w:gz"), ("x.tgz", "w:gz"), ("x.tar", "w:gz")])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_records_that_are_opened_where_they_lie(name: str, mode: str, form: int, tmp_path: Path) -> None:
+    put(tmp_path, {name: tar(IMAGES, mode, format=form)})
+    for source in (tmp_path / name, tmp_path):
+        found = read(source)
+        assert [r.file_name for r in found] == [f"{i}.jpg" for i in range(6)]
+        for order in (found, found[::-1]):
+            for record in order:
+                assert fetch(record.source_uri, 10_000) == dict(IMAGES)[f"photos/{record.file_name}"]
+        assert found[0].source_uri.startswith(f"{tmp_path / name}#member=photos/0.jpg&offset=")
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_names_of_any_bytes(form: int, tmp_path: Path) -> None:
+    names = ["d/" * 200 + "long.jpg", "é☃#%&.jpg", os.fsdecode(b"\xff\xfe.jpg"), "new\nline.jpg"]
+    put(tmp_path, {"x.tar": tar([(n, n.encode("utf-8", "surrogateescape")) for n in names], format=form)})
+    found = read(tmp_path / "x.tar")
+    assert [r.file_name for r in found] == ["long.jpg", "é☃#%&.jpg", "\\udcff\\udcfe.jpg", "new\nline.jpg"]
+    for name, record in zip(names, found, strict=True):
+        assert fetch(record.source_uri, 10_000) == name.encode("utf-8", "surrogateescape")
+        record.source_uri.encode()
+        record.fingerprint.encode()
+        address = parse_member(record.source_uri)
+        assert address is not None
+        assert address.name == name
+
+
+def hostile() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as writer:
+
+        def add(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **values: Any) -> None:
+            member = tarfile.TarInfo(name)
+            member.type, member.size = kind, len(data)
+            for key, value in values.items():
+                setattr(member, key, value)
+            writer.addfile(member, io.BytesIO(data))
+
+        add("../../escape.jpg", data=b"outside?")
+        add("/etc/absolute.jpg", data=b"root?")
+        add("folder", tarfile.DIRTYPE)
+        add("soft.jpg", tarfile.SYMTYPE, linkname="/etc/passwd")
+        add("hard.jpg", tarfile.LNKTYPE, linkname="../../escape.jpg")
+        add("null.jpg", tarfile.CHRTYPE, devmajor=1, devminor=3)
+        add("disk.jpg", tarfile.BLKTYPE)
+        add("pipe.jpg", tarfile.FIFOTYPE)
+        add(".hidden.jpg", data=b"x")
+        add("._fork.jpg", data=b"x")
+        add("film.mp4", data=b"x")
+        add("last.jpg", data=b"good")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_hostile_members_are_only_names(packed: bool, tmp_path: Path) -> None:
+    put(tmp_path / "in", {"x.tar": gzip.compress(hostile()) if packed else hostile()})
+    found = {r.file_name: r for r in read(tmp_path / "in" / "x.tar")}
+    unreadable = dict.fromkeys(["soft.jpg", "hard.jpg", "null.jpg", "disk.jpg", "pipe.jpg"], "unreadable")
+    good = {"escape.jpg": None, "absolute.jpg": None, "last.jpg": None}
+    assert {n: r.problem for n, r in found.items()} == {**unreadable, **good, "film.mp4": "video"}
+    assert [fetch(found[n].source_uri, 100) for n in good] == [b"outside?", b"root?", b"good"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "x.tar"]
+
+
+def test_sparse_members_and_impossible_headers(tmp_path: Path) -> None:
+    huge = tarfile.TarInfo("huge.jpg")
+    huge.size = 2**40
+    header = huge.tobuf(tarfile.GNU_FORMAT)
+    pax = tarfile.TarInfo("x")
+    pax.type, pax.size = tarfile.XHDTYPE, 2**33
+    negative = bytearray(tarfile.TarInfo("n.jpg").tobuf(tarfile.GNU_FORMAT))
+    negative[124:136] = b"\xff" * 12
+    negative[148:156] = b" " * 8
+    negative[148:156] = b"%06o\0 " % sum(negative)
+    for bad in (header, pax.tobuf(tarfile.GNU_FORMAT), bytes(negative), b"\xff" * 512, b"x"):
+        put(tmp_path, {"x.tar": tar(IMAGES[:2])[: 512 * 5] + bad})
+        found = read(tmp_path / "x.tar")
+        assert [r.problem for r in found] == [None, None, "truncated"]
+        put(tmp_path, {"x.tar": bad})
+        with pytest.raises(SourceError, match=r"x\.tar: not a tar of files"):
+            read(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tar_that_is_cut_off_gives_what_it_holds_and_a_row(packed: bool, tmp_path: Path) -> None:
+    images = [(f"{i}.jpg", os.urandom(5_000)) for i in range(4)]
+    data = tar(images, "w:gz" if packed else "w")
+    put(tmp_path, {"x.tar": data[:12_000]})
+    found = read(tmp_path)
+    assert [(r.file_name, r.problem) for r in found] == [("0.jpg", None), ("1.jpg", None), ("x.tar", "truncated")]
+    assert [fetch(r.source_uri, 10_000) for r in found[:2]] == [data for _, data in images[:2]]
+    assert found[2].problem_detail
+
+
+def test_what_is_no_tar_is_a_row_in_a_folder_and_refused_as_a_source(tmp_path: Path) -> None:
+    put(tmp_path, {"a.jpg": b"x", "x.tar": b"no tar", "y.tar": b"", "z.tar": tar([])})
+    assert {r.file_name: r.problem for r in read(tmp_path)} == {"a.jpg": None, "x.tar": "corrupt", "y.tar": "corrupt"}
+    for name in ("x.tar", "y.tar", "z.tar"):
+        with pytest.raises(SourceError, match="not a tar of files"):
+            read(tmp_path / name)
+
+
+def test_metadata_in_a_tar_belongs_to_its_image(tmp_path: Path) -> None:
+    files = [
+        ("a.jpg", b"1"), ("a.json", b'{"url": "https://a.example/1", "caption": "one #x", "n": 1}'),
+        ("b.jpg", b"2"), ("b.json", b"{"),
+        ("c.json", b'{"caption": "before its image"}'), ("c.jpg", b"3"),
+        ("d.jpg", b"4"), ("d.txt", b"text #y"),
+        ("e.jpg", b"5"), ("e.jpg.json", b'{"description": "gallery"}'),
+        ("readme.txt", b"alone"),
+        ("f.1.jpg", b"6"), ("f.2.jpg", b"7"),
+    ]  # fmt: skip
+    put(tmp_path, {"x.tar": tar(files)})
+    found = read(tmp_path / "x.tar")
+    assert [(r.file_name, r.caption, r.problem) for r in found] == [
+        ("a.jpg", "one #x", None), ("b.jpg", None, None), ("b.json", None, "broken_metadata"),
+        ("c.jpg", "before its image", None), ("d.jpg", "text #y", None), ("e.jpg", "gallery", None),
+        ("readme.txt", None, None), ("f.1.jpg", None, None), ("f.2.jpg", None, None),
+    ]  # fmt: skip
+    assert (found[0].source_url, found[0].extra, found[0].hashtags) == ("https://a.example/1", {"n": 1}, ["x"])
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, {"x.tar": tar(IMAGES)})
+    record = read(tmp_path / "x.tar")[3]
+    read_bytes = 0
+    plain = member_reading._up_to
+
+    def counted(stream: Any, size: int) -> bytes:
+        nonlocal read_bytes
+        read_bytes += size
+        return plain(stream, size)
+
+    monkeypatch.setattr(member_reading, "_up_to", counted)
+    assert fetch(record.source_uri, 10_000) == IMAGES[3][1]
+    assert read_bytes == len(IMAGES[3][1])
+    with pytest.raises(Rejected) as caught:
+        fetch(record.source_uri, 100)
+    assert caught.value.reason == "too_many_bytes"
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_that_shrank_or_went_is_a_fault_that_may_pass(mode: str, tmp_path: Path) -> None:
+    put(tmp_path, {f"{mode[-1]}.tar": tar(IMAGES, mode)})
+    (path,) = tmp_path.iterdir()
+    record = read(path)[-1]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StorageError, match="has changed since it was listed"):
+        fetch(record.source_uri, 10_000)
+    path.unlink()
+    with pytest.raises(StorageError, match="No such file"):
+        fetch(record.source_uri, 10_000)
+
+
+def test_threads_share_a_compressed_tar(tmp_path: Path) -> None:
+    images = [(f"{i}.jpg", os.urandom(2_000)) for i in range(200)]
+    put(tmp_path, {"x.tar.gz": tar(images, "w:gz")})
+    found = read(tmp_path / "x.tar.gz")
+    wrong: list[str] = []
+
+    def work(start: int) -> None:
+        for i in range(start, len(found), 4):
+            if fetch(found[i].source_uri, 10_000) != images[i][1]:
+                wrong.append(found[i].file_name)
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(member_reading._readers) <= member_reading.MAX_READERS
+
+
+def test_a_path_that_reads_like_a_member_is_opened_as_a_path(tmp_path: Path) -> None:
+    put(tmp_path, {"x.tar": tar(IMAGES)})
+    trap = tmp_path / "x.tar#member=y&offset=0&size=3"
+    trap.write_bytes(b"own content")
+    assert fetch(file_uri(str(trap)), 100) == b"own content"
+    address = MemberAddress("/a#b/é.tar", "c#d&e.jpg", 3, 4, True)
+    assert parse_member(address.uri) == address
