@@ -1,46 +1,51 @@
-"""Assign a new crawl to prototypes that are learned already, and say what changed: no training.
+"""Assign a new crawl to the prototypes of an earlier run, without training, and report what changed.
 
-Run it on a laptop as it stands, or on a cluster with `ray job submit --working-dir . -- python jobs/...`. The same
-command again continues an interrupted job and does nothing that is done already.
+Run it on a laptop, or submit it to a cluster with `ray job submit --working-dir . -- python jobs/...`. Running the same
+command again continues an interrupted job; finished work is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from pipeline.orchestration.arguments import add_configuration_flags, add_result_flags, add_source_flags, configured
+from pipeline.orchestration.arguments import (
+    add_configuration_flags,
+    add_result_flags,
+    add_source_flags,
+    flags_by_config_key,
+)
 
 EXAMPLES = """\
 examples:
   python jobs/assign_collection.py --collection trevifountain --source crawls/2026-11
   python jobs/assign_collection.py --collection trevifountain --run run-0123456789ab --crawl 9f2c51d07ab4
 
-Without --source it assigns the crawls that --crawl names; without both, all complete crawls that the run did not learn
-from. Size, colours, format of the images and the rule for repeats are those of the run; of the configuration, which is
-documented in pipeline/config.py, the rest of `ingest` applies.
-exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.
+Without --source, the crawls that --crawl names are assigned; without both, all complete crawls that the run has not
+learned from. The image size, the colours, the format and the rule for duplicates come from the run; the other settings
+of `ingest`, which pipeline/config.py documents, apply as configured.
+exit codes: 0 success; 1 failure (run the same command again to continue); 2 invalid configuration or unreadable source.
 """
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line. Everything but --run, --crawl, --config and --set is None where it was not given."""
+    """Parse the command line. All flags except --run, --crawl, --config and --set default to None."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_argument_group("what")
-    what.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
-    what.add_argument("--run", default="latest", metavar="ID", help="run whose prototypes to use [latest]")
-    what.add_argument(
-        "--crawl", action="append", default=[], metavar="ID", help="crawl that is complete already; may be repeated"
+    data = parser.add_argument_group("collection and results")
+    data.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
+    data.add_argument("--run", default="latest", metavar="ID", help="id of the run whose prototypes are used [latest]")
+    data.add_argument(
+        "--crawl", action="append", default=[], metavar="ID", help="id of a complete crawl to assign; may be repeated"
     )
-    add_source_flags(what)
-    add_result_flags(what)
-    add_configuration_flags(parser.add_argument_group("how"))
+    add_source_flags(data)
+    add_result_flags(data)
+    add_configuration_flags(parser.add_argument_group("configuration"))
     return parser.parse_args(argv)
 
 
 def main() -> None:
-    """All crawls that the command line means."""
+    """Assign the crawls that the command line names."""
     arguments = vars(parse_arguments())
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
@@ -49,8 +54,8 @@ def main() -> None:
     from pipeline.storage import open_storage
 
     file, overrides, run, crawls = (arguments.pop(name) for name in ("config", "overrides", "run", "crawl"))
-    # Neither a source nor a place for tracking is needed; what the file says of stages is for another job.
-    config = load_config(file, configured(arguments) | {"stages": ["cluster"]}, overrides)
+    # With this stage, neither a source nor a tracking URI is required. The stages in the file are meant for other jobs.
+    config = load_config(file, flags_by_config_key(arguments) | {"stages": ["cluster"]}, overrides)
     with ray_session():
         lines = assign_collection(open_storage(config.workspace), config, run, crawls)
     for line in lines:

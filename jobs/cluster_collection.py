@@ -1,7 +1,7 @@
-"""Find the visual trends of one photo collection: ingest a crawl, learn prototypes, report what they show.
+"""Find the visual trends of a photo collection: ingest a crawl, train prototypes, and report what they show.
 
-Run it on a laptop as it stands, or on a cluster with `ray job submit --working-dir . -- python jobs/...`. The same
-command again continues an interrupted job and does nothing that is done already.
+Run it on a laptop, or submit it to a cluster with `ray job submit --working-dir . -- python jobs/...`. Running the same
+command again continues an interrupted job; finished work is not repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.orchestration.arguments import (
     add_configuration_flags,
     add_result_flags,
     add_source_flags,
-    configured,
+    flags_by_config_key,
 )
 
 EXAMPLES = """\
@@ -30,130 +30,129 @@ examples:
   python jobs/cluster_collection.py --collection rome --workspace trends --tracking-uri http://MLFLOW:5000 \\
       --sync-tracking
 
-Every value of the configuration is documented in pipeline/config.py. Flags win over the file, --set over both.
-exit codes: 0 done, 1 failed (run it again to continue), 2 refused: the configuration asks for something impossible.
+pipeline/config.py documents every value of the configuration. Flags take precedence over the file, and --set takes
+precedence over both.
+exit codes: 0 success; 1 failure (run the same command again to continue); 2 invalid configuration or unreadable source.
 """
 
 
 def comma_list(text: str) -> list[str]:
-    """The parts of "a, b"."""
+    """Return the parts of a comma-separated list such as "a, b"."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line. Everything but --config, --set and --sync-tracking is None where it was not given."""
-
+    """Parse the command line. All flags except --config, --set and --sync-tracking default to None."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_argument_group("what")
-    what.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
-    what.add_argument(
+    data = parser.add_argument_group("collection and results")
+    data.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
+    data.add_argument(
         "--manifest",
         type=Path,
         metavar="CSV",
-        help="table of many collections: columns collection, source, and any of these flags or of the configuration",
+        help="table of many collections: a column collection, and others named after flags or configuration keys",
     )
-    add_source_flags(what)
-    what.add_argument(
-        "--keep-duplicates", action="store_true", default=None, help="keep reposts, too [the first of each image]"
+    add_source_flags(data)
+    data.add_argument(
+        "--keep-duplicates", action="store_true", default=None, help="keep duplicates [only the first is kept]"
     )
-    what.add_argument(
+    data.add_argument(
         "--forget",
         type=Path,
         metavar="FILE",
-        help="remove for good what FILE names, an image id, SHA-256 or URL a line; no stage runs",
+        help="permanently remove the images that FILE names, one id, SHA-256 or URL per line; runs no stage",
     )
-    add_result_flags(what)
-    what.add_argument(
-        "--stages", type=comma_list, metavar="A,B", help="of ingest, cluster and report; [ingest,cluster,report]"
-    )
-    what.add_argument("--run-id", metavar="ID", help="name of the run [derived from configuration and images]")
-    what.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database [SQLite in the workspace]")
-    what.add_argument(
+    add_result_flags(data)
+    data.add_argument("--stages", type=comma_list, metavar="A,B", help="stages to run [ingest,cluster,report]")
+    data.add_argument("--run-id", metavar="ID", help="name of the run [derived from configuration and images]")
+    data.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database [SQLite in the workspace]")
+    data.add_argument(
         "--sync-tracking",
         action="store_true",
-        help="only record the collection's reported runs that MLflow lacks, because its server was down or is new",
+        help="only record the reported runs of the collection that MLflow lacks, for example after its server was down",
     )
-    how = parser.add_argument_group("how")
-    how.add_argument("--k", type=comma_list, metavar="K,K", help="numbers of prototypes, one trial each [8,16,32]")
-    how.add_argument("--select-k", metavar="K", help="the K to report [the elbow of the loss]")
-    how.add_argument("--seeds", metavar="N", help="trials of each K; the one with the lowest loss counts [1]")
-    how.add_argument(
+    training = parser.add_argument_group("training and configuration")
+    training.add_argument("--k", type=comma_list, metavar="K,K", help="numbers of prototypes, one trial each [8,16,32]")
+    training.add_argument("--select-k", metavar="K", help="K to report [the elbow of the loss]")
+    training.add_argument("--seeds", metavar="N", help="trials of each K; the one with the lowest loss is kept [1]")
+    training.add_argument(
         "--method",
         metavar="NAME",
-        help="dti-gmm or dti-kmeans; to compare with: ti-gmm, ti-kmeans, gmm, kmeans [dti-gmm]",
+        help="dti-gmm or dti-kmeans, or a baseline: ti-gmm, ti-kmeans, gmm, kmeans [dti-gmm]",
     )
-    how.add_argument(
+    training.add_argument(
         "--transforms",
         type=comma_list,
         metavar="A,B",
-        help="of color, affine, projective, tps and morphological, in order; '' for none [color,projective]",
+        help="modules in order, of color, affine, projective, tps and morphological; '' for none [color,projective]",
     )
-    how.add_argument("--image-size", metavar="PX", help="side of the square images [128]")
-    how.add_argument(
-        "--warm-start", metavar="RUN", help="earlier run of this collection to go on from, or latest [none]"
+    training.add_argument("--image-size", metavar="PX", help="side of the square images in px [128]")
+    training.add_argument(
+        "--warm-start", metavar="RUN", help="id of an earlier run of this collection to start from, or latest [none]"
     )
-    how.add_argument("--workers", metavar="N", help="processes that train together [1]")
-    add_configuration_flags(how)
+    training.add_argument("--workers", metavar="N", help="processes that train one trial together [1]")
+    add_configuration_flags(training)
     return parser.parse_args(argv)
 
 
 NO_STAGE = {"stages": ["cluster"]}
-"""The one that neither reads a source nor needs a tracking server by name, for what runs none."""
+"""Configuration value for commands that run no stage: this stage requires neither a source nor a tracking URI."""
 
 
 def main() -> None:
-    """One collection, or those of a table."""
+    """Run the job for one collection, or for all collections of a table."""
     arguments = vars(parse_arguments())
     # Imported here so that --help answers at once.
+    from pipeline.clustering.pool import TrainingPool
     from pipeline.config import load_config
     from pipeline.errors import ConfigError
     from pipeline.orchestration.collection import run_collection
-    from pipeline.orchestration.forgetting import check_not_forgetting
-    from pipeline.orchestration.pool import LazyPool
-    from pipeline.session import check_place, ray_session
+    from pipeline.orchestration.forget import check_no_takedown
+    from pipeline.session import check_resources_and_paths, ray_session
     from pipeline.storage import open_storage
 
-    file, overrides, table, unwanted, sync = (
+    file, overrides, table, takedown_file, sync = (
         arguments.pop(name) for name in ("config", "overrides", "manifest", "forget", "sync_tracking")
     )
-    flags = configured(arguments)
-    alone = [flag for flag, given in (("--forget", unwanted is not None), ("--sync-tracking", sync)) if given]
-    if len(alone) > 1 or (alone and (table is not None or {"source", "stages", "reporting.examples"} & set(flags))):
+    flags = flags_by_config_key(arguments)
+    exclusive = [flag for flag, given in (("--forget", takedown_file is not None), ("--sync-tracking", sync)) if given]
+    other_flags = table is not None or {"source", "stages", "reporting.examples"} & set(flags)
+    if len(exclusive) > 1 or (exclusive and other_flags):
         raise ConfigError(
-            f"{' and '.join(alone)}: each is for one collection and runs no stage; leave out --manifest, --source, "
-            "--stages and --no-examples, and give one of them"
+            f"{' and '.join(exclusive)}: --forget and --sync-tracking work on one collection and run no stage; give "
+            "one of them, without --manifest, --source, --stages and --no-examples"
         )
     with ray_session():
         if table is not None:
             from pipeline.orchestration.many_collections import run_collections
 
-            run_collections(table, lambda row: load_config(file, flags | named(row), overrides))
+            run_collections(table, lambda row: load_config(file, flags | row_values(row), overrides))
             return
-        config = load_config(file, flags | NO_STAGE if alone else flags, overrides)
+        config = load_config(file, flags | NO_STAGE if exclusive else flags, overrides)
         storage = open_storage(config.workspace)
         lines: list[str] = []
-        if alone:
-            check_place(config.model_copy(update={"stages": []}))
+        if exclusive:
+            check_resources_and_paths(config.model_copy(update={"stages": []}))
         if sync:
             from pipeline.reporting.tracking.sync import sync_tracking
 
-            check_not_forgetting(storage, config.collection)
+            check_no_takedown(storage, config.collection)
             sync_tracking(storage, config)
-        elif unwanted is not None:
+        elif takedown_file is not None:
             from pipeline.orchestration.forget import forget
 
-            lines = forget(storage, config.collection, unwanted, config.tracking_uri)
+            lines = forget(storage, config.collection, takedown_file, config.tracking_uri)
         else:
-            with LazyPool([config]) as pool:
+            with TrainingPool(config.clustering, config.clustering.n_trials) as pool:
                 lines = run_collection(storage, config, pool.train)
     for line in lines:
         print(line)
 
 
-def named(row: dict[str, str]) -> dict[str, Any]:
-    """The columns of a table of collections, as the flags of those names or keys of the configuration."""
+def row_values(row: dict[str, str]) -> dict[str, Any]:
+    """Return a row of a table of collections by configuration key; its columns are named after flags or keys."""
     import yaml
 
     values: dict[str, Any] = {}

@@ -1,16 +1,16 @@
-"""Make a demonstration crawl, without any download, from photographs that ship inside scikit-image and scikit-learn.
+"""Generate a demonstration crawl from photographs that scikit-image and scikit-learn contain, without any download.
 
-Each photograph stands for one view of a sight. Most images of the crawl show a view again: from another viewpoint,
-in another light, framed, sized and compressed differently. The rest is what a hashtag also brings: unrelated
-pictures, broken files, and files that are there twice.
+Each photograph is one view of a sight. Most images of the crawl are variants of a view: seen from another viewpoint,
+in another light, and framed, sized and compressed differently. The others are what crawls of hashtags also contain:
+unrelated pictures, broken files and duplicates.
 
     python jobs/demo_collection.py --out demo
 
-writes, as instagram-scraper does for a hashtag,
+writes a crawl of a hashtag TAG, in the layout of instagram-scraper, and its true labels:
 
-    demo/TAG/<id>_n.jpg   the files
-    demo/TAG/TAG.json     their metadata
-    demo/labels.csv       what each file is: file, kind (view | noise | broken | repeat), view
+    demo/TAG/<id>_n.jpg   image files
+    demo/TAG/TAG.json     metadata of the images
+    demo/labels.csv       true content of each file: file, kind (view | noise | broken | repeat), view
 """
 
 from __future__ import annotations
@@ -34,38 +34,48 @@ if TYPE_CHECKING:
     Photo = np.ndarray[Any, np.dtype[np.uint8]]  # height x width x 3, RGB
 
 NOISE_SHARE, BROKEN_SHARE, REPEAT_SHARE = 0.25, 0.03, 0.03
+"""Expected shares of unrelated pictures, broken files and duplicates in the crawl."""
 FIRST_POST = 3_000_000_000_000_000_000
+"""Id of the first post."""
 FIRST_SECOND = 1_700_000_000
+"""Earliest time of a post, in Unix seconds."""
 TEXTURES = ("brick", "grass", "gravel")
+"""Images of scikit-image that are used for unrelated pictures."""
 
 
 @dataclass(frozen=True)
 class CrawledFile:
-    """One file of the crawl, and the truth about it."""
+    """A file of the crawl with its true label."""
 
     kind: str
+    """One of view, noise, broken and repeat."""
     view: str
+    """Name of the view; empty for noise and broken files."""
     data: bytes
+    """Content of the file."""
 
 
 def main() -> None:
-    """Make the crawl that the command line describes."""
+    """Generate the crawl that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
-    parser.add_argument("--n", type=int, default=400, help="files in the crawl (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same crawl (default: %(default)s)")
-    parser.add_argument("--tag", default="demo", help="hashtag that was crawled (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the crawl and its labels")
+    parser.add_argument("--n", type=int, default=400, help="number of files in the crawl (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed; the same seed gives the same crawl (default: %(default)s)"
+    )
+    parser.add_argument("--tag", default="demo", help="hashtag of the crawl (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.n < 1 or arguments.seed < 0 or not re.fullmatch(r"\w[\w.-]*", arguments.tag):
-        parser.error("expected --n of at least 1, --seed of at least 0 and a --tag that can name a folder")
+        parser.error("expected --n of at least 1, --seed of at least 0 and a --tag that is a valid folder name")
     folder = make_collection(arguments.out, arguments.n, arguments.seed, arguments.tag)
     print(f"{arguments.n} files of #{arguments.tag} in {folder}")
 
 
 def make_collection(out: Path, n: int, seed: int, tag: str) -> Path:
-    """Write a crawl of `n` files and its labels below `out`; the folder of the crawl. Same arguments, same bytes.
+    """Write a crawl of `n` files and its labels below `out`; return the folder of the crawl.
 
-    Raises PipelineError where the photographs are not installed, or where the folder holds other files.
+    The same arguments give the same bytes. Raises PipelineError if the photographs are not installed, or if the folder
+    contains other files.
     """
     import numpy as np
 
@@ -78,7 +88,9 @@ def make_collection(out: Path, n: int, seed: int, tag: str) -> Path:
     folder = out / tag
     metadata = f"{tag}.json"
     if folder.is_dir() and (others := {p.name for p in folder.iterdir()} - {metadata, *names}):
-        raise PipelineError(f"{folder} holds other files ({min(others)}, …); choose another --out, or remove it")
+        raise PipelineError(
+            f"{folder} contains other files ({min(others)}, …); choose another --out, or delete the folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name, file in zip(names, files, strict=True):
         (folder / name).write_bytes(file.data)
@@ -92,7 +104,7 @@ def make_collection(out: Path, n: int, seed: int, tag: str) -> Path:
 
 
 def load_photos() -> tuple[dict[str, Photo], list[Photo]]:
-    """The views by name, and textures for noise, from the installed wheels."""
+    """Return the views by name, and the textures for noise, from the installed packages."""
     import numpy as np
 
     try:
@@ -125,15 +137,15 @@ def _next_file(
         return CrawledFile("repeat", original.view, original.data)
     view = str(rng.choice(sorted(photos)))
     if draw < REPEAT_SHARE + NOISE_SHARE:
-        return CrawledFile("noise", "", _jpeg(_unrelated(textures, rng), rng))
-    photograph = _jpeg(_seen_again(photos[view], rng), rng)
+        return CrawledFile("noise", "", _jpeg(_unrelated_image(textures, rng), rng))
+    photograph = _jpeg(_variant_of(photos[view], rng), rng)
     if draw < REPEAT_SHARE + NOISE_SHARE + BROKEN_SHARE:
         return CrawledFile("broken", "", _broken(photograph, rng))
     return CrawledFile("view", view, photograph)
 
 
-def _seen_again(photo: Photo, rng: np.random.Generator) -> Image.Image:
-    """One more photograph of the same view."""
+def _variant_of(photo: Photo, rng: np.random.Generator) -> Image.Image:
+    """Return the view `photo` from a random viewpoint, with random framing, size and light."""
     import numpy as np
     from PIL import Image
 
@@ -141,8 +153,8 @@ def _seen_again(photo: Photo, rng: np.random.Generator) -> Image.Image:
     margin = min(photo.shape[:2]) // 2
     padded = np.pad(photo, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
 
-    # Pillow asks for the map from pixels of the result to pixels of the photograph. In between, both are centered
-    # and half a short side is 1, so that viewpoint and framing read in parts of the picture.
+    # Pillow needs the map from pixels of the result to pixels of the photograph. The viewpoint is defined in
+    # coordinates whose origin is the centre and whose unit is half the short side of either picture.
     half = min(photo.shape[:2]) / 2
     to_photo = np.array([[half, 0, padded.shape[1] / 2], [0, half, padded.shape[0] / 2], [0, 0, 1]])
     angle, zoom = rng.normal(0, 0.06), rng.uniform(0.8, 1.0)
@@ -151,8 +163,8 @@ def _seen_again(photo: Photo, rng: np.random.Generator) -> Image.Image:
     viewpoint[:2, :2] = turn + rng.normal(0, 0.03, (2, 2))
     viewpoint[:2, 2] = rng.uniform(-0.1, 0.1, 2)
     viewpoint[2, :2] = rng.normal(0, 0.04, 2)
-    shown = 2 / min(width, height)
-    from_result = np.array([[shown, 0, -shown * width / 2], [0, shown, -shown * height / 2], [0, 0, 1]])
+    unit = 2 / min(width, height)
+    from_result = np.array([[unit, 0, -unit * width / 2], [0, unit, -unit * height / 2], [0, 0, 1]])
     homography = to_photo @ viewpoint @ from_result
     coefficients = (homography / homography[2, 2]).ravel()[:8].tolist()
     image = Image.fromarray(padded).transform(
@@ -164,8 +176,8 @@ def _seen_again(photo: Photo, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
 
 
-def _unrelated(textures: list[Photo], rng: np.random.Generator) -> Image.Image:
-    """A picture of none of the views: a gradient, a gradient behind ellipses, or a tinted piece of a texture."""
+def _unrelated_image(textures: list[Photo], rng: np.random.Generator) -> Image.Image:
+    """Return a picture of none of the views: a gradient, ellipses on a gradient, or a tinted piece of a texture."""
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -189,7 +201,7 @@ def _unrelated(textures: list[Photo], rng: np.random.Generator) -> Image.Image:
 
 
 def _frame(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height in px: square, upright or wide."""
+    """Return a random width and height in px, of a square, portrait or landscape picture."""
     short = int(rng.integers(180, 420))
     long = int(short * rng.choice([1.0, 1.25, 1.5]))
     return (short, long) if rng.random() < 0.5 else (long, short)
@@ -202,7 +214,7 @@ def _jpeg(image: Image.Image, rng: np.random.Generator) -> bytes:
 
 
 def _broken(photograph: bytes, rng: np.random.Generator) -> bytes:
-    """What a scraper leaves instead of a photograph when a download goes wrong."""
+    """Return the content of a file that a scraper could leave after a failed download of `photograph`."""
     outcomes: list[Callable[[], bytes]] = [
         lambda: b"",
         lambda: photograph[: len(photograph) // 3],
@@ -213,6 +225,7 @@ def _broken(photograph: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _node(i: int, name: str, tag: str, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the metadata of the post `i` with the file `name`, as instagram-scraper writes it."""
     address = f"https://cdn.example/{name}"
     return {
         "__typename": "GraphImage",

@@ -3,15 +3,15 @@
     python jobs/mnist_variant.py --source mnist --variant color --out mnist-color.npz
     python jobs/mnist_variant.py --source mnist-test --variant affine --copies 32 --out affnist-test.npz
 
-color: RGB images of the same size. Each draws a colour for the foreground and one for the background, both uniform in
-the RGB cube, again and again until they are at least half of the cube's side apart; grey values blend the two.
+color: RGB images of the same size. For each image, a foreground and a background colour are drawn uniformly from the
+RGB cube until their distance is at least half of the side of the cube; grey values become blends of the two colours.
 
-affine: 40 x 40 px images, after affNIST. Each draws a rotation within 20 degrees, a horizontal shear within 0.2, a
-scale of 0.8 to 1.2 for width and height each, and a place at which the whole digit lies inside the image; all uniform.
-A digit that is too large for that is centred. Sampling is bilinear, on black.
+affine: 40 x 40 px images, after affNIST. For each image, the following are drawn uniformly: a rotation of at most 20
+degrees, a horizontal shear of at most 0.2, scales of 0.8 to 1.2 for width and height, and a position at which the whole
+digit is inside the image. Digits that are too large are centred. Sampling is bilinear, on a black background.
 
-The file holds the arrays `images` (uint8) and `labels` (integers, -1 for none), copies of one image next to each
-other. The same arguments give the same file.
+The file has the arrays `images` (uint8) and `labels` (integers, -1 without a label), in which the copies of one image
+follow each other. The same arguments give the same file.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 AFFINE_SIDE = 40
+"""Side in px of the images of the affine variant."""
 MAX_ROTATION_DEGREES, MAX_SHEAR, MIN_SCALE, MAX_SCALE = 20.0, 0.2, 0.8, 1.2
 MIN_CONTRAST = 127.5
-"""Distance of foreground and background in the RGB cube, whose side is 255."""
+"""Minimum distance of the foreground and the background colour in the RGB cube, whose side is 255."""
 MAX_COPIES = 100
+"""Maximum value of --copies."""
 
 
 def main() -> None:
     """Make the variant that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, metavar="DIR", help="folder of IDX files, or one file of images")
-    parser.add_argument("--variant", required=True, choices=["color", "affine"])
+    parser.add_argument("--source", required=True, metavar="DIR", help="folder of IDX files, or one IDX file of images")
+    parser.add_argument("--variant", required=True, choices=["color", "affine"], help="variant to make, see above")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")
-    parser.add_argument("--copies", type=int, default=1, help="images per source image (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    parser.add_argument(
+        "--copies", type=int, default=1, help="number of images per source image (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     arguments = parser.parse_args()
     if not 1 <= arguments.copies <= MAX_COPIES or arguments.seed < 0 or arguments.out.suffix != ".npz":
         parser.error(f"expected --copies of 1 to {MAX_COPIES}, --seed of at least 0 and an --out that ends in .npz")
@@ -50,9 +54,9 @@ def main() -> None:
 
 
 def make_variant(source: str, variant: str, out: Path, copies: int, seed: int) -> int:
-    """Write `copies` images of the `variant` per image of the IDX files `source` into `out`; the number of images.
+    """Write `copies` images of the `variant` per image of the IDX files `source` to `out`; return the number of images.
 
-    Raises SourceError where `source` is not of grey images of one size, PipelineError where `out` cannot be written.
+    Raises SourceError if `source` does not have grey images of one size, and PipelineError if `out` cannot be written.
     """
     import numpy as np
 
@@ -72,7 +76,7 @@ def make_variant(source: str, variant: str, out: Path, copies: int, seed: int) -
 
 
 def read_grey(source: str) -> tuple[Array, Array]:
-    """(N, H, W) uint8 images and (N,) int64 labels of the IDX files `source`."""
+    """Return the images, (N, H, W) uint8, and the labels, (N,) int64, of the IDX files `source`."""
     import numpy as np
 
     from pipeline.ingest.rejection import Rejected
@@ -90,18 +94,18 @@ def read_grey(source: str) -> tuple[Array, Array]:
         labels.append(-1 if record.label is None else int(record.label))
     shapes = {image.shape for image in images}
     if len(shapes) > 1 or images[0].shape[-1] != 1:
-        raise SourceError(f"source {source}: images of shapes {sorted(shapes)}; expected grey ones of one size")
+        raise SourceError(f"source {source}: expected grey images of one size, found the shapes {sorted(shapes)}")
     return np.stack(images)[..., 0], np.array(labels)
 
 
 def colored(images_NHW: Array, rng: np.random.Generator) -> Array:
-    """(N, H, W, 3) uint8: each image between two random colours."""
+    """Return (N, H, W, 3) uint8 images: each image as a blend of two random colours."""
     import numpy as np
 
     n = len(images_NHW)
     colors_N2C = rng.integers(0, 256, (n, 2, 3))
-    while (alike := np.linalg.norm(colors_N2C[:, 0] - colors_N2C[:, 1], axis=1) < MIN_CONTRAST).any():
-        colors_N2C[alike] = rng.integers(0, 256, (alike.sum(), 2, 3))
+    while (too_close := np.linalg.norm(colors_N2C[:, 0] - colors_N2C[:, 1], axis=1) < MIN_CONTRAST).any():
+        colors_N2C[too_close] = rng.integers(0, 256, (too_close.sum(), 2, 3))
     result = np.empty((*images_NHW.shape, 3), np.uint8)
     for image_HW, (foreground, background), target in zip(images_NHW, colors_N2C, result, strict=True):
         target[:] = np.rint(background + image_HW[..., None] / 255 * (foreground - background))
@@ -109,7 +113,7 @@ def colored(images_NHW: Array, rng: np.random.Generator) -> Array:
 
 
 def moved(images_NHW: Array, rng: np.random.Generator) -> Array:
-    """(N, 40, 40) uint8: each image under a random affine transformation."""
+    """Return (N, 40, 40) uint8 images: each image under a random affine transformation."""
     import numpy as np
     from PIL import Image
 
@@ -117,7 +121,7 @@ def moved(images_NHW: Array, rng: np.random.Generator) -> Array:
     angle = np.radians(rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES, n))
     shear = rng.uniform(-MAX_SHEAR, MAX_SHEAR, n)
     scale_N2 = rng.uniform(MIN_SCALE, MAX_SCALE, (n, 2))
-    place_N2 = rng.uniform(0, 1, (n, 2))
+    position_N2 = rng.uniform(0, 1, (n, 2))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).transpose(2, 0, 1)
     shearing = np.broadcast_to(np.eye(2), (n, 2, 2)).copy()
     shearing[:, 0, 1] = shear
@@ -128,8 +132,8 @@ def moved(images_NHW: Array, rng: np.random.Generator) -> Array:
     for index, image_HW in enumerate(images_NHW):
         low, high = _extent(image_HW, forward_N22[index])
         room = AFFINE_SIDE - (high - low)
-        shift = np.where(room > 0, place_N2[index] * room, room / 2) - low
-        # Pillow maps pixels of the result to pixels of the source, both counted from the corner.
+        shift = np.where(room > 0, position_N2[index] * room, room / 2) - low
+        # Pillow needs the map from pixels of the result to pixels of the source, with the corner as the origin.
         (a, b), (d, e) = inverse_N22[index]
         c, f = -inverse_N22[index] @ shift
         digit = Image.fromarray(image_HW).transform(
@@ -140,13 +144,13 @@ def moved(images_NHW: Array, rng: np.random.Generator) -> Array:
 
 
 def _extent(image_HW: Array, forward_22: Array) -> tuple[Array, Array]:
-    """Least and greatest x and y of the image's digit under `forward_22`, in px; of the whole image if it is black."""
+    """Return the minimum and the maximum (x, y) in px of the digit under `forward_22`; of the image if it is black."""
     import numpy as np
 
     rows, columns = np.nonzero(image_HW)
     if not len(rows):
         rows, columns = np.array([0, image_HW.shape[0] - 1]), np.array([0, image_HW.shape[1] - 1])
-    # Interpolation spreads a pixel by one of its own on either side.
+    # Interpolation spreads a pixel by one pixel to either side.
     left, right = columns.min() - 0.5, columns.max() + 1.5
     top, bottom = rows.min() - 0.5, rows.max() + 1.5
     corners = forward_22 @ np.array([[left, left, right, right], [top, bottom, top, bottom]])

@@ -1,6 +1,6 @@
-"""One typed job configuration: a YAML file, then flags, then ``--set`` overrides.
+"""The typed configuration of a job, read from a YAML file, then flags, then ``--set`` overrides (the last one wins).
 
-Every value is checked here, before any work; a wrong one is refused with a ConfigError of one line.
+Every value is checked before any work begins; an invalid value raises a ConfigError with a one-line message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 Stage = Literal["ingest", "cluster", "report"]
 Method = Literal["dti-gmm", "dti-kmeans", "ti-gmm", "ti-kmeans", "gmm", "kmeans"]
 PIXEL_METHODS: tuple[Method, ...] = ("gmm", "kmeans")
-"""Methods without transformations."""
+"""Methods that cluster pixels directly, without transformation modules."""
 TransformName = Literal["color", "affine", "projective", "tps", "morphological"]
 Padding = Literal["border", "zeros"]
 Iterations = Annotated[int, Field(ge=1)]
@@ -29,16 +29,17 @@ SourceType = Literal[
     "idx", "npz", "class-folders",
 ]  # fmt: skip
 LATEST = "latest"
-"""Instead of a run's id."""
+"""Value that selects the newest run of the collection where a run id is expected."""
 OrderBy = Literal["quality", "size"]
 ColorMode = Literal["rgb", "grayscale"]
 ImageFormat = Literal["jpeg", "png"]
 ImageForm = tuple[int, ColorMode, ImageFormat, bool]
+"""Image size in px, colour mode, file format, and whether duplicates are kept; see `IngestConfig.image_form`."""
 
 
 def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
-        raise ValueError("each value may stand there once")
+        raise ValueError(f"values must be unique, found {values}")
     return values
 
 
@@ -51,15 +52,15 @@ def _sources(value: Any) -> Any:
 
 def _odd(value: int) -> int:
     if value % 2 == 0:
-        raise ValueError("expected an odd number: a window has a centre")
+        raise ValueError(f"expected an odd number, so that the window has a centre pixel; found {value}")
     return value
 
 
 def _folder_name(name: str) -> str:
-    if len(name.encode()) > 200:
-        raise ValueError("longer than 200 bytes in UTF-8")
+    if (size := len(name.encode())) > 200:
+        raise ValueError(f"expected at most 200 bytes in UTF-8, found {size}")
     if name in {"mlflow.db", "mlartifacts"}:
-        raise ValueError("tracking keeps its own files under this name")
+        raise ValueError(f"{name} is reserved for the files of MLflow; choose another name")
     return name
 
 
@@ -71,233 +72,267 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_booleans(cls, values: Any) -> Any:
-        """Few things here are yes or no, but Python takes true for 1."""
+        """Refuse true and false where a field is not boolean: Python would accept true as the number 1."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if name in cls.model_fields and cls.model_fields[name].annotation is bool:
                 continue
             if isinstance(value, bool) or (isinstance(value, list) and any(isinstance(v, bool) for v in value)):
-                raise ValueError(f"{name}: expected a value, found true or false")
+                raise ValueError(f"{name}: expected a number or a string, found true or false")
         return values
 
 
 class HttpConfig(_Section):
-    """How images are downloaded where a crawl names them by http:// and https:// addresses.
+    """How images are downloaded where a crawl names them by http:// and https:// URLs.
 
-    Connections are direct: a proxy of the environment is not used, since it would look up names itself, and which
-    addresses it connects to could not be checked.
+    Connections are direct. Proxies that the environment names are not used, because a proxy resolves host names itself,
+    so the addresses that it connects to could not be checked.
     """
 
     threads: int = Field(16, ge=1, le=256)
-    """Downloads of one task at once; a task needs one CPU."""
+    """Number of images that one task downloads at once; each task occupies one CPU."""
     connect_timeout_s: float = Field(10.0, gt=0, le=600)
-    """Longest wait for a name, a connection, and the TLS handshake, each."""
+    """Maximum time in seconds for each of the DNS lookup, the connection and the TLS handshake."""
     read_timeout_s: float = Field(10.0, gt=0, le=600)
-    """Longest silence of a server that is connected."""
+    """Maximum time in seconds to wait for the next bytes from a connected server."""
     deadline_s: float = Field(60.0, gt=0, le=3600)
-    """Longest time for one image, redirects included, however busily the server sends."""
+    """Maximum total time in seconds for one image, redirects included, even if the server keeps sending data."""
     max_redirects: int = Field(5, ge=0, le=50)
-    """Reject addresses that lead on more often."""
+    """Maximum number of redirects per image; URLs with more redirects are rejected."""
     attempts: int = Field(3, ge=1, le=20)
-    """Times that an address is tried in one round where the fault may pass (no connection, timeouts, HTTP 408, 425,
-    429, 5xx), with growing random pauses or as long as Retry-After asks."""
+    """Maximum number of attempts per URL in one round. Only temporary faults are retried (no connection, timeout, HTTP
+    408, 425, 429 or 5xx), after random pauses of growing length or after the time given by Retry-After."""
     rounds: int = Field(2, ge=1, le=20)
-    """Rounds of attempts: those after the first come when all other records are done, for what is unreachable."""
+    """Number of rounds of attempts. Further rounds begin when all other records of the crawl are done, and retry only
+    the URLs that are still unreachable."""
     round_pause_s: float = Field(10.0, ge=0, le=86_400)
-    """Pause before each round but the first."""
+    """Pause in seconds before each round except the first."""
     max_wait_s: float = Field(30.0, gt=0, le=3600)
-    """Longest pause between two attempts; where Retry-After asks for more, the address waits for the next round."""
+    """Maximum pause in seconds between two attempts; a URL whose Retry-After is longer waits for the next round."""
     requests_per_host: int = Field(32, ge=1, le=10_000)
-    """Requests that one host gets at once, from all tasks of the job together."""
+    """Maximum number of simultaneous requests to one host, over all tasks of the job."""
     requests_per_second_per_host: float | None = Field(None, gt=0)
-    """Requests that one host gets per second, from all tasks of the job together. Default: no such limit."""
+    """Maximum number of requests per second to one host, over all tasks of the job. Default: no limit."""
     user_agent: str = Field("visual-trends/0.1", pattern=r"^[!-~][ -~]{0,499}$")
-    """Header User-Agent of each request; its name up to the first / is the one that X-Robots-Tag can address."""
+    """User-Agent header of each request. X-Robots-Tag headers can address it by the part before the first /."""
     honour_robots: bool = True
-    """Reject images whose answer opts out by X-Robots-Tag: noai, noimageai, noindex, noimageindex or none."""
+    """Reject images whose response opts out by an X-Robots-Tag header: noai, noimageai, noindex, noimageindex or none.
+    """
     allow_private_hosts: bool = False
-    """Connect to addresses outside the public internet, too: this machine, its network, its cloud's metadata. A crawl
-    decides which addresses are opened, so say yes only to crawls that you wrote."""
+    """Also connect to addresses outside the public internet, such as this machine, its network or the metadata service
+    of its cloud provider. The crawl chooses the addresses, so set this only for crawls that you wrote yourself."""
     retry_unreachable: bool = False
-    """Open a complete crawl again for the records that could not be reached, if there are any, and only for them."""
-    PACE: ClassVar[frozenset[str]] = frozenset(
+    """Retry the unreachable records of a complete crawl; its other records are not processed again."""
+    PACING_FIELDS: ClassVar[frozenset[str]] = frozenset(
         {
             "threads", "connect_timeout_s", "read_timeout_s", "deadline_s", "attempts", "rounds", "round_pause_s",
             "max_wait_s", "requests_per_host", "requests_per_second_per_host", "retry_unreachable",
         }
     )  # fmt: skip
-    """Fields that say how patiently and fast a crawl is downloaded, not which: changing them goes on with the crawl."""
+    """Fields that affect only the speed and the patience of downloads. They are not part of the crawl id, so a job
+    continues its crawl after they have changed."""
 
 
 class IngestConfig(_Section):
-    """How crawled files become images."""
+    """How the files of a crawl become images in shards."""
 
     source_type: SourceType = "auto"
-    """What the sources are. folder: images, tars and dumps, each folder as it looks. instagram-scraper, instaloader,
-    gallery-dl, img2dataset, tar: the same, but there must be something of that. megadepth: one scene. table: addresses
-    of images as CSV, TSV, JSON lines, Parquet or a plain list, gzipped or not. idx: labelled IDX files, as MNIST's.
-    npz: a NumPy file with the arrays `images` and, optionally, `labels`. class-folders: a folder of images per class,
-    whose name is the label. auto: found out by looking at each source; class-folders only when named."""
+    """Type of the sources.
+
+    - auto: detect the type of each source; class-folders is never detected and must be named.
+    - folder: images, tars and dumps of scrapers; the layout of each folder is detected.
+    - instagram-scraper, instaloader, gallery-dl, img2dataset, tar: the same, but the source must contain at least one
+      item of the named type.
+    - megadepth: one scene of MegaDepth.
+    - table: URLs of images as CSV, TSV, JSON lines, Parquet or a plain list, gzipped or not.
+    - idx: labelled IDX files, in the format of MNIST.
+    - npz: a NumPy file with the arrays `images` and, optionally, `labels`.
+    - class-folders: one folder of images per class, whose name is the label.
+    """
     url_column: str | None = Field(None, min_length=1)
-    """Column with the addresses of a table. Default: found by its name, such as url or image_url."""
+    """Name of the table column that contains the URLs. Default: detected by common names such as url or image_url."""
     sample: int | None = Field(None, ge=1)
-    """Ingest this many records of the source, drawn at random. Default: all. Another sample of the same source adds to
-    the collection, as any crawl does: give it a collection of its own where it shall stand alone."""
+    """Number of records to ingest, drawn from the source at random. Default: all records. Each sample is a crawl, so a
+    second sample of the same source is added to the collection; use another collection to keep samples apart."""
     sample_seed: int = Field(0, ge=0)
-    """Of that draw."""
+    """Seed of the random draw of `sample`."""
     keep_duplicates: bool = False
-    """Keep images that repeat others. Default: of files with the same bytes, and of images that look the same (resized
-    or recompressed reposts), the first is kept, so that what is posted often does not dominate clusters. Crawls that
-    keep them and crawls that do not are two sets of images: they know nothing of each other."""
+    """Keep duplicates. By default, only the first of all files with the same bytes, and of all images that look the
+    same (resized or recompressed reposts), is kept, so that frequently posted images do not dominate the clusters.
+    Crawls with and without duplicates are separate sets of images: they are neither deduplicated nor clustered
+    together."""
     image_size: int = Field(128, ge=8, le=1024)
-    """Side in px of the square images in the shards: the short side is resized to it, the rest is cropped off."""
+    """Side in px of the square images in the shards. The short side of each image is resized to it, and the
+    image is cropped to a square at its centre."""
     color_mode: ColorMode = "rgb"
-    """Channels of the images in the shards: rgb has three, grayscale one."""
+    """Colour mode of the images in the shards: rgb (three channels) or grayscale (one channel)."""
     image_format: ImageFormat = "jpeg"
-    """Of the images in the shards. png is lossless: images of the right size come through as they are."""
+    """File format of the images in the shards. png is lossless: images that already have `image_size` keep their
+    pixels."""
     min_side: int | None = Field(None, ge=1)
-    """Reject images whose short side has fewer px. Default: a quarter of image_size."""
+    """Minimum short side in px; smaller images are rejected. Default: a quarter of `image_size`."""
     max_pixels: int = Field(100_000_000, ge=1)
-    """Reject images that claim more pixels than this, before decoding."""
+    """Maximum number of pixels according to the image header; larger images are rejected before they are decoded."""
     max_bytes: int = Field(64 * 2**20, ge=1)
-    """Reject files larger than this, unread."""
+    """Maximum file size in bytes; larger files are rejected without being read."""
     jpeg_quality: int = Field(95, ge=1, le=100)
-    """Quality of the JPEG images in the shards, 1 to 100, without chroma subsampling."""
+    """Quality of the JPEG images in the shards, from 1 to 100; chroma is not subsampled."""
     records_per_shard: int = Field(256, ge=1)
-    """Records of the crawl that one task turns into one shard."""
+    """Number of records per shard; each shard is built by one task."""
     http: HttpConfig = HttpConfig()
-    """Downloads, where the crawl names images by their URLs."""
+    """Settings of downloads, used where the crawl names its images by URLs."""
 
     @property
     def image_form(self) -> ImageForm:
-        """What the images of two crawls must share to be clustered together, or to be repeats of each other."""
+        """Image size in px, colour mode, file format, and whether duplicates are kept.
+
+        Only crawls with the same image form are clustered together and deduplicated against each other.
+        """
         return self.image_size, self.color_mode, self.image_format, self.keep_duplicates
 
     @property
     def smallest_side(self) -> int:
-        """The effective `min_side` in px."""
+        """Effective value of `min_side` in px."""
         return self.min_side if self.min_side is not None else max(1, self.image_size // 4)
 
 
-OF_THE_FORM = ("image_size", "color_mode", "image_format", "keep_duplicates")
-"""Fields of `IngestConfig.image_form`: a model understands no other images than those it learned from."""
+IMAGE_FORM_FIELDS = ("image_size", "color_mode", "image_format", "keep_duplicates")
+"""Names of the `IngestConfig` fields in `IngestConfig.image_form`, in order. A trained model accepts only images whose
+form equals that of its training images."""
 
 
 class ScheduleConfig(_Section):
     """When modules are switched on, when the learning rate drops and when training ends, in iterations.
 
-    A stage ends when the loss has stopped improving, or at `max_iterations`. The first stage has no
-    transformation; each further one switches on the next module; the last one runs at a tenth of the learning rate.
+    Training has one stage without transformations, one further stage for each module that is switched on, and a last
+    stage at a tenth of the learning rate. A stage ends when the loss has stopped improving, or at `max_iterations`.
     """
 
     window: int = Field(60, ge=1)
-    """Iterations over which losses and cluster shares are averaged; reassignment and convergence are decided here."""
+    """Number of iterations in a window. Losses and cluster shares are averaged over a window, and reassignment and
+    convergence are decided at its end."""
     min_iterations: int = Field(240, ge=1)
-    """Shortest stage."""
+    """Minimum length of a stage in iterations."""
     max_iterations: Iterations | Annotated[list[Iterations], Field(min_length=1)] = 1200
-    """Longest stage; or a list: the longest stage without a module, with one, with two, …"""
+    """Maximum length of a stage in iterations: one number for all stages, or a list with the maximum of the stage
+    without a module, with one module, with two modules, …"""
     final_iterations: int = Field(300, ge=0)
-    """Longest last stage, at a tenth of the learning rate; 0 leaves it out."""
+    """Maximum length in iterations of the last stage, at a tenth of the learning rate; 0 leaves the stage out."""
     tolerance: float = Field(0.05, gt=0, lt=1)
-    """A stage has converged when the gain of a window is below this part of the gain since the stage began."""
+    """Relative gain below which a window is without progress. The relative gain is the decrease of the loss over the
+    window, divided by its decrease since the stage began."""
     patience: int = Field(2, ge=1)
-    """Consecutive windows without such a gain that end a stage."""
+    """Number of consecutive windows without progress after which a stage has converged and ends."""
 
     def longest(self, modules: int) -> int:
-        """Iterations of the longest stage with the first `modules` modules."""
+        """Return the maximum number of iterations of the stage in which the first `modules` modules are on."""
         return self.max_iterations if isinstance(self.max_iterations, int) else self.max_iterations[modules]
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
         bounds = [self.max_iterations] if isinstance(self.max_iterations, int) else self.max_iterations
         if self.min_iterations > min(bounds):
-            raise ValueError(f"min_iterations {self.min_iterations} is above max_iterations {self.max_iterations}")
+            raise ValueError(
+                f"min_iterations {self.min_iterations} is above max_iterations {self.max_iterations}; lower it"
+            )
         return self
 
 
 class ClusteringConfig(_Section):
-    """What is learned, and how."""
+    """Which model is trained, and how."""
 
     method: Method = "dti-gmm"
-    """dti-gmm: Gaussian mixture (Algorithm 1 of the DTI paper). dti-kmeans: squared error (equation 4). To compare
-    with: ti-gmm and ti-kmeans optimise each image's transformations instead of predicting them (equation 2), gmm and
-    kmeans have none."""
+    """Clustering method. dti-gmm: DTI with a Gaussian mixture (Algorithm 1 of the DTI paper). dti-kmeans: DTI with
+    K-means, which minimises the squared error (equation 4). Baselines: ti-gmm and ti-kmeans optimise the
+    transformations of each image instead of predicting them (equation 2); gmm and kmeans have no transformations."""
     k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), AfterValidator(_distinct)] = [8, 16, 32]
-    """Numbers of prototypes to try, one trial each."""
+    """Numbers of prototypes to try; each K is trained in a trial of its own."""
     select_k: int | None = Field(None, ge=1)
-    """The K to keep. Default: the elbow of the loss over `k`."""
+    """Number of prototypes K to report; must be in `k`. Default: the elbow of the loss over `k`."""
     transforms: Annotated[list[TransformName], AfterValidator(_distinct)] = ["color", "projective"]
-    """Transformation modules in the order in which they are applied and switched on; empty for none, as it is for
-    gmm and kmeans."""
+    """Transformation modules, in the order in which they are applied and switched on. An empty list uses no module; it
+    is the default for gmm and kmeans."""
     tps_grid: int = Field(4, ge=2, le=16)
-    """Control points along each side of the thin plate spline's grid."""
+    """Number of control points along each side of the grid of the thin plate spline (module tps)."""
     morphology_kernel: Annotated[int, Field(ge=3, le=15), AfterValidator(_odd)] = 7
-    """Side in px of the window of the morphological module; odd."""
+    """Side in px of the window of the morphological module; must be odd."""
     padding: Padding = "border"
-    """What a spatial module finds beyond a prototype: its border, continued, or zeros (black)."""
+    """Values that spatial modules read beyond the border of a prototype: border repeats the border pixels, zeros is
+    black."""
     loss_weight_std: float | None = Field(None, gt=0)
-    """Standard deviation in px of a Gaussian that weighs the pixels' losses, 1 at the middle of the image: for
-    collections whose subject is there and whose margins distract. Default: all pixels count alike."""
+    """Standard deviation in px of a Gaussian weight on the losses of the pixels, 1 at the centre of the image; use it
+    for collections with a central subject and distracting margins. Default: all pixels have equal weight."""
     encoder: Literal["auto", "resnet18", "resnet20"] = "auto"
-    """Backbone of the parameter predictors. auto: resnet20 below 64 px, resnet18 from there."""
+    """Encoder network of the predictors. auto: resnet20 for images below 64 px, otherwise resnet18."""
     alignment_steps: int = Field(20, ge=1)
-    """Gradient steps on each image's transformations, per iteration (ti-gmm and ti-kmeans)."""
+    """Number of gradient steps on the transformations of each image, per iteration (only ti-gmm and ti-kmeans)."""
     alignment_learning_rate: float = Field(0.02, gt=0)
-    """Of Adam, in these steps."""
+    """Learning rate of Adam in the steps of `alignment_steps`."""
     initialization: Literal["random", "k-means++"] = "random"
-    """Images that prototypes start from: any, as in the paper, or such as are far from each other, which begins with
-    more views and a lower loss and has ended no better (tests/benchmarks/README.md)."""
+    """Images that prototypes start from. random: random images, as in the paper. k-means++: images that are far from
+    each other; training begins with more views and a lower loss, but has not led to better results
+    (tests/benchmarks/README.md)."""
     batch_size: int = Field(64, ge=2)
-    """Images per iteration over all workers together; batch normalisation needs two."""
+    """Number of images per iteration, over all workers together; batch normalisation needs at least two."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Of Adam, until the last stage divides it by 10."""
+    """Learning rate of Adam; the last stage divides it by 10."""
     weight_decay: float = Field(1e-6, ge=0)
-    """L2 penalty on encoder and predictors; prototypes have none."""
+    """L2 penalty on the encoder and the predictors; it does not apply to prototypes."""
     min_std: float = Field(0.25, gt=0)
-    """Square root of the variance that is added to every pixel's variance (sigma_min in the paper)."""
+    """Minimum standard deviation per pixel (sigma_min in the paper): its square is added to the variance of each pixel.
+    """
     initial_std: float = Field(0.5, gt=0)
-    """Learned standard deviation per pixel at the start."""
+    """Initial value of the learned standard deviation per pixel."""
     reassign_below: float = Field(0.2, ge=0, lt=1)
-    """A prototype with less than this part of an equal share restarts from the largest cluster."""
+    """Fraction of an equal share (1/K) of the images; a prototype with a smaller share restarts from the largest
+    cluster."""
     screen_stride: int = Field(4, ge=1)
-    """While training, rule out prototypes on every n-th pixel in both directions and score the best three on all
-    pixels; 1 scores all prototypes on all pixels. Images under 16 n px are not screened."""
+    """Stride n of screening during training: all prototypes are scored on every n-th pixel in both directions, and only
+    the best three on all pixels. 1 disables screening. Images below 16 n px are never screened."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """Stages of the curriculum."""
+    """Lengths of the stages of training."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Of the initial prototypes, the order of images and the noise of reassignment."""
+    """Seed of the initial prototypes, the order of the images and the noise of reassignment."""
     seeds: int = Field(1, ge=1, le=1000)
-    """Trials of each K, with seeds `seed`, `seed` + 1, …; the one with the lowest loss counts (minLoss)."""
+    """Number of trials for each K, with the seeds `seed`, `seed` + 1, …; the trial with the lowest loss is kept
+    (minLoss in the paper)."""
     warm_start: str | None = None
-    """Run of this collection, by its id, to take prototypes, encoder and predictors over from, or latest. Training then
-    begins with all modules. Default: begin with random images and no module."""
+    """Id of an earlier run of this collection whose prototypes, encoder and predictors are taken over, or latest.
+    Training then begins with all modules switched on. Default: train from scratch, without modules at first."""
     halving: bool = False
-    """Stop the worse half of the seeds of each K early, again and again, until one is trained to the end."""
+    """Stop the worse half of the seeds of each K early, repeatedly, until only one is trained to the end (successive
+    halving)."""
     workers: int = Field(1, ge=1)
-    """Processes that train one trial together (DDP)."""
+    """Number of processes that train one trial together (DDP)."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """CPU threads of one worker. Default: those of a single machine, shared among all workers that train at once; 1 on
-    a cluster."""
+    """Number of CPU threads per worker. Default: 1 on a cluster; a single machine divides its CPUs among all workers
+    that train at the same time."""
     gpus_per_worker: float = Field(1.0, gt=0, le=1)
-    """GPUs of one worker, where workers train on GPUs; several small trials share one at 0.25."""
+    """Number of GPUs per worker where workers train on GPUs; with 0.25, four workers share one GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs where the cluster has them for all workers, CPUs otherwise."""
+    """Device of the workers. auto: GPUs if the cluster has enough of them for all workers, otherwise CPUs."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder. auto: bfloat16 on a device that computes in it."""
+    """Numerical precision of the encoder. auto: bfloat16 on devices that support it, otherwise float32."""
     checkpoint_every_s: float = Field(60.0, ge=0)
-    """Seconds between checkpoints of a trial, kept at the next end of a window."""
+    """Minimum time in seconds between two checkpoints of a trial; checkpoints are taken at the ends of windows."""
     image_memory_gb: float = Field(4.0, gt=0)
-    """GiB of decoded images that a worker uses at a time, shared with the others of its node. A collection that fits
-    is decoded once and stays there; a larger one is decoded once per epoch, and its images are drawn from a window of
-    half as much. 4 hold 87,000 images of 128 px."""
+    """Maximum memory in GiB for the decoded images that a worker uses at one time; the workers of a node share this
+    memory. A collection that fits is decoded once. A larger collection is decoded once per epoch, and its images are
+    drawn from windows of half this memory. 4 GiB hold 87,000 images of 128 px."""
     collective_timeout_s: float = Field(900.0, gt=0)
-    """Seconds that workers wait for each other in a step before their attempt ends: one is stuck."""
+    """Maximum time in seconds that workers wait for each other in one step; after that, a worker counts as stuck and
+    the attempt at the trial fails."""
     max_failures: int = Field(2, ge=0)
-    """Deaths of its workers that a trial survives: it goes on from its last checkpoint."""
+    """Maximum number of worker failures per trial; after each of them, the trial continues from its last checkpoint."""
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials: one for each combination of K and seed."""
+        return len(self.k) * self.seeds
 
     @model_validator(mode="before")
     @classmethod
     def _without_transforms(cls, values: Any) -> Any:
-        """gmm and kmeans mean no transformations where none are asked for."""
+        """Default `transforms` to an empty list for gmm and kmeans."""
         if isinstance(values, dict) and values.get("method") in PIXEL_METHODS:
             return {"transforms": [], **values}
         return values
@@ -306,85 +341,98 @@ class ClusteringConfig(_Section):
     def _check_together(self) -> Self:
         if self.method in PIXEL_METHODS and self.transforms:
             raise ValueError(
-                f"transforms {self.transforms}: {self.method} has none; give --transforms '', or "
+                f"transforms {self.transforms}: {self.method} has no transformations; give --transforms '', or "
                 f"--method dti-{self.method}"
             )
         if self.seed + self.seeds > 2**32:
-            raise ValueError(f"seed {self.seed} and seeds {self.seeds}: the last trial's seed would be above 2^32 - 1")
+            raise ValueError(
+                f"seed {self.seed} and seeds {self.seeds}: the seed of the last trial is above 2^32 - 1; lower seed"
+            )
         if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} cannot be divided among {self.workers} workers")
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be divided among {self.workers} workers; give a multiple of the "
+                "number of workers"
+            )
         if self.select_k is not None and self.select_k not in self.k:
-            raise ValueError(f"select_k {self.select_k} is not among k {self.k}")
+            raise ValueError(f"select_k {self.select_k} is not among k {self.k}; give one of them")
         bounds, stages = self.schedule.max_iterations, len(self.transforms) + 1
         if isinstance(bounds, list) and len(bounds) != stages:
             raise ValueError(
-                f"schedule.max_iterations: {len(bounds)} values for {stages} stages, one without a module and one "
-                f"for each of transforms {self.transforms}; give one number for all, or one for each stage"
+                f"schedule.max_iterations: {len(bounds)} values for {stages} stages (one without a module and one for "
+                f"each of the transforms {self.transforms}); give one number for all stages, or one for each stage"
             )
         return self
 
 
 class ReportingConfig(_Section):
-    """What the user sees."""
+    """What the reports contain."""
 
     order_by: OrderBy = "quality"
-    """What the mosaic and the page begin with: clusters whose prototype explains most, or the largest ones."""
+    """Order of the clusters in the mosaic and on the page: quality begins with the clusters whose prototypes explain
+    their images best, size with the largest clusters."""
     examples: bool = True
-    """Whether reports show photos, captions and links; without them prototypes speak for their images."""
+    """Whether reports contain photos, captions and links; without them, reports show only the prototypes."""
     strip_images: int = Field(8, ge=1, le=64)
-    """Nearest images that the picture of each cluster shows."""
+    """Number of nearest images in the picture of each cluster."""
     motion_images: int = Field(4, ge=0, le=16)
-    """Nearest images that the animation of each cluster moves its prototype onto; 0 for no animations."""
+    """Number of nearest images in the animation of each cluster, which moves the prototype onto them; 0 disables
+    animations."""
     tile_px: int = Field(128, ge=16, le=512)
-    """Side of one picture in mosaics and strips."""
+    """Side in px of one picture in the mosaic and in the pictures of clusters."""
     page_images: int = Field(8, ge=0, le=24)
-    """Nearest, random and farthest images of each cluster on the page, each; fewer where clusters are so many that the
-    page would be slow to open."""
+    """Number of nearest, of random and of farthest images that the page shows for each cluster; reduced where the page
+    would otherwise be slow to open because of the number of clusters."""
 
 
 class JobConfig(_Section):
-    """Everything about one job. Sections are named after the folders of `pipeline/`."""
+    """Configuration of one job. Its sections are named after the folders of `pipeline/`."""
 
     collection: Annotated[str, Field(pattern=r"^[\w#][\w.#=+-]*$"), AfterValidator(_folder_name)]
-    """Name of the collection, a hashtag or a landmark; a folder of that name is made in the workspace."""
+    """Name of the collection, such as a hashtag or a landmark; also the name of its folder in the workspace."""
     source: Annotated[str | list[str] | None, BeforeValidator(_sources)] = None
-    """What to ingest, as `ingest.source_type` says: a folder or file, local or s3://bucket/prefix, or a list of them,
-    which become one crawl in that order; not needed without that stage."""
+    """Source to ingest: a folder or file, local or s3://bucket/prefix, of the type `ingest.source_type`. Several
+    sources in a list become one crawl, in that order. Required only for the ingest stage."""
     workspace: str = Field("workspace", min_length=1)
-    """Folder or s3://bucket/prefix that keeps everything."""
+    """Folder or s3://bucket/prefix for all results."""
     stages: Annotated[list[Stage], Field(min_length=1), AfterValidator(_distinct)] = list(STAGES)
-    """Stages to run: ingest, cluster, report."""
+    """Stages to run, of ingest, cluster and report. Default: all three."""
     run_id: str | None = Field(None, pattern=r"^[\w][\w.=+-]{0,199}$")
-    """Name of the clustering run. Default: derived from configuration and data, so the same job finds its own work."""
+    """Name of the clustering run. Default: derived from the configuration and the images, so that the same job
+    continues its own run."""
     tracking_uri: str | None = None
-    """MLflow tracking server or database. Default: SQLite in the workspace."""
+    """URI of the MLflow tracking server or database. Default: an SQLite database in the workspace."""
     SECTIONS: ClassVar[frozenset[str]] = frozenset({"ingest", "clustering", "reporting"})
+    """Names of the fields that are sections of their own."""
     ingest: IngestConfig = IngestConfig()
+    """Settings of the ingest stage."""
     clustering: ClusteringConfig = ClusteringConfig()
+    """Settings of the clustering stage."""
     reporting: ReportingConfig = ReportingConfig()
+    """Settings of the reporting stage."""
 
     @property
     def sources(self) -> list[str]:
-        """All of `source`."""
+        """The sources as a list, which is empty without `source`."""
         return [self.source] if isinstance(self.source, str) else self.source or []
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if "ingest" in self.stages and self.source is None:
-            raise ValueError("source: the ingest stage needs something to read; give --source")
+            raise ValueError("source: the ingest stage needs a source; give --source")
         if "://" in self.workspace and not self.workspace.startswith("s3://"):
             raise ValueError(f"workspace {self.workspace!r}: expected a folder or s3://bucket/prefix")
         if self.tracking_uri is None and "://" in self.workspace and "report" in self.stages:
             raise ValueError(
-                f"tracking_uri: the default SQLite database cannot live in {self.workspace}; give --tracking-uri"
+                f"tracking_uri: the default SQLite database cannot be stored in {self.workspace}; give --tracking-uri"
             )
         return self
 
 
 def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str]) -> JobConfig:
-    """The configuration that `file`, then `flags` (dotted key to value), then `overrides` (``a.b=c``) describe.
+    """Return the configuration from `file`, then `flags` (dotted key to value), then `overrides` (``a.b=c``).
 
-    Raises ConfigError, of one line, for an unreadable file, an unknown key, a wrong type or an impossible value.
+    Later values replace earlier ones. Raises ConfigError with a one-line message for an unreadable file, an unknown
+    key, a wrong type or an invalid value.
     """
     values: dict[str, Any] = _read_yaml(file) if file else {}
     for key, value in flags.items():
@@ -396,7 +444,7 @@ def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str
         try:
             _put(values, key, yaml.safe_load(text))
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r}: the value is not YAML") from error
+            raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
@@ -404,12 +452,12 @@ def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str
 
 
 def dump_config(config: JobConfig) -> str:
-    """`config` as YAML that `load_config` reads back to the same configuration."""
+    """Return `config` as YAML from which `load_config` restores the same configuration."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def digest(*parts: Any) -> str:
-    """Twelve hexadecimal digits that change when any of the JSON-serialisable `parts` does."""
+    """Return a hash of the JSON-serialisable `parts`: 12 hexadecimal digits of their SHA-256."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -420,12 +468,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file}: not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"--config {file}: not valid YAML ({' '.join(str(error).split())})") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"--config {file}: expected keys and values, found {type(values).__name__}")
-    # A section whose lines are all commented out reads as nothing.
+    # YAML reads a section whose lines are all commented out as null.
     return {key: {} if value is None and key in JobConfig.SECTIONS else value for key, value in values.items()}
 
 
@@ -444,11 +492,11 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
+        return f"{key}: unknown key"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
-    if not where or message.split(":")[0] == where:
+    if not key or message.split(":")[0] == key:
         return message
-    shown = "" if error["type"] in {"missing", "value_error"} else f" (found {error['input']!r})"
-    return f"{where}: {message}{shown}"
+    found = "" if error["type"] in {"missing", "value_error"} else f" (found {error['input']!r})"
+    return f"{key}: {message}{found}"

@@ -1,6 +1,7 @@
-"""Progress of a stage on the console: done/total, rate, time left.
+"""Console output of a job: lines about its stages, and their progress.
 
-A terminal gets one line that moves; a log (``ray job logs``, a file) gets a new line every few seconds.
+A terminal shows one status line below the other lines, which is updated in place. A log (``ray job logs``, a file)
+receives one line when a stage begins, one when it ends, and one every ten minutes in between.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
-LOG_INTERVAL_S = 5.0
-
+LOG_INTERVAL_S = 600.0
+"""Minimum time in seconds between two progress lines of one stage in a log."""
 
 _subject: ContextVar[str] = ContextVar("subject", default="")
 
 
 @contextmanager
 def about(subject: str) -> Iterator[None]:
-    """Within it, lines name `subject` and there are no progress lines: many subjects are worked on at once."""
+    """Context in which all lines begin with `subject` and no status line is shown.
+
+    It is used where several collections are processed at once.
+    """
     token = _subject.set(subject)
     try:
         yield
@@ -31,90 +35,119 @@ def about(subject: str) -> Iterator[None]:
         _subject.reset(token)
 
 
-class _Lines:
-    """A text stream for tqdm that ends each redraw with a newline instead of returning to the line's start."""
+def say(stage: str, message: str) -> None:
+    """Print one line about `stage`, above the status line if there is one."""
+    subject = f"{_subject.get()}: " if _subject.get() else ""
+    tqdm.write(f"{stage:<9} {subject}{message}", file=sys.stdout)
+    sys.stdout.flush()
 
-    def write(self, text: str) -> None:
-        if line := text.strip():
-            print(line, flush=True)
 
-    def flush(self) -> None:
-        sys.stdout.flush()
+class StatusLine:
+    """Status of a stage: updated in place on a terminal, printed every `LOG_INTERVAL_S` in a log."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._bar: tqdm[Any] | None = None
+        if sys.stdout.isatty() and not _subject.get():
+            self._bar = tqdm(file=sys.stdout, bar_format="{desc}", leave=False, dynamic_ncols=True)
+        self._logged_at = time.monotonic()
+
+    def show(self, state: str) -> None:
+        """Show `state` in place of the previous state."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"{self._stage:<9} {state}")
+        elif not _subject.get() and time.monotonic() - self._logged_at >= LOG_INTERVAL_S:
+            self._logged_at = time.monotonic()
+            say(self._stage, state)
+
+    def close(self) -> None:
+        """Remove the status line."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 class Progress:
-    """Counts the units of one stage; use it as a context manager.
+    """Context manager that reports the progress of one stage, counted in units. It prints nothing if `total` is 0.
 
     Args:
-        stage: name shown in front, such as ``ingest``.
+        stage: name of the stage, printed at the beginning of each line, such as ``ingest``.
         total: number of units.
-        unit: what is counted, such as ``img``.
-        done: units that were done before this job started; they do not count for the rate.
+        noun: name of a unit in the singular, such as ``image``.
+        done: number of units that were done before this job started; they are not part of the rate.
     """
 
-    def __init__(self, stage: str, total: int, unit: str, done: int = 0) -> None:
-        terminal = sys.stdout.isatty()
-        self._bar = tqdm(
-            desc=f"{stage:<9}",
-            total=total,
-            initial=done,
-            unit=unit,
-            file=sys.stdout if terminal else _Lines(),
-            mininterval=0.1 if terminal else LOG_INTERVAL_S,
-            maxinterval=0.1 if terminal else LOG_INTERVAL_S,
-            miniters=1,
-            disable=bool(_subject.get()),
-            dynamic_ncols=terminal,
-            bar_format="{desc} {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}",
-        )
+    def __init__(self, stage: str, total: int, noun: str, done: int = 0) -> None:
+        self._stage, self._total, self._noun = stage, total, noun
+        self._before = self._done = done
+        self._note = ""
 
     def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        self._line = StatusLine(self._stage)
+        if self._total and not sys.stdout.isatty() and not _subject.get():
+            already_done = f", {self._before:,} of them done already" if self._before else ""
+            say(self._stage, f"begins: {counted(self._total, self._noun)}{already_done}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Draw the last state."""
-        self._bar.close()
-
-    def set_total(self, total: int) -> None:
-        """Correct the number of units."""
-        self._bar.total = total
+        self._line.close()
+        if error is None and self._total:
+            note = f"; {self._note}" if self._note else ""
+            seconds = time.monotonic() - self._started
+            say(self._stage, rated(self._done - self._before, self._noun, seconds) + note)
 
     def advance(self, units: int, note: str = "") -> None:
-        """Count `units` more as done; `note` is shown at the end of the line."""
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(units)
-
-
-def say(stage: str, message: str) -> None:
-    """One line about `stage` on the console, in line with its progress."""
-    subject = f"{_subject.get()}: " if _subject.get() else ""
-    print(f"{stage:<9} {subject}{message}", flush=True)
+        """Count `units` more units as done; `note` is shown at the end of the line, also of the last one."""
+        self._done += units
+        self._note = note or self._note
+        seconds = time.monotonic() - self._started
+        parts = [f"{self._done:,} of {counted(self._total, self._noun)}"]
+        if self._done > self._before and seconds > 0:
+            per_unit = seconds / (self._done - self._before)
+            parts += [_rate(1 / per_unit, self._noun), f"{duration((self._total - self._done) * per_unit)} left"]
+        self._line.show(", ".join([*parts, self._note] if self._note else parts))
 
 
 class Laps:
-    """Seconds that the parts of a job take, which follow each other from now on."""
+    """Stopwatch for consecutive parts of a job; it starts when it is created."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        """Duration of each finished part in seconds, by name."""
         self._since = time.monotonic()
 
     def end(self, part: str) -> float:
-        """`part` ends and the next one begins; the seconds that it took."""
+        """End `part`, begin the next one, and return the duration of `part` in seconds."""
         now = time.monotonic()
         self.seconds[part], self._since = round(now - self._since, 3), now
         return self.seconds[part]
 
 
 def rated(n: int, noun: str, seconds: float) -> str:
-    """Such as 1,200 images in 4.0 s, 300 images/s."""
-    rate = n / max(seconds, 1e-3)
-    return f"{counted(n, noun)} in {seconds:.1f} s, {rate:{',.0f' if rate >= 100 else '.3g'}} {noun}s/s"
+    """Return a count with its duration and its rate, such as "1,200 images in 4.0 s, 300 images/s"."""
+    if not n:
+        return counted(n, noun)
+    return f"{counted(n, noun)} in {duration(seconds)}, {_rate(n / max(seconds, 1e-3), noun)}"
 
 
 def counted(n: int, noun: str) -> str:
-    """Such as 1 image, or 1,200 images."""
+    """Return a count with its noun, such as "1 image" or "1,200 images"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` in readable units, such as "4.0 s", "1 min 15 s" or "2 h 5 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s} s" if rest_s else f"{minutes} min"
+    hours, rest_min = divmod(minutes, 60)
+    return f"{hours} h {rest_min} min" if rest_min else f"{hours} h"
+
+
+def _rate(per_second: float, noun: str) -> str:
+    """Return the number of units per second, or the time per unit if it is longer than a second."""
+    if per_second < 1:
+        return f"{duration(1 / per_second)} per {noun}"
+    return f"{per_second:{',.0f' if per_second >= 100 else '.3g'}} {noun}s/s"

@@ -1,4 +1,4 @@
-"""What can go wrong, in the user's words: every message says what, where, what was expected and what to do."""
+"""Errors that a user can act on. Each message names the faulty value, what was expected and the remedy, in one line."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from typing import NoReturn
 
 
 class PipelineError(Exception):
-    """Root of every error that a user can act on. Its message is one line; the job ends with ``exit_code``."""
+    """Base class of all errors that a user can act on; the message is one line, and the job ends with ``exit_code``."""
 
     exit_code = 1
 
 
 class ConfigError(PipelineError):
-    """The configuration asks for something unknown or impossible; refused before any work."""
+    """The configuration contains an unknown key or an invalid value; raised before any work begins."""
 
     exit_code = 2
 
 
 class SourceError(PipelineError):
-    """A crawl is missing or cannot be read at all (one bad image is a rejected record instead)."""
+    """A source is missing or cannot be read at all. A single unreadable image is a rejected record instead."""
 
     exit_code = 2
 
 
 class StorageError(PipelineError):
-    """The workspace refused a read or a write."""
+    """The storage of the workspace failed to read or write a file."""
 
 
 class UnavailableError(StorageError):
-    """The workspace does not answer as it should; it may later."""
+    """The storage of the workspace failed temporarily; the same operation may succeed later."""
 
 
 class ClusterError(PipelineError):
-    """Ray cannot be reached."""
+    """The Ray cluster cannot be reached, or lost a task for good."""
 
 
 class ClusteringError(PipelineError):
-    """Training cannot go on: too few resources, a loss that is not a number, workers that keep dying."""
+    """Training cannot continue: too few resources, a loss that is not finite, or workers that fail repeatedly."""
 
 
 def user_error(error: BaseException) -> PipelineError | None:
-    """The PipelineError inside `error`, however deep a Ray task or a trainer wrapped it; None for a bug."""
+    """Return the PipelineError that caused `error`, through all wrappers of Ray; None if there is none (a bug)."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -50,7 +50,7 @@ def user_error(error: BaseException) -> PipelineError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        # Ray raises a class that derives from both its own error and the cause; the cause has the clean message.
+        # Ray raises an error that is also an instance of its cause's class; only the cause has the original message.
         nested = [current.__cause__, current.__context__, getattr(current, "cause", None)]
         failures = getattr(current, "worker_failures", None)
         nested += list(failures.values()) if isinstance(failures, dict) else []
@@ -62,14 +62,14 @@ def user_error(error: BaseException) -> PipelineError | None:
 
 
 def exit_with(main: Callable[[], None]) -> NoReturn:
-    """Run a job's `main` and exit: 0, or one line on standard error and the error's exit code.
+    """Run the `main` of a job and exit with code 0, or with the exit code of the error.
 
-    A PipelineError prints its message without a traceback; anything else is a bug and keeps its traceback.
+    A PipelineError prints its one-line message to standard error; any other exception is a bug and keeps its traceback.
     """
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         known = user_error(error)

@@ -1,13 +1,16 @@
-"""Where everything lies in a workspace: the only place that spells a path.
+"""The layout of a workspace; all keys in storage are built here.
 
 ::
 
     <workspace>/<collection>/
-      forgotten.parquet             what stays out of all crawls
-      crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json (last: complete)
-      runs/<run_id>/                config.yaml, identity.json, trials/, tables, pictures, page, run.json (last)
-        assignments/<crawl_id>/     tables and a picture of a crawl that was assigned later, assignment.json (last)
-    <workspace>/mlflow.db, mlartifacts/   the embedded tracking default
+      forgotten.parquet             list of removed images, which stay out of all crawls
+      crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json
+      runs/<run_id>/                config.yaml, identity.json, trials/, tables, pictures, page, run.json
+        assignments/<crawl_id>/     tables and a picture of a crawl that was assigned later, assignment.json
+    <workspace>/mlflow.db, mlartifacts/   the default MLflow database and its artifacts
+
+A marker (crawl.json, run.json, assignment.json, trial.json) is written last: the unit of work that it describes is
+complete once the marker exists.
 """
 
 from __future__ import annotations
@@ -19,24 +22,25 @@ from typing import Self
 
 @dataclass(frozen=True)
 class CrawlPaths:
-    """Keys of one crawl of a collection."""
+    """Keys of the files of one crawl of a collection."""
 
     collection: str
     crawl_id: str
 
     @classmethod
     def of(cls, key: str) -> Self:
-        """The crawl to which the file `key` belongs."""
+        """Return the paths of the crawl to which the file `key` belongs."""
         collection, _, crawl_id = key.split("/")[:3]
         return cls(collection, crawl_id)
 
     @property
     def folder(self) -> str:
+        """Folder of the crawl."""
         return f"{self.collection}/crawls/{self.crawl_id}"
 
     @property
     def plan(self) -> str:
-        """The records in a fixed order; row group i holds the records of shard i."""
+        """Table of the records in a fixed order; row group i has the records of shard i."""
         return f"{self.folder}/plan.parquet"
 
     @property
@@ -50,31 +54,32 @@ class CrawlPaths:
 
     @property
     def repeats(self) -> str:
-        """What was decided about repeats, once all shards are built."""
+        """Table of the duplicates, written when all shards are built."""
         return f"{self.folder}/repeats.parquet"
 
     def rows(self, index: int) -> str:
-        """One row per record of shard `index`; written after the tar, so its presence means the shard is done."""
+        """Table with one row per record of shard `index`; written after the tar, so it marks the shard as done."""
         return f"{self.shards}/shard-{index:06d}.parquet"
 
     def shard_of_rows(self, key: str) -> int | None:
-        """The shard whose rows are the file `key`; None where it holds something else."""
+        """Index of the shard whose rows are the file `key`; None if `key` is another file."""
         found = re.fullmatch(r"shard-([0-9]+)\.parquet", key.removeprefix(f"{self.shards}/"))
         return None if found is None else int(found[1])
 
     @property
     def marker(self) -> str:
+        """Marker of the complete crawl."""
         return f"{self.folder}/crawl.json"
 
     @property
     def forgetting(self) -> str:
-        """What `marker` held before images began to be removed; there until it is written again."""
+        """Copy of `marker` that a takedown makes before it removes images; deleted when `marker` is written again."""
         return f"{self.folder}/forgetting.json"
 
 
 @dataclass(frozen=True)
 class AssignmentPaths:
-    """Keys of what a run says of a crawl that it need not have learned from."""
+    """Keys of the files of an assignment: a crawl assigned to the prototypes of a run, without training on it."""
 
     collection: str
     run_id: str
@@ -82,55 +87,60 @@ class AssignmentPaths:
 
     @property
     def folder(self) -> str:
+        """Folder of the assignment."""
         return f"{RunPaths(self.collection, self.run_id).assignments}/{self.crawl_id}"
 
     @property
     def clusters(self) -> str:
+        """Table with one row per assigned image."""
         return f"{self.folder}/clusters.parquet"
 
     @property
     def spreadsheet(self) -> str:
-        """The clusters again, for people."""
+        """The table `clusters` as CSV, for spreadsheets."""
         return f"{self.folder}/clusters.csv"
 
     @property
     def changes(self) -> str:
-        """Every cluster here and in the run."""
+        """Table that compares each cluster in the crawl with the cluster in the run, as CSV."""
         return f"{self.folder}/changes.csv"
 
     @property
     def picture(self) -> str:
-        """The prototypes with both of their shares."""
+        """Picture of the prototypes with their shares in the crawl and in the run."""
         return f"{self.folder}/changes.png"
 
     @property
     def marker(self) -> str:
+        """Marker of the complete assignment."""
         return f"{self.folder}/assignment.json"
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Keys of one clustering run of a collection."""
+    """Keys of the files of one clustering run of a collection."""
 
     collection: str
     run_id: str
 
     @property
     def folder(self) -> str:
+        """Folder of the run."""
         return f"{self.collection}/runs/{self.run_id}"
 
     @property
     def config(self) -> str:
+        """Configuration of the run."""
         return f"{self.folder}/config.yaml"
 
     @property
     def identity(self) -> str:
-        """What the run computes, and on which images: two commands with the same identity are the same run."""
+        """Identity of the run: what it computes, and on which images. Jobs with the same identity continue one run."""
         return f"{self.folder}/identity.json"
 
     @property
     def tracked(self) -> str:
-        """Where the run was ever recorded; written before anything is."""
+        """List of all MLflow servers and databases in which the run was recorded; written before each recording."""
         return f"{self.folder}/tracked.json"
 
     @property
@@ -143,93 +153,99 @@ class RunPaths:
         return f"{self.trials}/{name}"
 
     def checkpoint(self, name: str) -> str:
+        """Last checkpoint of the trial `name`."""
         return f"{self.trial(name)}/checkpoint.pt"
 
     def best(self, name: str) -> str:
-        """Model of the lowest loss, where that of the checkpoint has a higher one."""
+        """Model of the trial `name` with the lowest loss, if the model in the checkpoint has a higher loss."""
         return f"{self.trial(name)}/best.pt"
 
     def trial_marker(self, name: str) -> str:
-        """Result of the trial, written when it is done."""
+        """Result of the trial `name`, written when the trial is done."""
         return f"{self.trial(name)}/trial.json"
 
     def rung(self, name: str, iteration: int) -> str:
-        """Loss of the trial at an iteration where seeds were compared."""
+        """Loss of the trial `name` at an iteration at which successive halving compares seeds."""
         return f"{self.trial(name)}/rung-{iteration}.json"
 
     @property
     def prototypes(self) -> str:
+        """Table with one row per prototype."""
         return f"{self.folder}/prototypes.parquet"
 
     @property
     def clusters(self) -> str:
+        """Table with one row per assigned image."""
         return f"{self.folder}/clusters.parquet"
 
     @property
     def spreadsheet(self) -> str:
-        """The clusters again, for people."""
+        """The table `clusters` as CSV, for spreadsheets."""
         return f"{self.folder}/clusters.csv"
 
     @property
     def mosaic(self) -> str:
+        """Picture of all prototypes."""
         return f"{self.folder}/mosaic.png"
 
     @property
     def timelapse(self) -> str:
-        """Animation of all prototypes over training."""
+        """Animation of all prototypes during training."""
         return f"{self.folder}/training.webp"
 
     @property
     def page(self) -> str:
-        """Everything that a person wants to know of the run, as one file."""
+        """Report of the run, as one self-contained HTML page."""
         return f"{self.folder}/report.html"
 
     @property
     def pictures(self) -> str:
-        """Folder of the clusters' pictures."""
+        """Folder of the pictures and animations of the clusters."""
         return f"{self.folder}/clusters"
 
     def strip(self, cluster: int) -> str:
-        """Picture of one cluster: its prototype and how it relates to its nearest images."""
+        """Picture of one cluster: its prototype and the nearest images."""
         return f"{self.pictures}/cluster-{cluster:03d}.png"
 
     def motion(self, cluster: int) -> str:
-        """Animation of one cluster: its prototype moves onto its nearest images."""
+        """Animation of one cluster: the prototype moves onto the nearest images."""
         return f"{self.pictures}/cluster-{cluster:03d}.webp"
 
     @property
     def assignments(self) -> str:
-        """Folder of what was assigned later."""
+        """Folder of all assignments of later crawls."""
         return f"{self.folder}/assignments"
 
     def assignment(self, crawl_id: str) -> AssignmentPaths:
+        """Paths of the assignment of the crawl `crawl_id`."""
         return AssignmentPaths(self.collection, self.run_id, crawl_id)
 
     @property
     def marker(self) -> str:
+        """Marker of the reported run."""
         return f"{self.folder}/run.json"
 
     @property
     def forgetting(self) -> str:
-        """What `marker` held before the report was withdrawn; there until it is made again."""
+        """Copy of `marker` that a takedown makes before it withdraws the report; deleted when it is made again."""
         return f"{self.folder}/forgetting.json"
 
 
-def forgetting_of(collection: str) -> str:
-    """There while images of a collection are being forgotten."""
+def takedown_marker(collection: str) -> str:
+    """File that exists while a takedown (``--forget``) of the collection is running or interrupted."""
     return f"{collection}/forgetting.json"
 
 
-def forgotten_of(collection: str) -> str:
-    """What stays out of all crawls of a collection."""
+def forgotten_list(collection: str) -> str:
+    """Table of the removed images, which stay out of all crawls of the collection."""
     return f"{collection}/forgotten.parquet"
 
 
-def crawls_of(collection: str) -> str:
-    """Folder of all crawls of a collection."""
+def crawls_folder(collection: str) -> str:
+    """Folder of all crawls of the collection."""
     return f"{collection}/crawls"
 
 
-def runs_of(collection: str) -> str:
-    """Folder of all runs of a collection."""
+def runs_folder(collection: str) -> str:
+    """Folder of all runs of the collection."""
     return f"{collection}/runs"

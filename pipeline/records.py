@@ -1,4 +1,4 @@
-"""What the stages hand each other, and the Arrow schemas in which it is stored."""
+"""The records and crawls that the stages exchange, and the Arrow schemas in which they are stored."""
 
 from __future__ import annotations
 
@@ -6,76 +6,90 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.config import ColorMode, ImageForm, ImageFormat
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+"""Pixels of an image: uint8, height x width x channels unless a docstring gives another shape."""
+
 TIMESTAMP = pa.timestamp("ms", tz="UTC")
 
 RECORD_FIELDS = [
-    pa.field("record", pa.int64(), metadata={"doc": "position in the crawl's plan, from 0"}),
+    pa.field("record", pa.int64(), metadata={"doc": "position of the record in the plan of the crawl, from 0"}),
     pa.field(
         "source_uri",
         pa.string(),
         metadata={
-            "doc": "absolute path, file:// where UTF-8 cannot hold it, s3:// or http(s)://; #index in arrays, "
-            "#member=name&offset=bytes&size=bytes in tars, #row=number for a row of a table without an address"
+            "doc": "absolute path (file:// if it is not valid UTF-8), s3:// or http(s):// address; #index in arrays, "
+            "#member=name&offset=bytes&size=bytes in tars, #row=number for a table row without an address"
         },
     ),
-    pa.field("file_name", pa.string(), metadata={"doc": "in the crawl; empty for a post that names no file"}),
-    pa.field("shortcode", pa.string(), metadata={"doc": "the post's short code, where the crawl has one"}),
-    pa.field("caption", pa.string(), metadata={"doc": "the post's text, as crawled"}),
-    pa.field("taken_at", TIMESTAMP, metadata={"doc": "when the post was made"}),
-    pa.field("hashtags", pa.list_(pa.string()), metadata={"doc": "of the post, without #"}),
-    pa.field("source_url", pa.string(), metadata={"doc": "where the crawler got it from"}),
-    pa.field("extra", pa.string(), metadata={"doc": "further columns of the crawl, as a JSON object"}),
-    pa.field("fingerprint", pa.string(), metadata={"doc": "place in the source, wherever that lies, and size; or URL"}),
-    pa.field("label", pa.string(), metadata={"doc": "true class, where the source has one; never seen by training"}),
+    pa.field(
+        "file_name", pa.string(), metadata={"doc": "name of the file in the crawl; empty for a post that names no file"}
+    ),
+    pa.field("shortcode", pa.string(), metadata={"doc": "short code of the post, if the crawl has one"}),
+    pa.field("caption", pa.string(), metadata={"doc": "text of the post, as crawled"}),
+    pa.field("taken_at", TIMESTAMP, metadata={"doc": "time of the post"}),
+    pa.field("hashtags", pa.list_(pa.string()), metadata={"doc": "hashtags of the post, without #"}),
+    pa.field("source_url", pa.string(), metadata={"doc": "URL from which the scraper downloaded the image"}),
+    pa.field("extra", pa.string(), metadata={"doc": "further fields of the crawl, as a JSON object"}),
+    pa.field(
+        "fingerprint", pa.string(), metadata={"doc": "path relative to the source, and size of the file; or its URL"}
+    ),
+    pa.field(
+        "label",
+        pa.string(),
+        metadata={"doc": "true class of the image, if the source has labels; never used in training"},
+    ),
 ]
 
 PLAN_SCHEMA = pa.schema(
     [
         *RECORD_FIELDS,
-        pa.field("problem", pa.string(), metadata={"doc": "a reason to reject that was known at planning time"}),
-        pa.field("problem_detail", pa.string(), metadata={"doc": "that reason in words"}),
-        pa.field("array_format", pa.string(), metadata={"doc": "IDX | NPZ where the record is an image of an array"}),
-        pa.field("array_sha256", pa.string(), metadata={"doc": "of the array's file, hexadecimal"}),
-        pa.field("array_index", pa.int64(), metadata={"doc": "place of the image in its array, from 0"}),
+        pa.field(
+            "problem", pa.string(), metadata={"doc": "reason to reject the record, if it was known at planning time"}
+        ),
+        pa.field("problem_detail", pa.string(), metadata={"doc": "explanation of the problem, as a sentence"}),
+        pa.field("array_format", pa.string(), metadata={"doc": "IDX | NPZ if the record is an image of an array file"}),
+        pa.field("array_sha256", pa.string(), metadata={"doc": "SHA-256 of the array file, hexadecimal"}),
+        pa.field("array_index", pa.int64(), metadata={"doc": "index of the image in its array, from 0"}),
     ]
 )
-"""``plan.parquet``: every record of the crawl."""
+"""Schema of ``plan.parquet``, which has one row per record of the crawl."""
 
 SHARD_SCHEMA = pa.schema(
     [
         *RECORD_FIELDS,
         pa.field("status", pa.string(), metadata={"doc": "accepted | rejected"}),
-        pa.field("reason", pa.string(), metadata={"doc": "why it was rejected, one of RejectReason"}),
-        pa.field("detail", pa.string(), metadata={"doc": "the reason in words"}),
-        pa.field("image_id", pa.string(), metadata={"doc": "key in the shard; from the content, so stable"}),
+        pa.field("reason", pa.string(), metadata={"doc": "reason for the rejection, one of RejectReason"}),
+        pa.field("detail", pa.string(), metadata={"doc": "explanation of the reason, as a sentence"}),
+        pa.field("image_id", pa.string(), metadata={"doc": "key of the image in the shard, derived from its content"}),
+        pa.field("look", pa.binary(), metadata={"doc": "perceptual signature of a decoded image, see signature_of"}),
         pa.field(
-            "look", pa.binary(), metadata={"doc": "of an image that was decoded: pHash and thumbnail, see look_of"}
+            "sha256",
+            pa.string(),
+            metadata={"doc": "SHA-256 of the file, or of the array file and the index; hexadecimal"},
         ),
-        pa.field(
-            "sha256", pa.string(), metadata={"doc": "of the file's bytes; of an array's file and index; hexadecimal"}
-        ),
-        pa.field("duplicate_of", pa.string(), metadata={"doc": "image_id of the image that was kept instead"}),
-        pa.field("bytes", pa.int64(), metadata={"doc": "of the file that was read"}),
-        pa.field("stored_bytes", pa.int64(), metadata={"doc": "of the image in the shard"}),
+        pa.field("duplicate_of", pa.string(), metadata={"doc": "image_id of the image that is kept instead"}),
+        pa.field("bytes", pa.int64(), metadata={"doc": "size of the source file in bytes"}),
+        pa.field("stored_bytes", pa.int64(), metadata={"doc": "size of the image file in the shard, in bytes"}),
         pa.field("format", pa.string()),
-        pa.field("width", pa.int32(), metadata={"doc": "px, upright, before cropping"}),
-        pa.field("height", pa.int32(), metadata={"doc": "px, upright, before cropping"}),
+        pa.field("width", pa.int32(), metadata={"doc": "width in px, upright, before cropping"}),
+        pa.field("height", pa.int32(), metadata={"doc": "height in px, upright, before cropping"}),
     ]
 )
-"""``shard-NNNNNN.parquet``: one row per record of the shard, accepted or rejected."""
+"""Schema of ``shard-NNNNNN.parquet``, which has one row per record of the shard, accepted or rejected."""
 
 
 CHANNELS: dict[ColorMode, int] = {"rgb": 3, "grayscale": 1}
-"""Of an image, by its colour mode."""
+"""Number of channels of an image, by colour mode."""
 
 
 @dataclass(frozen=True)
 class CrawlRecord:
-    """One thing that a crawl holds and that should become an image."""
+    """One item of a crawl that should become an image."""
 
     source_uri: str
     file_name: str
@@ -86,22 +100,25 @@ class CrawlRecord:
     source_url: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
-    """A reason to reject it that its source already knows, such as ``missing_file``."""
+    """Reason to reject the record, such as ``missing_file``, if it is known from the source."""
     problem_detail: str | None = None
-    """That reason in words."""
+    """Explanation of the problem, as a sentence."""
     label: str | None = None
-    """The true class of the image: for evaluation alone."""
+    """True class of the image; used only for evaluation."""
     array_format: str | None = None
-    """``IDX`` or ``NPZ`` for an image of an array file; the next two fields are set then, too."""
+    """``IDX`` or ``NPZ`` if the record is an image of an array file; the next two fields are set then, too."""
     array_sha256: str | None = None
+    """SHA-256 of the array file, hexadecimal."""
     array_index: int | None = None
+    """Index of the image in its array, from 0."""
     fingerprint: str = ""
-    """Tells this record from another state of it without reading it: its name within the source, and its size."""
+    """Value that changes when the file changes, without reading it: its path relative to the source, and its size; or
+    the URL."""
 
 
 @dataclass(frozen=True)
 class Crawl:
-    """A complete crawl in storage: what later stages need to know of it."""
+    """Summary of a complete crawl in storage, as stored in ``crawl.json``."""
 
     collection: str
     crawl_id: str
@@ -109,17 +126,18 @@ class Crawl:
     records: int
     accepted: int
     rejected: dict[str, int]
-    """Number of rejected records by reason; with `accepted` it sums to `records`."""
+    """Number of rejected records by reason; `accepted` and these numbers add up to `records`."""
     image_size: int
+    """Side of the square images in px."""
     digest: str
-    """SHA-256 over the form of the images and their ids in order: two crawls with one digest hold the same images."""
+    """SHA-256 of the image form and of the image ids in order; crawls with equal digests hold the same images."""
     color_mode: ColorMode = "rgb"
     image_format: ImageFormat = "jpeg"
     keep_duplicates: bool = False
     statistics: dict[str, float] = field(default_factory=dict, compare=False)
-    """Bytes, formats, sizes and rates, by name. The same crawl has other rates another day."""
+    """Bytes, formats, image sizes and processing rates, by name; ignored in comparisons, because rates vary."""
 
     @property
     def image_form(self) -> ImageForm:
-        """As `IngestConfig.image_form`."""
+        """Image size in px, colour mode, file format, and whether duplicates are kept, as in `IngestConfig`."""
         return self.image_size, self.color_mode, self.image_format, self.keep_duplicates

@@ -1,42 +1,47 @@
-"""One way to reach Ray: the cluster that a job was submitted to, or a local one."""
+"""Connection to Ray (the cluster that a job was submitted to, or a local Ray), and helpers to run tasks."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config import JobConfig
-from pipeline.errors import ClusterError, ConfigError
+from pipeline.errors import ClusterError, ConfigError, StorageError
 
 Item = TypeVar("Item")
 
+RETRY_PAUSE_S = 1.0
+"""Pause in seconds before a failed task is retried."""
+
 
 def on_cluster() -> bool:
-    """Whether there is a cluster to connect to; if not, Ray is started on this machine."""
+    """Whether RAY_ADDRESS names a cluster to connect to; otherwise, Ray is started on this machine."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _configure_ray() -> None:
-    """Ray reads its settings from the environment when it is first imported; its workers inherit them."""
-    # Otherwise Ray connects by itself at the first call, to whichever Ray it finds on the machine.
+    """Set the environment variables that Ray reads at its first import, and that its workers inherit."""
+    # Otherwise, the first call to Ray would connect automatically to any Ray that is found on the machine.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not on_cluster():
-        # Ray listens on all network interfaces; only a process that knows this token may use it.
+        # Ray listens on all network interfaces; with a token, only processes that know it can connect.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # This Ray has no API server. Left to itself, Ray Train would look for one, find that of another Ray on the
-        # machine, learn there that its controller is unknown, and take its own workers' resources away.
+        # The local Ray has no API server. Without this address, Ray Train could find the API server of another Ray on
+        # the machine, learn there that its controller is unknown, and release the resources of its workers.
         os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-        # Training has a few processes that only wait. On two CPUs Ray would warn of them on the console.
+        # Training starts a few processes that only wait; on a machine with two CPUs, Ray would print warnings.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
 
 
@@ -46,7 +51,7 @@ if "ray" not in sys.modules:
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Disconnect from Ray at the end, if anything in between had to connect: a job with nothing to do never does."""
+    """Context of a job that disconnects from Ray at the end. It does not connect; see `connect_ray`."""
     try:
         yield
     finally:
@@ -55,10 +60,12 @@ def ray_session() -> Iterator[None]:
 
 
 def connect_ray() -> None:
-    """Connect to the cluster named by RAY_ADDRESS (set for submitted jobs), or start a local one; once per process.
+    """Connect to the cluster that RAY_ADDRESS names (set for submitted jobs) or start a local Ray, once per process.
 
-    A submitted job must not contradict its cluster's settings, so none are passed to `ray.init` there. The console
-    belongs to the stages' progress; what workers print is in Ray's own log folder and dashboard.
+    On a cluster, no settings are passed to `ray.init`, because they must not contradict those of the cluster. Output of
+    workers is not shown on the console, which is reserved for progress; it is in Ray's log folder and dashboard.
+
+    Raises ClusterError if the cluster does not answer.
     """
     import ray
 
@@ -71,33 +78,31 @@ def connect_ray() -> None:
         ray.init(log_to_driver=False)
     except ConnectionError as error:
         address = os.environ["RAY_ADDRESS"]
-        raise ClusterError(f"RAY_ADDRESS {address}: no Ray cluster answers there; start it, or unset it") from error
+        raise ClusterError(f"RAY_ADDRESS {address}: no Ray cluster answers; start it, or unset the variable") from error
 
 
-def check_place(config: JobConfig) -> None:
-    """Raise ConfigError where the job cannot run on this machine, or cannot find its files on a cluster."""
+def check_resources_and_paths(config: JobConfig) -> None:
+    """Raise ConfigError if this machine has too few CPUs, or if a job on a cluster has relative paths."""
     if on_cluster():
-        for name, place in (*(("source", source) for source in config.sources), ("workspace", config.workspace)):
-            if "://" not in place and not Path(place).is_absolute():
-                raise ConfigError(
-                    f"{name} {place!r}: a submitted job runs in a temporary folder; give an absolute path"
-                )
+        for name, path in (*(("source", source) for source in config.sources), ("workspace", config.workspace)):
+            if "://" not in path and not Path(path).is_absolute():
+                raise ConfigError(f"{name} {path!r}: a submitted job runs in a temporary folder; give an absolute path")
         return
     cpus = os.cpu_count() or 1
     needed = config.clustering.workers * (config.clustering.cpus_per_worker or 1)
     if "cluster" in config.stages and needed > cpus:
-        raise ConfigError(f"clustering.workers: {needed} CPUs are needed, this machine has {cpus}; lower --workers")
+        raise ConfigError(f"clustering.workers: {needed} CPUs are needed, but this machine has {cpus}; lower --workers")
 
 
 _shared_slots: threading.Semaphore | None = None
-"""Of tasks in flight, where several collections share the cluster with training."""
+"""Limit of running tasks over all threads, if several collections share the cluster with training."""
 
 
 def leave_room_for_training() -> None:
-    """From now on the tasks of all threads together leave a CPU free.
+    """From now on, limit the running tasks of all threads so that one CPU stays free for training.
 
-    Ray gives a CPU that a task leaves to the next task that waits, and a group of workers that needs several at once
-    may wait until no task is left.
+    Ray gives a CPU that becomes free to the next waiting task. A group of workers that needs several CPUs at once could
+    therefore have to wait until no task is left.
     """
     import ray
 
@@ -106,14 +111,31 @@ def leave_room_for_training() -> None:
     _shared_slots = threading.Semaphore(max(1, int(ray.cluster_resources().get("CPU", 1)) - 1))
 
 
+def ray_task(work: Callable[..., Any]) -> Any:
+    """Return `work` as a Ray task of one CPU, retried up to three times if storage, its worker or its node fails."""
+    import ray
+
+    @functools.wraps(work)
+    def with_pause(*arguments: Any) -> Any:
+        try:
+            return work(*arguments)
+        except StorageError:
+            time.sleep(RETRY_PAUSE_S)
+            raise
+
+    return ray.remote(num_cpus=1, max_retries=3, retry_exceptions=[StorageError])(with_pause)
+
+
 def run_bounded(submit: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
-    """Run one Ray task per item, twice the cluster's CPUs at once, and yield (item, result) as they finish.
+    """Run one Ray task per item and yield (item, result) pairs in the order in which the tasks finish.
+
+    The number of submitted tasks is bounded by twice the number of CPUs of the cluster.
 
     Args:
-        submit: starts the task of an item and returns its object reference.
-        items: consumed lazily, so that a long list is never all in flight.
+        submit: function that starts the task of an item and returns its object reference.
+        items: items, consumed lazily.
 
-    Raises ClusterError where a task's process or node dies as often as Ray tries it, and what the task itself raises.
+    Raises ClusterError if the worker or the node of a task dies in all attempts, and any exception of a task itself.
     """
     import ray
 
@@ -125,7 +147,7 @@ def run_bounded(submit: Callable[[Item], Any], items: Iterable[Item]) -> Iterato
     waiting = next(queue, None)
     try:
         while waiting is not None or pending:
-            # Only who has no task to wait for may wait for a slot.
+            # Wait for a slot only if no task of this thread is pending; otherwise wait for one of these tasks.
             while waiting is not None and len(pending) < bound and slots.acquire(blocking=not pending):
                 pending[submit(waiting)] = waiting
                 waiting = next(queue, None)
@@ -135,10 +157,10 @@ def run_bounded(submit: Callable[[Item], Any], items: Iterable[Item]) -> Iterato
                 slots.release()
                 try:
                     result = ray.get(reference)
-                except _deaths() as error:
-                    why = str(error).strip().partition("\n")[0]
+                except _worker_failures() as error:
+                    reason = str(error).strip().partition("\n")[0]
                     raise ClusterError(
-                        f"task {item} died in every attempt ({why}); run the same command again"
+                        f"task {item} died in every attempt ({reason}); run the same command again"
                     ) from error
                 yield item, result
     finally:
@@ -146,8 +168,8 @@ def run_bounded(submit: Callable[[Item], Any], items: Iterable[Item]) -> Iterato
             slots.release(len(pending))
 
 
-def _deaths() -> tuple[type[Exception], ...]:
-    """What Ray raises for a task that ended without a word of its own."""
+def _worker_failures() -> tuple[type[Exception], ...]:
+    """Exceptions that Ray raises for a task whose worker or node died."""
     from ray import exceptions
 
     return (

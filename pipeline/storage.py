@@ -1,7 +1,7 @@
-"""A local folder or ``s3://bucket/prefix`` behind one small interface. Every file is published whole.
+"""One interface to a local folder and to ``s3://bucket/prefix``. Writes are atomic: files are published as a whole.
 
-A key is a relative path with forward slashes. Storage objects hold no connection and no file handle until they
-are used, so they travel to Ray tasks as they are.
+A key is a relative path with forward slashes. Storage objects can be pickled and sent to Ray tasks, because they open
+connections and files only when they are used.
 """
 
 from __future__ import annotations
@@ -24,45 +24,48 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StorageError, UnavailableError
 
-MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENFILE, errno.EMFILE}
-"""What a file system on the network, or one that is overloaded, answers now and then."""
+TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENFILE, errno.EMFILE}
+"""Error numbers of temporary failures, which network file systems and overloaded systems return occasionally."""
 TABLES_AHEAD = 8
-"""Tables that are read at once."""
+"""Number of tables that `read_tables` reads in parallel."""
 
 
 class Storage(Protocol):
-    """Where crawls, shards, trials and reports live."""
+    """Interface to the files of a workspace: crawls, shards, trials and reports."""
 
     root: str
-    """The folder or ``s3://`` address as the user gave it (absolute for folders)."""
+    """Root of the workspace: the absolute path of a folder, or an ``s3://`` address."""
 
     def uri(self, key: str) -> str:
-        """Where `key` is, for people and for other tools."""
+        """Return the path or the ``s3://`` address of `key`, for messages and other tools."""
 
     def exists(self, key: str) -> bool:
-        """Whether `key` was published."""
+        """Whether the file `key` exists."""
 
     def list(self, prefix: str) -> Iterator[str]:
-        """All published keys below the folder `prefix`, sorted."""
+        """Yield the keys of all files below the folder `prefix`, sorted."""
 
     def read_bytes(self, key: str) -> bytes:
-        """The whole content of `key`. Raises StorageError where it is missing, UnavailableError for what may pass."""
+        """Return the content of `key`.
+
+        Raises StorageError if the file does not exist, and UnavailableError for temporary failures.
+        """
 
     def write_bytes(self, key: str, data: bytes) -> None:
-        """Publish `data` as `key`: readers see the old content or the new, never a part."""
+        """Publish `data` as `key` atomically: readers see the old or the new content, never a part of it."""
 
     def publish(self, path: Path, key: str) -> None:
-        """Publish the local file `path` as `key`, whole; `path` is left as it is."""
+        """Publish a copy of the local file `path` as `key` atomically."""
 
     def delete(self, key: str) -> None:
-        """Remove `key`; nothing happens where it does not exist."""
+        """Delete the file `key` if it exists."""
 
-    def sweep(self, prefix: str) -> None:
-        """Remove what interrupted writes left below the folder `prefix`. Nobody may be writing there."""
+    def delete_partial_writes(self, prefix: str) -> None:
+        """Delete the remains of interrupted writes below the folder `prefix`; no other job may be writing there."""
 
 
 def open_storage(root: str) -> Storage:
-    """Storage for ``s3://bucket/prefix`` or a local folder, which need not exist yet.
+    """Return the storage at ``s3://bucket/prefix`` or in a local folder, which need not exist yet.
 
     Raises ConfigError for any other scheme.
     """
@@ -74,7 +77,7 @@ def open_storage(root: str) -> Storage:
 
 
 class LocalStorage:
-    """A folder. Publishing writes a hidden neighbour first and renames it, which POSIX makes atomic."""
+    """Storage in a local folder. Files are written under a hidden name and then renamed, which POSIX makes atomic."""
 
     def __init__(self, root: str) -> None:
         self.root = str(Path(root).expanduser().absolute())
@@ -87,9 +90,10 @@ class LocalStorage:
             return Path(self.uri(key)).is_file()
 
     def list(self, prefix: str) -> Iterator[str]:
-        base = Path(self.uri(prefix))
-        paths = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith("."))
-        yield from sorted(p.relative_to(self.root).as_posix() for p in paths)
+        with self._explained(prefix, "list"):
+            paths = (p for p in Path(self.uri(prefix)).rglob("*") if p.is_file() and not p.name.startswith("."))
+            keys = sorted(p.relative_to(self.root).as_posix() for p in paths)
+        yield from keys
 
     def read_bytes(self, key: str) -> bytes:
         with self._explained(key, "read"):
@@ -108,8 +112,8 @@ class LocalStorage:
         with self._explained(key, "delete"):
             Path(self.uri(key)).unlink(missing_ok=True)
 
-    def sweep(self, prefix: str) -> None:
-        with self._explained(prefix, "sweep"):
+    def delete_partial_writes(self, prefix: str) -> None:
+        with self._explained(prefix, "clean up"):
             for part in list(Path(self.uri(prefix)).rglob(".*.part")):
                 part.unlink(missing_ok=True)
 
@@ -118,7 +122,7 @@ class LocalStorage:
         try:
             yield
         except OSError as error:
-            kind = UnavailableError if error.errno in MAY_PASS else StorageError
+            kind = UnavailableError if error.errno in TRANSIENT_ERRNOS else StorageError
             raise kind(f"cannot {verb} {self.uri(key)}: {error.strerror}") from error
 
     @contextmanager
@@ -138,13 +142,13 @@ class LocalStorage:
                 part.unlink()
 
 
-_making_a_client = threading.Lock()  # threads may use one client, but not make one at the same moment
+_client_creation = threading.Lock()  # boto3 clients are thread-safe, but their creation is not
 
 
 class S3Storage:
-    """A prefix of an S3 bucket through boto3; an object appears whole or not at all.
+    """Storage below a prefix of an S3 bucket; S3 publishes objects atomically.
 
-    Credentials, region and a custom endpoint come from boto3's own environment variables and files
+    boto3 reads the credentials, the region and a custom endpoint from its environment variables and configuration files
     (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, …).
     """
 
@@ -160,7 +164,8 @@ class S3Storage:
 
     @property
     def client(self) -> Any:
-        with _making_a_client:
+        """The boto3 client of this process, created at its first use."""
+        with _client_creation:
             if self._client is None:
                 import boto3
                 from botocore.config import Config
@@ -207,8 +212,8 @@ class S3Storage:
         with self._explained(key, "delete"):
             self.client.delete_object(Bucket=self.bucket, Key=self._name(key))
 
-    def sweep(self, prefix: str) -> None:
-        with self._explained(prefix, "sweep"):
+    def delete_partial_writes(self, prefix: str) -> None:
+        with self._explained(prefix, "clean up"):
             pages = self.client.get_paginator("list_multipart_uploads")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self._name(prefix.rstrip("/") + "/")):
                 for upload in page.get("Uploads", ()):
@@ -227,41 +232,44 @@ class S3Storage:
         try:
             yield
         except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
-            kind = UnavailableError if _may_pass(error) else StorageError
+            kind = UnavailableError if _is_temporary(error) else StorageError
             raise kind(f"cannot {verb} {self.uri(key)}: {error}") from error
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether an S3 request may succeed later: nobody answered, or somebody who is overloaded or broken."""
+def _is_temporary(error: Exception) -> bool:
+    """Whether a failed S3 request may succeed later: the server did not answer, was overloaded or had an error."""
     from botocore import exceptions
 
     if isinstance(error, exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status in {408, 429} or status >= 500
     if isinstance(error, (exceptions.SSLError, FileNotFoundError)):
-        return False  # a certificate, or the list of those to trust
-    passing = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, OSError)
-    return isinstance(error, passing)
+        return False  # an invalid certificate, or a missing list of trusted certificates
+    temporary = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, OSError)
+    return isinstance(error, temporary)
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:
-    """The JSON object stored as `key`."""
+    """Return the JSON object stored as `key`; raise StorageError if it is missing or not a JSON object."""
     try:
         document = json.loads(storage.read_bytes(key))
     except ValueError as error:
-        raise StorageError(f"{storage.uri(key)}: not JSON ({error})") from error
+        raise StorageError(f"{storage.uri(key)}: not valid JSON ({error})") from error
     if not isinstance(document, dict):
         raise StorageError(f"{storage.uri(key)}: expected a JSON object, found {type(document).__name__}")
     return document
 
 
 def write_json(storage: Storage, key: str, document: dict[str, Any]) -> None:
-    """Publish `document` as indented, human-readable JSON."""
+    """Publish `document` as indented JSON."""
     storage.write_bytes(key, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_table(storage: Storage, key: str, columns: list[str] | None = None) -> pa.Table:
-    """The Parquet table stored as `key`, or some of its columns."""
+    """Return the Parquet table stored as `key`, or only `columns` of it.
+
+    Raises StorageError if it is missing or not a Parquet table.
+    """
     try:
         return pq.read_table(pa.BufferReader(storage.read_bytes(key)), columns=columns)
     except pa.ArrowException as error:
@@ -269,7 +277,7 @@ def read_table(storage: Storage, key: str, columns: list[str] | None = None) -> 
 
 
 def read_tables(storage: Storage, keys: Iterable[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The Parquet tables stored as `keys`, in order; the next few are read already, since a bucket takes its time."""
+    """Yield the Parquet tables stored as `keys`, in order; `TABLES_AHEAD` of them are read in parallel."""
     with ThreadPoolExecutor(TABLES_AHEAD, "table") as threads:
         ahead: deque[Future[pa.Table]] = deque()
         try:
@@ -286,20 +294,23 @@ def read_tables(storage: Storage, keys: Iterable[str], columns: list[str] | None
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A local folder for a file before it is published. A disk that is full while it is written is a StorageError."""
+    """Context with a temporary local folder for files that are published afterwards.
+
+    Raises StorageError if a file cannot be written, for example because the disk is full.
+    """
     with local_writes(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 @contextmanager
 def local_writes(path: Path) -> Iterator[None]:
-    """What goes wrong with local files at `path` or below it, as a StorageError."""
+    """Context that turns an OSError into a StorageError about `path`, a local file or folder."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(
-            f"cannot write {path}: {reason}; the same command continues once it can be written"
+            f"cannot write {path}: {reason}; make it writable, then run the same command again to continue"
         ) from error
 
 

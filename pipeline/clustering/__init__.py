@@ -1,1 +1,1 @@
-"""Second stage: shards become trained prototypes."""
+"""The clustering stage: trains prototypes on the shards of a collection."""

@@ -1,4 +1,4 @@
-"""When the next module is switched on: after convergence, or at an upper bound (DTI paper, section 4.2)."""
+"""Curriculum learning: a module is switched on after convergence, or at an upper bound (DTI paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pipeline.clustering.trial import StageRecord
 from pipeline.config import ScheduleConfig
 
 FINAL_LEARNING_RATE = 0.1
-"""Factor on the learning rate in the last stage."""
+"""Factor on the configured learning rate in the last stage."""
 
 
 class Curriculum:
-    """Stages: no module, one module, …, all modules, then all of them at a tenth of the learning rate.
+    """The stages of training: no module, one module, …, all modules, then all at a tenth of the learning rate.
 
-    It sees the mean loss of each window, which is the same on every worker, so all workers decide alike. A window's
-    gain counts as progress when it exceeds `tolerance` times the gain since the stage began: a measure without units,
-    which the additive constant of a log-likelihood cannot disturb.
+    Decisions depend on the mean loss of each window, which is the same on every worker, so all workers decide alike. A
+    window makes progress when its gain exceeds `tolerance` times the gain since the stage began. This criterion does
+    not depend on the unit of the loss or on the additive constant of a log-likelihood.
+
+    Args:
+        schedule: lengths of the stages.
+        modules: names of the transformation modules, in the order in which they are switched on.
     """
 
     def __init__(self, schedule: ScheduleConfig, modules: Sequence[str]) -> None:
@@ -25,7 +29,7 @@ class Curriculum:
         self.modules = list(modules)
         self.stage = 0
         self.iterations = 0
-        """Iterations done in this stage."""
+        """Number of iterations done in this stage."""
         self.first_loss = float("inf")
         """Mean loss of the stage's first window."""
         self.best_loss = float("inf")
@@ -48,22 +52,27 @@ class Curriculum:
         return self.stage > self._last_stage
 
     def begin_with_all(self) -> None:
-        """Leave out the stages before all modules are active: a model that is trained already needs none."""
+        """Skip the stages before all modules are active, which a trained model does not need."""
         self.stage = len(self.modules)
 
-    def iterations_left(self) -> int:
-        """Upper bound on the iterations that remain."""
+    def stages_left(self) -> list[tuple[int, int]]:
+        """Return, for each remaining stage, the number of active modules and a bound on the remaining iterations."""
         if self.done:
-            return 0
-        later = sum(self._limit(stage) for stage in range(self.stage + 1, self._last_stage + 1))
-        return self._limit(self.stage) - self.iterations + later
+            return []
+        later = range(self.stage + 1, self._last_stage + 1)
+        limits = [(self.stage, self._limit(self.stage) - self.iterations), *((s, self._limit(s)) for s in later)]
+        return [(min(stage, len(self.modules)), iterations) for stage, iterations in limits]
+
+    def iterations_left(self) -> int:
+        """Return an upper bound on the number of remaining iterations."""
+        return sum(iterations for _, iterations in self.stages_left())
 
     def next_window(self) -> int:
-        """Iterations of the next window; never beyond the end of the stage."""
+        """Return the number of iterations of the next window, which ends with the stage at the latest."""
         return min(self.schedule.window, self._limit(self.stage) - self.iterations)
 
     def update(self, iterations: int, mean_loss: float) -> bool:
-        """Count a window of `iterations` with its mean loss. True when it ended the stage."""
+        """Add a window of `iterations` with its mean loss. Return whether it ended the stage."""
         self.iterations += iterations
         if self.iterations == iterations:
             self.first_loss, progress = mean_loss, True
@@ -72,9 +81,9 @@ class Curriculum:
             progress = mean_loss < self.best_loss - gain_needed
         self.stale_windows = 0 if progress else self.stale_windows + 1
         self.best_loss = min(self.best_loss, mean_loss)
-        full = self.iterations >= self._limit(self.stage)
+        at_limit = self.iterations >= self._limit(self.stage)
         converged = self.stale_windows >= self.schedule.patience and self.iterations >= self.schedule.min_iterations
-        if not (full or converged):
+        if not (at_limit or converged):
             return False
         reason = "converged" if converged else "max_iterations"
         self.history.append(StageRecord(self.modules[: self.active_modules], self.iterations, reason))
@@ -82,13 +91,13 @@ class Curriculum:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Everything that changes, JSON-serialisable; `restore` takes it back."""
+        """Return everything that changes, as JSON-serialisable values; `restore` reads them."""
         names = ("stage", "iterations", "first_loss", "best_loss", "stale_windows")
         history = [vars(record) for record in self.history]
         return {**{name: getattr(self, name) for name in names}, "history": history}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue from a `state` that `state()` returned."""
         for name, value in state.items():
             setattr(self, name, value)
         self.history = [StageRecord(**record) for record in state["history"]]

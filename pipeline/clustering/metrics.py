@@ -1,6 +1,6 @@
-"""How well clusters agree with true classes: accuracy and normalised mutual information, as the DTI paper reports them.
+"""Agreement of clusters with true classes: accuracy and normalised mutual information, as the DTI paper reports them.
 
-Labels are for evaluation alone: nothing here is called while a model is trained.
+Labels serve evaluation only: training uses none of these functions.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ class Metrics:
     """Agreement of one assignment with the labels, over the images that have one."""
 
     accuracy: float
-    """In [0, 1]; see `accuracy`."""
+    """Clustering accuracy in [0, 1]; see `accuracy`."""
     nmi: float
-    """In [0, 1]; see `nmi`."""
+    """Normalised mutual information in [0, 1]; see `nmi`."""
     labelled_images: int
+    """Number of images that have a label."""
     classes: int
-    """Different labels among those images."""
+    """Number of different labels of these images."""
 
 
 def evaluate(labels: Sequence[str | None], clusters: Sequence[int] | Integers, k: int) -> Metrics | None:
-    """The metrics of `clusters`, in [0, `k`), against the `labels` of the same images; None where no image has one."""
+    """Return the metrics of `clusters`, in [0, `k`), for the `labels` of the same images; None if no image has one."""
     labelled = [(label, int(cluster)) for label, cluster in zip(labels, clusters, strict=True) if label is not None]
     if not labelled:
         return None
@@ -38,15 +39,15 @@ def evaluate(labels: Sequence[str | None], clusters: Sequence[int] | Integers, k
 
 
 def accuracy(classes: Integers, clusters: Integers, k: int) -> float:
-    """Part of the images whose cluster stands for their class, in [0, 1].
+    """Return the fraction of images whose cluster represents their class, in [0, 1].
 
-    With as many clusters as classes, each cluster stands for one class and no two for the same: the matching with the
-    highest accuracy (Hungarian algorithm). Otherwise each cluster stands for its most frequent class (majority vote).
+    With as many clusters as classes, clusters and classes are matched one to one, with the highest possible accuracy
+    (Hungarian algorithm). Otherwise each cluster represents its most frequent class (majority vote).
 
     Args:
-        classes: true class per image, at least one.
-        clusters: cluster per image, in [0, `k`).
-        k: number of clusters, those without images included.
+        classes: true class of each image, of at least one image.
+        clusters: cluster of each image, in [0, `k`).
+        k: number of clusters, including those without images.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -61,9 +62,9 @@ def accuracy(classes: Integers, clusters: Integers, k: int) -> float:
 
 
 def nmi(classes: Integers, clusters: Integers) -> float:
-    """Mutual information of classes and clusters over the arithmetic mean of their entropies, in [0, 1].
+    """Return the mutual information of classes and clusters over the arithmetic mean of their entropies, in [0, 1].
 
-    1 where each determines the other, also where there is only one of both.
+    It is 1 where each determines the other, including the case of a single class and a single cluster.
     """
     from sklearn.metrics import normalized_mutual_info_score
 

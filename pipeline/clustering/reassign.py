@@ -1,4 +1,4 @@
-"""Empty-cluster reassignment (DTI paper, section 4.2): tiny clusters restart as copies of the largest one."""
+"""Reassignment of empty clusters (DTI paper, section 4.2): tiny clusters restart as copies of the largest one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from pipeline.clustering.model.dti import DTI
 
 NOISE_STD = 1e-4
-"""Standard deviation of the noise that tells a copy from its donor."""
+"""Standard deviation of the noise that distinguishes a copy from its donor."""
 
 
 @torch.no_grad()
@@ -18,17 +18,20 @@ def reassign_tiny(
 ) -> list[int]:
     """Restart every prototype whose share is under `below` / K from the prototype with the largest share.
 
-    Everything that a prototype has is copied: pixels, scale, mixing logit, predictors, and the optimiser's moments of
-    each. Noise is added to the pixels of the copies and of the donor. Workers that hold the same model, the
-    same global shares and generators in the same state stay identical.
+    All parameters of the prototype are copied (pixels, scale, mixing logit, predictors), with the optimiser's moments.
+    Noise is added to the pixels of the copies and of the donor. Workers stay identical if they have the same model,
+    the same global shares and generators in the same state.
 
     Args:
-        shares_K: part of the images that each prototype explained since the last check, over all workers; sums to 1.
-        below: part of an equal share; the paper's 20 % is 0.2.
-        generator: of the noise.
+        method: model, changed in place.
+        optimizer: optimiser of the model, changed in place.
+        shares_K: fraction of the images that each prototype explained since the last check, over all workers; the
+            fractions sum to 1.
+        below: threshold as a fraction of an equal share; 0.2 is the paper's 20 %.
+        generator: generator of the noise.
 
     Returns:
-        The restarted prototypes.
+        Indices of the restarted prototypes.
     """
     tiny = (shares_K < below / method.k).nonzero()[:, 0]
     donor = int(shares_K.argmax())

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on what was drawn before."""
+"""Random numbers that depend only on their purpose, never on earlier draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator for the non-negative integers `key`, such as (seed, epoch).
+    """Return a CPU generator that is seeded by the non-negative integers `key`, such as (seed, epoch).
 
     torch seeds its CPU generator from 32 bits only, so the key is hashed rather than packed into one number.
     """

@@ -1,4 +1,4 @@
-"""How prototypes form: pictures of all of them at ends of windows, a bounded number for any length of training.
+"""Snapshots of all prototypes at the ends of windows; their number is bounded for any length of training.
 
 Shapes: K prototypes, C channels, H x W pixels.
 """
@@ -18,13 +18,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-MOST = 48
-"""Snapshots of a trial."""
+MAX_SNAPSHOTS = 48
+"""Maximum number of snapshots of a trial."""
 SIDE_PX = 64
-"""Longest side of a prototype in a snapshot."""
+"""Maximum side of a prototype in a snapshot."""
 SNAPSHOT_PX = 512 * 512
-"""Pixels of a snapshot: where prototypes are many, each has fewer, and 48 snapshots of any K take a few MB at most."""
+"""Maximum number of pixels of a snapshot, for any K: 48 snapshots take a few MB at most."""
 WEBP_QUALITY = 70
+"""Quality of the pictures, 1 to 100."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,18 @@ class Snapshot:
     """All prototypes at one moment of training."""
 
     window: int
-    """Windows that were done; 0 before training."""
+    """Number of windows done so far; 0 before training."""
     iteration: int
-    """Iterations that were done."""
+    """Number of iterations done so far."""
     modules: list[str]
-    """Modules that were active until then."""
+    """Names of the modules that were active until then."""
     k: int
+    """Number of prototypes."""
     webp: bytes
-    """The prototypes row by row, as many in a row as there are rows, or one more."""
+    """One WebP picture of all prototypes, row by row, in a grid that is about square."""
 
     def pictures(self) -> NDArray[np.uint8]:
-        """(K, h, w, 3): the prototypes in the model's order, none larger than `SIDE_PX`."""
+        """Return the prototypes (K, h, w, 3) in the order of the model, with sides of at most `SIDE_PX`."""
         with Image.open(io.BytesIO(self.webp), formats=["WEBP"]) as image:
             sheet = np.asarray(image.convert("RGB"))
         columns, rows = _grid(self.k)
@@ -53,7 +55,7 @@ class Snapshot:
 
 @torch.no_grad()
 def snapshot(prototypes_KCHW: Tensor, window: int, iteration: int, modules: Sequence[str]) -> Snapshot:
-    """A snapshot of `prototypes_KCHW`, which are float; what lies outside [0, 1] is clamped."""
+    """Return a snapshot of `prototypes_KCHW`, which are float; values outside [0, 1] are clamped."""
     k, _, height, width = prototypes_KCHW.shape
     shrink = min(1.0, min(SIDE_PX, math.isqrt(SNAPSHOT_PX // k)) / max(height, width))
     h, w = max(1, round(shrink * height)), max(1, round(shrink * width))
@@ -68,36 +70,37 @@ def snapshot(prototypes_KCHW: Tensor, window: int, iteration: int, modules: Sequ
 
 
 class Snapshots:
-    """The snapshots of a trial: of every window, of every second one when those are too many, and so on.
+    """The snapshots of a trial: one of every window, of every second window when these are too many, and so on.
 
-    Which windows have one depends on how many are done alone, so a resumed trial has those of the uninterrupted one.
+    Which windows have a snapshot depends only on the number of windows, so a resumed trial has the same ones as an
+    uninterrupted trial.
     """
 
     def __init__(self) -> None:
         self.taken: list[Snapshot] = []
 
     def take(self, prototypes_KCHW: Tensor, window: int, iteration: int, modules: Sequence[str]) -> None:
-        """Keep a snapshot, if `window` is one of those that have one; let go of those that are too many now."""
+        """Take a snapshot if `window` is due for one, and drop those that are too many now."""
         stride = 1
-        while window // stride >= MOST:
+        while window // stride >= MAX_SNAPSHOTS:
             stride *= 2
         self.taken = [earlier for earlier in self.taken if earlier.window % stride == 0]
         if window % stride == 0:
             self.taken.append(snapshot(prototypes_KCHW, window, iteration, modules))
 
     def state(self) -> list[dict[str, Any]]:
-        """What a checkpoint keeps: tensors and plain values; `snapshots_of` takes it back."""
+        """Return the content for a checkpoint, as tensors and plain values; `snapshots_of` reads it."""
         return [
             {**vars(taken), "webp": torch.frombuffer(bytearray(taken.webp), dtype=torch.uint8)} for taken in self.taken
         ]
 
 
 def snapshots_of(state: dict[str, Any]) -> list[Snapshot]:
-    """The snapshots in the checkpoint `state`; none where an earlier version wrote it."""
+    """Return the snapshots in the checkpoint `state`; checkpoints of earlier versions have none."""
     return [Snapshot(**{**kept, "webp": kept["webp"].numpy().tobytes()}) for kept in state.get("snapshots", ())]
 
 
 def _grid(k: int) -> tuple[int, int]:
-    """Columns and rows of a sheet of `k` prototypes."""
+    """Return the numbers of columns and rows of a sheet of `k` prototypes."""
     columns = math.ceil(math.sqrt(k))
     return columns, math.ceil(k / columns)

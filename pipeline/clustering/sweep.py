@@ -1,26 +1,24 @@
-"""Trials over K, and which one to keep."""
+"""The sweep: trains one trial for each K and seed, and selects the trial to keep."""
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from pipeline.clustering.earlier_run import earlier_checkpoint
 from pipeline.clustering.halving import halve
-from pipeline.clustering.trial import Trial, TrialResult, best_of_each_k, is_done
+from pipeline.clustering.trial import Train, Trial, TrialResult, TrialTask, best_of_each_k
 from pipeline.config import LATEST, ClusteringConfig, JobConfig, digest, dump_config
-from pipeline.console import rated, say
+from pipeline.console import counted, duration, say
 from pipeline.errors import ConfigError, StorageError
 from pipeline.paths import RunPaths
 from pipeline.records import CHANNELS, Crawl
 from pipeline.shards import shard_keys
 from pipeline.storage import Storage, read_json, write_json
-
-if TYPE_CHECKING:
-    from pipeline.clustering.trial_queue import Work
 
 NOT_IN_IDENTITY = {
     "gpus_per_worker",
@@ -36,145 +34,139 @@ NOT_IN_IDENTITY = {
     "collective_timeout_s",
     "max_failures",
 }
-"""Which trials a run has (their names say it) and how it is carried out or read: these may change from job to job."""
+"""Settings that may differ between jobs on the same run: its trials, how they are trained, and how they are read."""
 
 
 def check_run_id(storage: Storage, config: JobConfig) -> None:
-    """Raise ConfigError where the user's run id belongs to a run of another configuration."""
+    """Raise ConfigError if the user's run id belongs to a run with another configuration."""
     if config.run_id and storage.exists((paths := RunPaths(config.collection, config.run_id)).identity):
-        asked = _computed(config.clustering)
-        if asked["warm_start"] == LATEST:  # which that is turns out after ingest
-            del asked["warm_start"]
-        _compare(paths, _identity(storage, paths)["clustering"], asked, "clustering.")
+        requested = _identifying_settings(config.clustering)
+        if requested["warm_start"] == LATEST:  # resolved after ingest
+            del requested["warm_start"]
+        _compare(paths, _stored_identity(storage, paths)["clustering"], requested, "clustering.")
 
 
 def open_run(storage: Storage, config: JobConfig, crawls: list[Crawl]) -> RunPaths:
-    """The run of this configuration on these crawls; made if it does not exist.
+    """Return the run of this configuration on these crawls; create it if it does not exist.
 
-    Raises ConfigError where the user's run id belongs to a run of another configuration or of other images.
+    Raises ConfigError if the user's run id belongs to a run with another configuration or with other images.
     """
-    # Not the crawls' ids: a crawl that brought nothing new, or the same images from elsewhere, changes nothing.
+    # Digests and not ids of crawls: a crawl without new images, or the same images from elsewhere, changes nothing.
     images = sorted(crawl.digest for crawl in crawls if crawl.accepted)
-    identity: dict[str, Any] = {"images": images, "clustering": _computed(config.clustering)}
+    identity: dict[str, Any] = {"images": images, "clustering": _identifying_settings(config.clustering)}
     paths = RunPaths(config.collection, config.run_id or f"run-{digest(identity)}")
     if not storage.exists(paths.identity):
-        # An address may hold a password, and the next job may be tracked elsewhere.
-        shown = config.model_copy(update={"tracking_uri": None})
-        storage.write_bytes(paths.config, dump_config(shown).encode())
+        # The tracking URI may contain a password, and may differ in the next job.
+        stored_config = config.model_copy(update={"tracking_uri": None})
+        storage.write_bytes(paths.config, dump_config(stored_config).encode())
         write_json(storage, paths.identity, identity)
         return paths
-    found = _identity(storage, paths)
-    _compare(paths, found["clustering"], identity["clustering"], "clustering.")
-    _compare(paths, {"the images": found["images"]}, {"the images": images}, "")
+    stored = _stored_identity(storage, paths)
+    _compare(paths, stored["clustering"], identity["clustering"], "clustering.")
+    _compare(paths, {"the images": stored["images"]}, {"the images": images}, "")
     return paths
 
 
-def _computed(config: ClusteringConfig) -> dict[str, Any]:
+def _identifying_settings(config: ClusteringConfig) -> dict[str, Any]:
+    """Return the settings that must be equal in all jobs on the same run."""
     return config.model_dump(mode="json", exclude=NOT_IN_IDENTITY)
 
 
-def _identity(storage: Storage, paths: RunPaths) -> dict[str, Any]:
-    found = read_json(storage, paths.identity)
-    if not {"images", "clustering"} <= set(found):
-        raise StorageError(f"{storage.uri(paths.identity)}: incomplete; delete the folder of this run and start again")
-    return found
+def _stored_identity(storage: Storage, paths: RunPaths) -> dict[str, Any]:
+    stored = read_json(storage, paths.identity)
+    if not {"images", "clustering"} <= set(stored):
+        raise StorageError(
+            f"{storage.uri(paths.identity)}: expected images and clustering; delete the folder of this run"
+        )
+    return stored
 
 
-def _compare(paths: RunPaths, found: dict[str, Any], asked: dict[str, Any], section: str) -> None:
-    other = [section + name for name, value in asked.items() if found.get(name) != value]
-    if other:
+def _compare(paths: RunPaths, stored: dict[str, Any], requested: dict[str, Any], section: str) -> None:
+    """Raise ConfigError if the stored run differs in any of the `requested` values."""
+    different = [section + name for name, value in requested.items() if stored.get(name) != value]
+    if different:
         raise ConfigError(
-            f"run_id {paths.run_id!r}: a run of that name exists and differs in {', '.join(other)}; "
+            f"run_id {paths.run_id!r}: a run with this id exists and differs in {', '.join(different)}; "
             "choose another --run-id, or leave it out"
         )
 
 
-def _result(storage: Storage, paths: RunPaths, trial: Trial) -> TrialResult:
-    key = paths.trial_marker(trial.name)
-    try:
-        return TrialResult.from_json(read_json(storage, key))
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{storage.uri(key)}: not a trial's result; delete it and run the same command") from error
-
-
 def sweep(
-    storage: Storage,
-    paths: RunPaths,
-    config: ClusteringConfig,
-    crawls: list[Crawl],
-    train: Callable[[list[Work]], None] | None,
+    storage: Storage, paths: RunPaths, config: ClusteringConfig, crawls: list[Crawl], train: Train | None
 ) -> list[TrialResult]:
-    """The results of all trials, ordered by K and seed; those that are done already are not run again.
+    """Train the trials that are not done yet, and return the results of all trials, ordered by K and seed.
 
     Args:
-        train: trains the missing trials; without it they are a ConfigError.
+        storage: workspace.
+        paths: paths of the run.
+        config: trials and their settings.
+        crawls: crawls whose images are clustered.
+        train: function that trains the missing trials; without it, a missing trial is a ConfigError.
     """
-    trials = [Trial(k, config.seed + i) for k in sorted(config.k) for i in range(config.seeds)]
-    missing = [trial for trial in trials if not is_done(storage, paths, trial)]
+    tasks = _tasks(storage, paths, config, crawls)
+    missing = [task for task in tasks if not task.is_done()]
     if missing and train is None and not config.halving:
-        names = ", ".join(trial.name for trial in missing)
-        raise ConfigError(f"run {paths.run_id}: {names} not trained yet; run the cluster stage first")
-    if len(missing) < len(trials):
-        say("cluster", f"{len(trials) - len(missing)} of {len(trials)} trials of {paths.run_id} are done already")
+        names = ", ".join(task.trial.name for task in missing)
+        raise ConfigError(f"run {paths.run_id}: these trials are not trained: {names}; run the cluster stage first")
+    if len(missing) < len(tasks):
+        done = len(tasks) - len(missing)
+        say("cluster", f"{done} of {counted(len(tasks), 'trial')} of {paths.run_id} done already")
     if missing and train is not None:
-        images = sum(crawl.accepted for crawl in crawls)
-        of = f"{images} images of {len(crawls)} crawl{'s' if len(crawls) > 1 else ''}"
-        say("cluster", f"{len(missing)} trials on {of}, {config.workers} worker(s) each: {paths.run_id}")
+        images = counted(sum(crawl.accepted for crawl in crawls), "image")
+        workers = f", {config.workers} workers each" if config.workers > 1 else ""
+        say("cluster", f"{paths.run_id}: training {counted(len(missing), 'trial')} on {images}{workers}")
         started = time.monotonic()
-        train_until = _training(storage, paths, config, crawls, train)
         if config.halving:
-            halve(storage, paths, config, trials, train_until)
+            halve([_with_start(task) for task in tasks], train)
         else:
-            train_until(missing, None)
-        trained = [_result(storage, paths, trial) for trial in missing if is_done(storage, paths, trial)]
-        say("cluster", _speed(trained, time.monotonic() - started))
-    done = [trial for trial in trials if is_done(storage, paths, trial)]
-    if absent := set(config.k) - {trial.k for trial in done}:
+            train([_with_start(task) for task in missing])
+        trained = [_result(task) for task in missing if task.is_done()]
+        say("cluster", f"{counted(len(trained), 'trial')} trained in {duration(time.monotonic() - started)}")
+    finished = [task for task in tasks if task.is_done()]
+    if absent := set(config.k) - {task.trial.k for task in finished}:
         raise ConfigError(f"run {paths.run_id}: no trial of k {sorted(absent)} is trained; run the cluster stage first")
-    return [_result(storage, paths, trial) for trial in done]
+    return [_result(task) for task in finished]
 
 
-def _speed(results: list[TrialResult], seconds: float) -> str:
-    """How fast trials that ended were trained, of which some may have begun in an earlier job, on one line."""
-    images, training = sum(result.image_passes for result in results), sum(result.seconds for result in results)
-    return f"{rated(len(results), 'trial', seconds)}; within a trial {rated(images, 'image', training)}"
-
-
-def _training(
-    storage: Storage,
-    paths: RunPaths,
-    config: ClusteringConfig,
-    crawls: list[Crawl],
-    train: Callable[[list[Work]], None],
-) -> Callable[[list[Trial], int | None], None]:
-    """Trains trials of this run until an iteration, or to the end, by `train`."""
-    from pipeline.clustering.trial_queue import Work
-    from pipeline.clustering.warm_start import earlier_checkpoint
-
+def _tasks(storage: Storage, paths: RunPaths, config: ClusteringConfig, crawls: list[Crawl]) -> list[TrialTask]:
+    """Return the tasks of all trials of the run, ordered by K and seed."""
     keys = shard_keys(crawls)
-    decoded = sum(crawl.accepted * crawl.image_size**2 * CHANNELS[crawl.color_mode] for crawl in crawls)
+    decoded_bytes = sum(crawl.accepted * crawl.image_size**2 * CHANNELS[crawl.color_mode] for crawl in crawls)
+    return [
+        TrialTask(storage, paths, config, Trial(k, config.seed + i), keys, decoded_bytes)
+        for k in sorted(config.k)
+        for i in range(config.seeds)
+    ]
 
-    @functools.cache
-    def earlier(k: int) -> str | None:
-        run = config.warm_start
-        return None if run is None else earlier_checkpoint(storage, paths.collection, run, k)
 
-    def train_until(trials: list[Trial], until: int | None) -> None:
-        train([Work(storage, paths, config, trial, keys, decoded, earlier(trial.k), until) for trial in trials])
+def _with_start(task: TrialTask) -> TrialTask:
+    """Return `task` with the model of the earlier run that it starts from, if the configuration names one."""
+    run_id = task.config.warm_start
+    if run_id is None or task.is_done():
+        return task
+    return replace(task, earlier_key=earlier_checkpoint(task.storage, task.paths.collection, run_id, task.trial.k))
 
-    return train_until
+
+def _result(task: TrialTask) -> TrialResult:
+    try:
+        return TrialResult.from_json(read_json(task.storage, task.marker_key))
+    except (KeyError, TypeError) as error:
+        raise StorageError(
+            f"{task.storage.uri(task.marker_key)}: not a trial's result; delete it and run the same command again"
+        ) from error
 
 
 def check_k(config: ClusteringConfig, images: int, what: str) -> None:
-    """Raise ConfigError where some K exceeds the number of `images`, which are described as `what`."""
+    """Raise ConfigError if some K exceeds the number of `images`; `what` describes these images in the message."""
     if max(config.k) > images:
         raise ConfigError(f"clustering.k: {max(config.k)} is above the {images} {what}; choose a smaller k")
 
 
 def select(results: Sequence[TrialResult], select_k: int | None) -> tuple[TrialResult, str]:
-    """The trial to keep, and why.
+    """Return the trial to keep, and the reason.
 
-    Of each K the seed with the lowest loss counts; among the values of K it is the user's, or the elbow of the loss.
+    For each K, only the seed with the lowest loss is considered. K is the user's `select_k`, or else the elbow of the
+    loss.
     """
     best = best_of_each_k(results)
     if select_k is not None:
@@ -190,10 +182,11 @@ def select(results: Sequence[TrialResult], select_k: int | None) -> tuple[TrialR
 
 
 def elbow(k: Sequence[int], losses: Sequence[float]) -> int:
-    """Index of the elbow of `losses` over increasing `k`: the point farthest below the line through both ends.
+    """Return the index of the elbow of `losses` over increasing `k`.
 
-    Both axes are scaled to [0, 1] first, so units do not matter. Where no point lies below the line (two trials, or
-    a loss that falls faster and faster) it is the one with the lowest loss.
+    The elbow is the point farthest below the line through both ends.
+    Both axes are first scaled to [0, 1], so that units do not matter. If no point lies below the line (with two trials,
+    or a loss that falls faster and faster), the elbow is the point with the lowest loss.
     """
     x, y = np.asarray(k, float), np.asarray(losses, float)
     lowest = int(y.argmin())

@@ -1,9 +1,10 @@
-"""One trial's training, the same on every worker: DDP averages gradients, everything else is computed alike.
+"""The training of one trial, the same on every worker: DDP averages gradients, everything else is computed alike.
 
-Decisions (convergence, reassignment, learning rate) fall at the end of a window, from sums over all workers.
-Checkpoints are taken there too, and all random numbers derive from seed and iteration, so a resumed run repeats the
-uninterrupted one: bit for bit on the CPUs of one Linux machine, where gradients are added in the order of workers. Of
-more than two workers that share no memory, gloo adds those of DDP's first step in another order than later ones.
+Decisions (convergence, reassignment, learning rate) are made at the end of a window, from sums over all workers.
+Checkpoints are taken there as well, and all random numbers derive from seed and iteration, so a resumed run repeats the
+uninterrupted one. On CPUs with one or two workers it does so bit for bit. With more workers the results agree only up
+to rounding: the order in which a backend adds the terms of an element depends on its position in a DDP bucket, and DDP
+rearranges its buckets after the first step of every attempt.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,80 +23,59 @@ from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.data.images import ImageSet, to_float
 from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader, initial_images
 from pipeline.clustering.model.build import build_method
-from pipeline.clustering.patience import read_patiently
 from pipeline.clustering.reassign import reassign_tiny
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.snapshots import Snapshots, snapshots_of
-from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult
+from pipeline.clustering.storage_retries import read_with_retries
+from pipeline.clustering.trial import HistoryPoint, TrialProgress, TrialResult, TrialTask
 from pipeline.clustering.warm_start import take_over
-from pipeline.clustering.workers import exchange_gradients, place, range_of, summed
-from pipeline.config import ClusteringConfig
+from pipeline.clustering.workers import range_over_workers, rank_and_world_size, sum_over_workers
 from pipeline.errors import ClusteringError, StorageError
-from pipeline.storage import Storage
 
 REPORT_S = 5.0
-"""Longest silence within a window."""
+"""Longest time between two reports within a window."""
 ASSIGN_BATCH = 256
-"""Images per batch of the final evaluation."""
+"""Number of images per batch of the final evaluation."""
 GRADIENT_BUCKETS = 4
-"""Parts in which workers exchange their gradients."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """News of a trial: averages over the window so far."""
-
-    trial: Trial
-    iteration: int
-    iterations_left: int
-    """Upper bound."""
-    loss: float
-    modules: list[str]
+"""Number of buckets in which workers exchange their gradients."""
 
 
 class TrialTraining:
     """Trains one trial on this worker's share of every batch.
 
+    A trial with a checkpoint continues from it. Any other trial starts from the model `task.earlier_key`, or else from
+    images of the collection.
+
     Args:
-        config: of the clustering.
-        trial: K and seed.
-        images: the whole collection, the same on every worker.
-        storage, checkpoint_key: where the trial's checkpoint is read from, if there, and written to.
-        best_key: where the model is kept that has the lowest loss of a window with all modules so far, as of the
-            checkpoints; it goes when the last model is as good on all images.
-        device: of this worker.
-        earlier_key: of a trained model to start from, where the trial has no checkpoint; by default it starts from
-            random images.
-        note: called with what the user should know of, such as storage that fails; from another thread, too.
+        task: trial to train; `task.best_key` is deleted if the last model is as good on all images.
+        images: all images of the collection, the same on every worker.
+        device: device of this worker.
+        log: called with lines for the user, such as failures of the storage; also from another thread.
 
     Raises:
-        ClusteringError: K exceeds the number of images, or the loss stops being a number.
-        StorageError: the checkpoint cannot be read, or not by all workers alike.
+        ClusteringError: K exceeds the number of images, or the loss is not finite.
+        StorageError: the checkpoint cannot be read, or is not the same on all workers.
     """
 
     def __init__(
         self,
-        config: ClusteringConfig,
-        trial: Trial,
+        task: TrialTask,
         images: ImageSet,
-        storage: Storage,
-        checkpoint_key: str,
-        best_key: str,
         device: torch.device,
-        earlier_key: str | None = None,
-        note: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
+        config, trial, storage = task.config, task.trial, task.storage
         if trial.k > len(images):
             raise ClusteringError(
                 f"k {trial.k} is above the {len(images)} images of the collection; choose a smaller k"
             )
-        self.config, self.trial, self.images, self.device = config, trial, images, device
-        self.storage, self.checkpoint_key, self.best_key, self.note = storage, checkpoint_key, best_key, note
-        self.rank, self.world_size = place()
+        self.task, self.config, self.trial = task, config, trial
+        self.images, self.device, self.log = images, device, log
+        self.rank, self.world_size = rank_and_world_size()
         order = EpochOrder(images.sizes, trial.seed, images.window)
         self.loader = Loader(images, BatchStream(order, config.batch_size, self.rank, self.world_size), device)
-        uri = storage.uri(checkpoint_key)
-        resumes = read_patiently(lambda: storage.exists(checkpoint_key), uri, note)
+        uri = storage.uri(task.checkpoint_key)
+        resumes = read_with_retries(lambda: storage.exists(task.checkpoint_key), uri, log)
         initial = torch.zeros(trial.k, *images.shape)
         if not resumes:
             initial = initial_images(images, trial.k, trial.seed, config.initialization)
@@ -111,56 +90,57 @@ class TrialTraining:
         )
         self.curriculum = Curriculum(config.schedule, config.transforms)
         self.iteration = 0
-        """Iterations done; with the seed it is the loader's position and the state of all random numbers."""
+        """Number of iterations done; with the seed it determines the loader's position and all random numbers."""
         self.origin = "starts"
-        """Where training begins, for the user."""
+        """Description for the user of the point where training begins."""
         self.seconds = 0.0
+        """Training time over all attempts, without start-up."""
         self.history: list[HistoryPoint] = []
         self.best_loss = math.inf
-        """Of a window, of the model at `best_key`."""
+        """Window loss of the model at `task.best_key`."""
         self.snapshots = Snapshots()
-        broken: ClusteringError | None = None
+        resume_error: ClusteringError | None = None
         if resumes:
             try:
                 self._resume()
-            except ClusteringError as error:  # of this worker, perhaps: the others must not wait for it
-                self.iteration, broken = -1, error
-        first, last = range_of(self.iteration, device)
-        if broken is not None and last == -1:
-            raise broken
+            except ClusteringError as error:  # possibly on this worker only: the others must not wait for it
+                self.iteration, resume_error = -1, error
+        first, last = range_over_workers(self.iteration, device)
+        if resume_error is not None and last == -1:
+            raise resume_error
         if first < last:
             raise StorageError(
-                f"{uri}: workers read it at iterations {first} to {last}; do all nodes see the same workspace?"
+                f"{uri}: workers read different checkpoints, of iterations {first} to {last}; "
+                "check that all nodes see the same workspace"
             )
-        if not resumes and earlier_key is not None:
-            take_over(self.method, storage, earlier_key, images, trial.seed)
+        if not resumes and task.earlier_key is not None:
+            take_over(self.method, storage, task.earlier_key, images, trial.seed)
             self.curriculum.begin_with_all()
         self._start_stage()
         if not resumes:
             self._take_snapshot(self.method.active_modules)
 
-    def run(
-        self,
-        report: Callable[[Window], None] = lambda window: None,
-        until: int | None = None,
-    ) -> TrialResult:
-        """Train until the curriculum is done, evaluate on all images, and leave the final checkpoint.
+    def run(self, report: Callable[[TrialProgress], None] = lambda progress: None) -> TrialResult:
+        """Train until the curriculum is done, evaluate the model on all images, and publish the final checkpoint.
 
-        The result of a trial that pauses is that at this point.
+        With `task.until`, training pauses at the end of the window that reaches this iteration, and publishes a
+        checkpoint to continue from; the result describes this point.
 
         Args:
-            until: pause at the end of the window that reaches this iteration, with a checkpoint to go on from.
-            report: called at the end of every window, and within one every few seconds.
+            report: called at the end of every window, and every few seconds within a window.
         """
         self._report = report
         self._reported_at = saved_at = started = time.monotonic()
-        before = self.seconds
-        checkpoints = CheckpointWriter(self.storage, self.checkpoint_key, self.note)
+        self._started = started - self.seconds
+        until = self.task.until
+        checkpoints = CheckpointWriter(self.task.storage, self.task.checkpoint_key, self.log)
         try:
             while not (self.curriculum.done or (until is not None and self.iteration >= until)):
                 self._train_window()
-                self.seconds = before + time.monotonic() - started
-                self._tell(self.history[-1].loss, self.history[-1].active_modules, self.curriculum.iterations_left())
+                self.seconds = time.monotonic() - self._started
+                self._report_progress(
+                    self.history[-1].loss, self.history[-1].active_modules, self.curriculum.stages_left()
+                )
                 due = time.monotonic() - saved_at >= self.config.checkpoint_every_s
                 if self.rank == 0 and due and self._save(checkpoints):
                     saved_at = time.monotonic()
@@ -169,18 +149,18 @@ class TrialTraining:
             raise
         finally:
             self.loader.close()
-        # While the last checkpoint is still being written, perhaps: the other workers do not wait for it.
+        # The last checkpoint may still be being written: the other workers do not wait for it.
         loss = self.evaluate()
         if not math.isfinite(loss):
             checkpoints.close()
-            raise self._not_a_number(self.iteration)
+            raise self._not_finite(self.iteration)
         result = TrialResult(
             k=self.trial.k,
             seed=self.trial.seed,
             loss=loss,
             iterations=self.iteration,
             image_passes=self.iteration * self.config.batch_size,
-            seconds=before + time.monotonic() - started,
+            seconds=time.monotonic() - self._started,
             workers=self.world_size,
             stages=self.curriculum.history,
             history=self.history,
@@ -190,42 +170,43 @@ class TrialTraining:
         return result
 
     def _save(self, checkpoints: CheckpointWriter) -> bool:
-        """Begin a checkpoint to go on from, and the model by itself if it is the best so far; False if left out."""
-        last, loss = self.history[-1], self.best_loss
+        """Start to write a checkpoint, and the model if it is the best so far. Return False if this was skipped."""
+        last, best_loss = self.history[-1], self.best_loss
         if last.active_modules == len(self.config.transforms):
-            loss = min(loss, last.loss)
-        best = {self.best_key: model_state(self.method, self.config)} if loss < self.best_loss else {}
-        begun = checkpoints.write({**self._state(), "best_loss": loss}, best)
-        if begun:
-            self.best_loss = loss
-        return begun
+            best_loss = min(best_loss, last.loss)
+        best = {self.task.best_key: model_state(self.method, self.config)} if best_loss < self.best_loss else {}
+        started = checkpoints.write({**self._state(), "best_loss": best_loss}, best)
+        if started:
+            self.best_loss = best_loss
+        return started
 
     def _finish(self, checkpoints: CheckpointWriter, loss: float) -> None:
-        """Leave the last checkpoint, of a model that has `loss` on all images."""
+        """Publish the last checkpoint; its model has `loss` on all images."""
         checkpoints.close()
         if not self.curriculum.done:
             self._save(checkpoints)
             checkpoints.close()
             return
-        # A finished trial is never trained further: its moments would only triple the size.
+        # A finished trial is never trained further, and the optimiser's moments would triple the size.
         checkpoints.finish({**self._state(), "optimizer": None})
         if loss <= self.best_loss:  # the last model is the best
             try:
-                self.storage.delete(self.best_key)
-            except StorageError as error:  # it is in nobody's way
-                self.note(f"{self.storage.uri(self.best_key)} is of no use any more and stays: {error}")
+                self.task.storage.delete(self.task.best_key)
+            except StorageError as error:  # the file is superfluous but harmless
+                self.log(f"{self.task.storage.uri(self.task.best_key)} is not needed but could not be deleted: {error}")
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss over all images; each worker evaluates its part."""
+        """Return the mean loss over all images; each worker evaluates its share."""
         self.method.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in self.images.parts(ASSIGN_BATCH, self.rank, self.world_size):
+        for batch in self.images.batches(ASSIGN_BATCH, self.rank, self.world_size):
             total += self.method.assign(to_float(batch.to(self.device))).loss_B.double().sum()
         self.method.train()
-        return float(summed(total)) / len(self.images)
+        return float(sum_over_workers(total)) / len(self.images)
 
     def _train_window(self) -> None:
+        """Train for one window, then make the decisions that are due at its end."""
         length = self.curriculum.next_window()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         counts_K = torch.zeros(self.trial.k, dtype=torch.float64, device=self.device)
@@ -241,13 +222,14 @@ class TrialTraining:
             counts_K += output.cluster_B.bincount(minlength=self.trial.k)
             self.iteration += 1
             if time.monotonic() - self._reported_at > REPORT_S and done < length:
-                left = self.curriculum.iterations_left() - done
-                self._tell(float(loss_sum) / done, self.method.active_modules, left)
-        sums = summed(torch.cat([loss_sum[None], counts_K])).cpu()
+                (modules, iterations), *later = self.curriculum.stages_left()
+                left = [(modules, iterations - done), *later]
+                self._report_progress(float(loss_sum) / done, self.method.active_modules, left)
+        sums = sum_over_workers(torch.cat([loss_sum[None], counts_K])).cpu()
         loss = float(sums[0]) / (length * self.world_size)
-        # The loss is that before the last step; a checkpoint must not hold what that step broke.
+        # The loss was computed before the last step, but a checkpoint must not contain what this step may have broken.
         if not math.isfinite(loss) or self.method.broken_part():
-            raise self._not_a_number(self.iteration - length + min(length, int(finite) + 1))
+            raise self._not_finite(self.iteration - length + min(length, int(finite) + 1))
         shares_K = sums[1:] / sums[1:].sum()
         learning_rate = self.optimizer.param_groups[0]["lr"]
         active_modules = self.method.active_modules
@@ -272,44 +254,45 @@ class TrialTraining:
             self._start_stage()
 
     def _take_snapshot(self, active_modules: int) -> None:
-        if self.rank == 0:  # which alone writes checkpoints
+        if self.rank == 0:  # only this worker writes checkpoints
             modules = self.config.transforms[:active_modules]
             self.snapshots.take(self.method.prototypes, len(self.history), self.iteration, modules)
 
-    def _tell(self, loss: float, active_modules: int, iterations_left: int) -> None:
+    def _report_progress(self, loss: float, active_modules: int, stages_left: list[tuple[int, int]]) -> None:
         modules: list[str] = list(self.config.transforms[:active_modules])
-        self._report(Window(self.trial, self.iteration, iterations_left, loss, modules))
+        seconds = time.monotonic() - self._started
+        self._report(TrialProgress(self.trial, self.iteration, loss, modules, seconds, stages_left))
         self._reported_at = time.monotonic()
 
-    def _not_a_number(self, iteration: int) -> ClusteringError:
+    def _not_finite(self, iteration: int) -> ClusteringError:
+        """Return the error for a number that is not finite at `iteration`."""
         modules = "+".join(self.method.active_names) or "identity"
-        where = self.method.broken_part() or "what the modules make of the prototypes"
+        where = self.method.broken_part() or "the transformed prototypes"
         kept = "the last checkpoint is kept"
         if self.best_loss < math.inf:
-            kept += f", and the best model in {self.storage.uri(self.best_key)}"
+            kept += f", and the best model in {self.task.storage.uri(self.task.best_key)}"
         return ClusteringError(
             f"trial {self.trial.name}: a number is not finite at iteration {iteration} of stage {modules}, in {where}; "
             f"{kept}; try a lower clustering.learning_rate"
         )
 
     def _start_stage(self) -> None:
-        """Bring model, learning rate and DDP in line with the curriculum."""
+        """Adapt model, learning rate and DDP to the current stage of the curriculum."""
         self.method.activate(self.curriculum.active_modules)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self.curriculum.learning_rate_factor
         self.parallel: nn.Module = self.method
         if self.world_size > 1:
-            # Wrapped anew for each stage: DDP fixes the set of parameters with gradients when it is built.
-            self.parallel = parallel = DistributedDataParallel(
+            # The model is wrapped again for each stage, since DDP fixes the set of parameters with gradients.
+            self.parallel = DistributedDataParallel(
                 self.method,
                 forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=bucket_mb(self.method.parameters()),
             )
-            exchange_gradients(parallel)
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.storage, self.checkpoint_key, self.note)
+        state = load_checkpoint(self.task.storage, self.task.checkpoint_key, self.log)
         self.method.load_state_dict(state["model"])
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -317,10 +300,10 @@ class TrialTraining:
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.history = [HistoryPoint(**point) for point in state["history"]]
         self.snapshots.taken = snapshots_of(state)
-        self.best_loss = state.get("best_loss", math.inf)  # an earlier version kept none
+        self.best_loss = state.get("best_loss", math.inf)  # missing in checkpoints of earlier versions
         self.origin = f"continues at iteration {self.iteration}"
         if state["workers"] != self.world_size:
-            # The same batches, but their sums are rounded in another order.
+            # The batches are the same, but their sums are rounded in a different order.
             self.origin += f", with {self.world_size} workers instead of {state['workers']}"
 
     def _state(self) -> dict[str, Any]:
@@ -338,11 +321,11 @@ class TrialTraining:
 
 
 def bucket_mb(parameters: Iterable[nn.Parameter]) -> int:
-    """MiB of gradients that workers exchange at once.
+    """Return the size of DDP's gradient buckets, in MiB.
 
-    By NCCL and gloo a bucket travels as soon as it is full, while the gradients of earlier layers are still computed;
-    only the last one is waited for. DDP's 25 MiB hold all that most models here have, so nothing would overlap. Below
-    1 MiB it is latency that counts.
+    A bucket is sent as soon as it is full, while the gradients of earlier layers are still being computed; workers wait
+    only for the last bucket. DDP's default of 25 MiB holds all gradients of most models here, so nothing would overlap.
+    Below 1 MiB, latency dominates.
     """
     gradient_bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     return max(1, round(gradient_bytes / GRADIENT_BUCKETS / 2**20))

@@ -1,7 +1,7 @@
-"""Which trials wait, which group of workers trains which, and what became of them.
+"""The queue of trials: it hands out trials to worker groups, and records how each of them ended.
 
-One `TrialQueue` lives in an actor that all groups of a job ask. It decides nothing that could be lost: which trials
-are done stands in the workspace, so a queue that dies with its job is filled again by the next one.
+A job has one `TrialQueue`, in an actor that all worker groups call. It holds no state that must survive: the workspace
+is the source of truth about finished trials, so when a queue dies with its job, the next job fills a new one.
 """
 
 from __future__ import annotations
@@ -10,160 +10,133 @@ import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pipeline.clustering.training import Window
-from pipeline.clustering.trial import Trial
-from pipeline.config import ClusteringConfig
+from pipeline.clustering.trial import TrialProgress, TrialTask
 from pipeline.console import rated
 from pipeline.errors import ClusteringError, PipelineError
-from pipeline.paths import RunPaths
-from pipeline.storage import Storage
 
 
 @dataclass(frozen=True)
-class Work:
-    """A trial of a run, with all that a worker needs to train it."""
-
-    storage: Storage
-    paths: RunPaths
-    config: ClusteringConfig
-    trial: Trial
-    shard_keys: list[str]
-    decoded_bytes: int
-    """Of all images of these shards."""
-    earlier: str | None = None
-    """Key of the trained model to start from, if any."""
-    until: int | None = None
-    """Iteration at which to pause, with the loss there in storage; None to train to the end."""
-
-    @property
-    def name(self) -> str:
-        """Of the trial, in a job that may train several collections."""
-        return f"{self.paths.collection}/{self.paths.run_id}/{self.trial.name}"
-
-    @property
-    def title(self) -> str:
-        """For the console."""
-        return f"{self.paths.collection} {self.trial.name}"
-
-
-@dataclass(frozen=True)
-class View:
-    """The state of a queue, for whoever shows or waits."""
+class QueueUpdate:
+    """The state of a queue, and what happened since the last update."""
 
     lines: list[str]
-    """What happened since the last question, for the console."""
+    """Events since the last update, for the console."""
     waiting: int
-    running: dict[str, Window | None]
-    """Of each trial that a group has: how far it is, where that is known."""
+    """Number of trials that no group trains."""
+    running: dict[str, TrialProgress | None]
+    """Progress of each trial that a group trains; None while it is unknown."""
     ended: dict[str, PipelineError | None]
-    """Of each trial that was done or given up since the last question: why it was given up, if so."""
+    """Trials that ended since the last update: None for those that are done, the error for those given up."""
 
 
 @dataclass
 class TrialQueue:
-    """The trials of a job, those with the most prototypes first: what takes longest should not begin last.
+    """The trials of a job. Those with the most prototypes are taken first, since they take longest.
 
-    Trials that some workers lost come before all others. A call takes microseconds, however many trials wait.
+    Trials whose workers died are taken before all others. A call takes microseconds, however many trials wait.
     """
 
-    _waiting: list[tuple[float, int, Work]] = field(default_factory=list)
-    """A heap: rank, then the order in which trials came."""
-    _came: int = 0
-    _lost: list[Work] = field(default_factory=list)
-    """A stack."""
-    _held: dict[str, Work] = field(default_factory=dict)
+    _waiting: list[tuple[float, int, TrialTask]] = field(default_factory=list)
+    """A heap, ordered by rank and then by arrival."""
+    _arrivals: int = 0
+    _lost: list[TrialTask] = field(default_factory=list)
+    """A stack of trials whose workers died."""
+    _held: dict[str, TrialTask] = field(default_factory=dict)
+    """Trial of each group that trains one."""
     _served: set[str] = field(default_factory=set)
-    _windows: dict[str, Window | None] = field(default_factory=dict)
-    _troubles: dict[str, PipelineError] = field(default_factory=dict)
+    """Groups that have taken at least one trial."""
+    _progress: dict[str, TrialProgress | None] = field(default_factory=dict)
+    _failure_reasons: dict[str, PipelineError] = field(default_factory=dict)
     _failures: Counter[str] = field(default_factory=Counter)
     _lines: list[str] = field(default_factory=list)
     _ended: dict[str, PipelineError | None] = field(default_factory=dict)
 
-    def add(self, works: list[Work]) -> None:
-        """More trials to train."""
-        for work in works:
-            heapq.heappush(self._waiting, (self.rank(work), self._came, work))
-            self._came += 1
+    def add(self, tasks: list[TrialTask]) -> None:
+        """Add trials to train."""
+        for task in tasks:
+            heapq.heappush(self._waiting, (self.rank(task), self._arrivals, task))
+            self._arrivals += 1
 
-    def rank(self, work: Work) -> float:
-        """Trials of a lower rank are taken earlier, those of one rank as they came."""
-        return -work.trial.k
+    def rank(self, task: TrialTask) -> float:
+        """Return the rank of a trial: lower ranks are taken earlier, equal ranks in the order of arrival."""
+        return -task.trial.k
 
-    def take(self, group: str) -> Work | None:
-        """What `group` is to train now: what it had when its workers died, else the next trial; None if none waits."""
+    def take(self, group: str) -> TrialTask | None:
+        """Return the next trial for `group`: a trial whose workers died, else the first waiting one, else None."""
         self.release(group)
         if self._lost:
-            work = self._lost.pop()
+            task = self._lost.pop()
         elif self._waiting:
-            work = heapq.heappop(self._waiting)[-1]
+            task = heapq.heappop(self._waiting)[-1]
         else:
             return None
-        self._held[group], self._windows[group] = work, None
+        self._held[group], self._progress[group] = task, None
         self._served.add(group)
-        return work
+        return task
 
     def release(self, group: str) -> bool:
-        """The workers of `group` died, or ask for more without having ended what they had: it waits again, first.
+        """Return the trial of `group`, whose workers died or restarted, to the front of the queue.
 
-        A trial that was lost more than `max_failures` times is given up. True where the group ever had a trial.
+        A trial whose workers died more than `max_failures` times is given up. Returns whether the group ever took a
+        trial.
         """
-        work = self._held.pop(group, None)
-        self._windows.pop(group, None)
-        trouble = self._troubles.pop(group, None)
-        if work is None:
+        task = self._held.pop(group, None)
+        self._progress.pop(group, None)
+        reason = self._failure_reasons.pop(group, None)
+        if task is None:
             return group in self._served
-        self._failures[work.name] += 1
-        lost = self._failures[work.name]
-        if lost <= work.config.max_failures:
-            why = f" ({trouble})" if trouble else ""
-            self._lines.append(f"{work.title}: its workers died{why}, it goes on from its last checkpoint")
-            self._lost.append(work)
-        elif trouble:
-            self._end(work, trouble)
+        self._failures[task.name] += 1
+        failures = self._failures[task.name]
+        if failures <= task.config.max_failures:
+            why = f" ({reason})" if reason else ""
+            self._lines.append(f"{task.title}: its workers died{why}; it continues from its last checkpoint")
+            self._lost.append(task)
+        elif reason:
+            self._end(task, reason)
         else:
-            times = f"{lost} times" if lost > 1 else "once"
-            self._end(work, ClusteringError(f"trial {work.trial.name}: its workers died {times}; see Ray's logs"))
+            times = f"{failures} times" if failures > 1 else "once"
+            self._end(task, ClusteringError(f"trial {task.trial.name}: its workers died {times}; see Ray's logs"))
         return True
 
-    def begin(self, group: str, note: str) -> None:
-        """The workers of `group` have what they need and train; `note` says from where on."""
-        self._lines.append(f"{self._held[group].title}: {note}")
+    def begin(self, group: str, origin: str) -> None:
+        """Record that the workers of `group` have begun to train; `origin` describes the point where they begin."""
+        self._lines.append(f"{self._held[group].title}: {origin}")
 
-    def tell(self, group: str, window: Window) -> None:
-        """How far the trial of `group` is."""
+    def report(self, group: str, progress: TrialProgress) -> None:
+        """Record the progress of the trial of `group`."""
         if group in self._held:
-            self._windows[group] = window
+            self._progress[group] = progress
 
-    def note(self, group: str, line: str) -> None:
-        """Something about the trial of `group` for the console."""
+    def log(self, group: str, line: str) -> None:
+        """Add a console line about the trial of `group`."""
         if group in self._held:
             self._lines.append(f"{self._held[group].title}: {line}")
 
-    def trouble(self, group: str, error: PipelineError) -> None:
-        """Why the workers of `group` are about to end; another attempt may do better."""
-        self._troubles[group] = error
+    def report_failure(self, group: str, error: PipelineError) -> None:
+        """Record the error with which the workers of `group` are about to end; another attempt may succeed."""
+        self._failure_reasons[group] = error
 
     def finish(self, group: str, loss: float, image_passes: int, seconds: float) -> None:
-        """The trial of `group` is done, and its result is in the workspace."""
-        work = self._held.pop(group)
-        self._windows.pop(group, None)
-        state = "done" if work.until is None else f"compared at iteration {work.until}"
-        self._lines.append(f"{work.title}: {state}, loss {loss:.6g}; {rated(image_passes, 'image', seconds)}")
-        self._end(work, None)
+        """Record that the trial of `group` is done, and that its result is in the workspace."""
+        task = self._held.pop(group)
+        self._progress.pop(group, None)
+        state = "done" if task.until is None else f"compared at iteration {task.until}"
+        self._lines.append(f"{task.title}: {state}, loss {loss:.6g}; {rated(image_passes, 'image', seconds)}")
+        self._end(task, None)
 
     def give_up(self, group: str, error: PipelineError) -> None:
-        """The trial of `group` cannot succeed, however often it starts again; other trials can."""
-        work = self._held.pop(group)
-        self._windows.pop(group, None)
-        self._lines.append(f"{work.title}: given up, {error}")
-        self._end(work, error)
+        """Record that the trial of `group` cannot succeed, even in another attempt."""
+        task = self._held.pop(group)
+        self._progress.pop(group, None)
+        self._lines.append(f"{task.title}: given up, {error}")
+        self._end(task, error)
 
-    def view(self) -> View:
-        """What is new, and what stands where."""
-        running = {work.name: self._windows.get(group) for group, work in self._held.items()}
-        view = View(self._lines, len(self._waiting) + len(self._lost), running, self._ended)
+    def update(self) -> QueueUpdate:
+        """Return the current state, with the events since the last call."""
+        running = {task.name: self._progress.get(group) for group, task in self._held.items()}
+        update = QueueUpdate(self._lines, len(self._waiting) + len(self._lost), running, self._ended)
         self._lines, self._ended = [], {}
-        return view
+        return update
 
-    def _end(self, work: Work, error: PipelineError | None) -> None:
-        self._ended[work.name] = error
+    def _end(self, task: TrialTask, error: PipelineError | None) -> None:
+        self._ended[task.name] = error

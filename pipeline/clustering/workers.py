@@ -1,79 +1,38 @@
-"""This worker among those that train one trial together: what all of them know, from what each knows."""
+"""Communication between the DDP workers that train a trial together: ranks, sums and ranges.
 
-# Annotations are evaluated here: DDP looks at those of what exchanges its gradients.
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+All functions use the default process group (NCCL on GPUs, gloo on CPUs). A single worker has no group; the functions
+then return their own values.
+"""
+
+from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.clustering.direct_sums import DirectSums
-from pipeline.clustering.shared_sums import SharedSums, shared_sums
+WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}
+"""glibc's limits (mallopt(3)) for CPU workers; other C libraries ignore them.
 
-_direct: DirectSums | None = None
-"""Where workers on CPUs are connected: one group of workers per process."""
-_shared: SharedSums | None = None
-"""Where they are on one machine, too."""
+Blocks of 8 MiB or more are returned to the system when they are freed; smaller ones come from a heap, of which 64 MiB
+are kept. By default glibc raises the first limit by itself, and the activations of an encoder then fragment the heap.
+"""
 
 
-@contextmanager
-def connected(timeout_s: float) -> Iterator[None]:
-    """Within it, workers on CPUs add as fast as their connections, and their memory on one machine, are.
-
-    All workers enter it together, or none.
-
-    Args:
-        timeout_s: that a worker waits for another in one sum.
-    """
-    global _direct, _shared  # noqa: PLW0603 (as there is one default process group)
-    if place()[1] == 1 or dist.get_backend() != "gloo":
-        yield
-        return
-    with closing(DirectSums(timeout_s)) as _direct:
-        try:
-            _shared = shared_sums(_direct)
-            yield
-        finally:
-            _direct = _shared = None
-
-
-def place() -> tuple[int, int]:
-    """Number of this worker from 0, and how many there are."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return the rank of this worker, from 0, and the number of workers."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def summed(values: Tensor) -> Tensor:
-    """The sum of `values` over all workers, in place."""
-    if place()[1] > 1:
-        if _direct is not None:
-            _direct.sum(values)
-        else:
-            dist.all_reduce(values)
+def sum_over_workers(values: Tensor) -> Tensor:
+    """Replace `values` (of the same shape on every worker) in place by their sum over all workers; return them."""
+    if rank_and_world_size()[1] > 1:
+        dist.all_reduce(values)
     return values
 
 
-def exchange_gradients(parallel: DistributedDataParallel) -> None:
-    """Have `parallel` add its gradients in the order of workers, where they share memory; or else by their group."""
-    if _shared is not None:
-        parallel.register_comm_hook(_shared, _averaged)
-
-
-def _averaged(
-    sums: SharedSums,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]
-) -> torch.futures.Future[Tensor]:
-    gradients = bucket.buffer()
-    sums.sum(gradients.div_(place()[1]))
-    done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(gradients)
-    return done
-
-
-def range_of(value: int, device: torch.device) -> tuple[int, int]:
-    """The smallest and the largest `value` that a worker has."""
+def range_over_workers(value: int, device: torch.device) -> tuple[int, int]:
+    """Return the smallest and the largest `value` among all workers."""
     ends = torch.tensor([-value, value], device=device)
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         dist.all_reduce(ends, dist.ReduceOp.MAX)
     return -int(ends[0]), int(ends[1])

@@ -1,1 +1,1 @@
-"""First stage: a crawl becomes WebDataset shards of square images."""
+"""The first stage: turns a crawl into WebDataset shards of square images."""

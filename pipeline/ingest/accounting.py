@@ -1,4 +1,4 @@
-"""What became of a crawl, in numbers: every record is accounted for, from the tables of rows alone."""
+"""Ingest accounting: the totals of a crawl, computed from the tables of rows, with every record accounted for."""
 
 from __future__ import annotations
 
@@ -19,35 +19,28 @@ from pipeline.records import Crawl
 from pipeline.storage import Storage, read_tables
 
 RATES = ("seconds", "records_per_second", "bytes_per_second")
-"""Statistics that `rates` gives."""
+"""Names of the statistics that `rates` returns."""
+
 PERCENTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
+"""Percentiles of the image sides, by their names in the statistics."""
 
 
 def account(storage: Storage, paths: CrawlPaths, records: int, n_shards: int, config: IngestConfig) -> Crawl:
-    """The totals of the crawl `paths`, whose rows are final; its statistics are all but the rates.
+    """Return the totals of the crawl `paths`, whose rows must be final, with all statistics except the rates.
 
-    Raises PipelineError where the rows are not those of `records` records.
+    Raises PipelineError if the accepted and the rejected rows do not add up to `records`.
     """
-    content = hashlib.sha256(" ".join(map(str, config.image_form)).encode())
+    content_digest = hashlib.sha256(" ".join(map(str, config.image_form)).encode())
     reasons: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     sides: list[np.ndarray[Any, Any]] = [np.empty((0, 2), np.int32)]
     columns = [
-        "status",
-        "reason",
-        "image_id",
-        "bytes",
-        "stored_bytes",
-        "format",
-        "width",
-        "height",
-        "caption",
-        "taken_at",
-    ]
+        "status", "reason", "image_id", "bytes", "stored_bytes", "format", "width", "height", "caption", "taken_at",
+    ]  # fmt: skip
     for table in read_tables(storage, map(paths.rows, range(n_shards)), columns):
         accepted = table.filter(pc.field("status") == "accepted")
         for image_id in accepted["image_id"].to_pylist():
-            content.update(image_id.encode())
+            content_digest.update(image_id.encode())
         reasons.update(table["reason"].drop_null().to_pylist())
         counts["accepted"] += accepted.num_rows
         counts["bytes"] += pc.sum(table["bytes"]).as_py() or 0
@@ -59,8 +52,8 @@ def account(storage: Storage, paths: CrawlPaths, records: int, n_shards: int, co
     n_accepted = counts.pop("accepted")
     if n_accepted + reasons.total() != records:
         raise PipelineError(
-            f"crawl {paths.crawl_id}: {n_accepted} accepted and {reasons.total()} rejected of {records} records; "
-            f"delete {storage.uri(paths.folder)} and ingest again"
+            f"crawl {paths.crawl_id}: {n_accepted} accepted and {reasons.total()} rejected records do not add up to "
+            f"all {records} records; delete {storage.uri(paths.folder)} and ingest again"
         )
     return Crawl(
         collection=paths.collection,
@@ -70,16 +63,19 @@ def account(storage: Storage, paths: CrawlPaths, records: int, n_shards: int, co
         accepted=n_accepted,
         rejected=dict(reasons.most_common()),
         image_size=config.image_size,
-        digest=content.hexdigest(),
+        digest=content_digest.hexdigest(),
         color_mode=config.color_mode,
         image_format=config.image_format,
         keep_duplicates=config.keep_duplicates,
-        statistics={**{name: float(n) for name, n in sorted(counts.items())}, **_sides(np.concatenate(sides))},
+        statistics={
+            **{name: float(n) for name, n in sorted(counts.items())},
+            **_side_percentiles(np.concatenate(sides)),
+        },
     )
 
 
 def rates(crawl: Crawl, records: int, seconds: float) -> dict[str, float]:
-    """How fast `records` records of `crawl` were ingested, in `seconds`, as further statistics."""
+    """Return the rates (RATES) at which `records` records of `crawl` were ingested within `seconds`."""
     share = records / max(1, crawl.records)
     return {
         "seconds": round(seconds, 3),
@@ -88,21 +84,21 @@ def rates(crawl: Crawl, records: int, seconds: float) -> dict[str, float]:
     }
 
 
-def rates_in_words(records: int, found: Mapping[str, float]) -> str:
-    """What `rates` found for `records` records, on one line."""
-    volume = tqdm.format_sizeof(found["bytes_per_second"], "B")
-    return f"{rated(records, 'record', found['seconds'])}, {volume}/s"
+def describe_rates(records: int, speed: Mapping[str, float]) -> str:
+    """Return one line about the rates `speed`, as `rates` returns them for `records` records."""
+    volume = tqdm.format_sizeof(speed["bytes_per_second"], "B")
+    return f"{rated(records, 'record', speed['seconds'])}, {volume}/s"
 
 
-def in_words(crawl: Crawl) -> str:
-    """Outcomes of `crawl` on one line."""
+def describe_outcome(crawl: Crawl) -> str:
+    """Return one line about the accepted and rejected records of `crawl`."""
     reasons = ", ".join(f"{n} {reason}" for reason, n in crawl.rejected.items())
     rejected = f"{crawl.records - crawl.accepted} rejected" + (f" ({reasons})" if reasons else "")
     return f"{crawl.records} records: {crawl.accepted} accepted, {rejected}"
 
 
-def sizes_in_words(statistics: Mapping[str, float]) -> str:
-    """Bytes, formats and sizes of a crawl on one line."""
+def describe_sizes(statistics: Mapping[str, float]) -> str:
+    """Return one line about the bytes, image sizes and formats in the `statistics` of a crawl."""
     formats = {name.removeprefix("format_"): n for name, n in statistics.items() if name.startswith("format_")}
     read, stored = (tqdm.format_sizeof(statistics[name], "B") for name in ("bytes", "stored_bytes"))
     parts = [f"{read} read, {stored} stored"]
@@ -113,12 +109,12 @@ def sizes_in_words(statistics: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _sides(sides: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Percentiles of the short and the long sides of N images (N, 2)."""
+def _side_percentiles(sides: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Percentiles of the short and the long sides in px of N images; `sides` is (N, 2). Empty for no images."""
     if not len(sides):
         return {}
-    found = {}
+    percentiles = {}
     for side, px in (("short_side_px", sides.min(1)), ("long_side_px", sides.max(1))):
         for name, q in PERCENTILES.items():
-            found[f"{side}_{name}"] = float(np.percentile(px, q))
-    return found
+            percentiles[f"{side}_{name}"] = float(np.percentile(px, q))
+    return percentiles

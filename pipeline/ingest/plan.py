@@ -1,11 +1,13 @@
-"""The plan of a crawl: every record, in a fixed order, cut into shards."""
+"""The plan of a crawl: all of its records in a fixed order, divided into shards."""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections.abc import Collection, Iterable
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +15,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import SourceError
 from pipeline.ingest.forget.names import NO_NAMES, Names, are_forgotten, cleared, names_in
 from pipeline.records import PLAN_SCHEMA, CrawlRecord
 from pipeline.storage import local_writes
 
 ROW_GROUP_RECORDS = 16_384
-"""Of a row group, at least, unless the plan ends: it holds whole shards. Parquet keeps a description of each row group
-in memory, so that groups of one small shard would make the plan of a large crawl grow with it."""
+"""Minimum number of records in a row group, except for the last one. A row group holds whole shards. Parquet keeps a
+description of each row group in memory, so that row groups of single small shards would add up in a large crawl."""
 
 BATCH_RECORDS = 1_024
-"""Records that are Python objects at once; the others of a row group are in Arrow's tighter form."""
+"""Maximum number of records held as Python objects at once; the rest of a row group is in Arrow's compact form."""
 
 SHARD_KEY = b"records_per_shard"
+"""Key of the number of records per shard in the metadata of the Parquet file."""
 
 NOT_IDENTITY = frozenset({"source_uri", "problem_detail"})
-"""Where a record lies, and what is only words, do not tell one state of it from another."""
+"""Fields that the digest of the listing leaves out: the location of the record, and an explanation for the user."""
 
-# Made once: json.dumps makes an encoder for each call with options.
-_IDENTITY = json.JSONEncoder(sort_keys=True, default=str)
-_EXTRA = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+# json.dumps would build a new encoder for every call that has options.
+_identity_encoder = json.JSONEncoder(sort_keys=True, default=str)
+_extra_encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 
 
 class Plan:
-    """A plan in a local Parquet file, whose row groups hold whole shards in order."""
+    """A plan in a local Parquet file. Its row groups hold whole shards, in order."""
 
     def __init__(self, path: Path, listing_digest: str) -> None:
         self.path = path
         self.listing_digest = listing_digest
-        """Hexadecimal; changes when a name, a size or the metadata of any record does, but not when the crawl moves."""
+        """Digest of the listing, in hexadecimal. It changes with the name, the size or the metadata of any record, but
+        not when the crawl is moved to another location."""
         self._file = pq.ParquetFile(path)
         self._per_shard = int(self._file.metadata.metadata[SHARD_KEY])
         self._per_group = _shards_per_group(self._per_shard) * self._per_shard
@@ -49,11 +54,11 @@ class Plan:
         self.n_shards: int = -(-self.records // self._per_shard)
 
     def records_of(self, shard: int) -> pa.Table:
-        """The records of one shard, with PLAN_SCHEMA; fast where shards are asked for in order."""
+        """The records of one shard (PLAN_SCHEMA). Reading shards in order is fast: the latest row group is cached."""
         group, start = divmod(shard * self._per_shard, self._per_group)
         if self._group is None or self._group[0] != group:
             self._group = group, self._file.read_row_group(group)
-        # A copy, so that a task is sent its records and not the group's.
+        # `take` copies: a slice would make Ray send the whole row group to the task.
         return self._group[1].slice(start, self._per_shard).take(list(range(self.size_of(shard))))
 
     def size_of(self, shard: int) -> int:
@@ -61,10 +66,31 @@ class Plan:
         return min(self._per_shard, self.records - shard * self._per_shard)
 
 
-def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: int, forgotten: Names = NO_NAMES) -> Plan:
-    """Stream `records` into the local file `path`, cut into shards of `records_per_shard` (the last one: the rest).
+def draw_sample(records: Iterable[CrawlRecord], size: int, seed: int) -> list[CrawlRecord]:
+    """Return a random sample of `size` records without replacement, in their original order.
 
-    Of records whose address is `forgotten` nothing but their place is written; the digest of the listing stays.
+    The records are read in one pass, and only the sample is held in memory. The choice depends only on `seed` and on
+    the number of records. Records that will be rejected may be in the sample.
+
+    Raises SourceError if there are fewer than `size` records.
+    """
+
+    def random_key(numbered: tuple[int, CrawlRecord]) -> bytes:
+        return hashlib.sha256(f"{seed} {numbered[0]}".encode()).digest()
+
+    drawn = heapq.nsmallest(size, enumerate(records), key=random_key)
+    if len(drawn) < size:
+        raise SourceError(
+            f"ingest.sample: {size} is above the {len(drawn)} records of the source; omit it to ingest all records"
+        )
+    return [record for _, record in sorted(drawn, key=itemgetter(0))]
+
+
+def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: int, forgotten: Names = NO_NAMES) -> Plan:
+    """Stream `records` into the local file `path`, in shards of `records_per_shard`; the last shard has the rest.
+
+    Of records whose address is `forgotten`, only the position and the reason are written; the digest of the
+    listing still covers them completely.
     """
     listing = hashlib.sha256()
     position = 0
@@ -72,18 +98,18 @@ def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: in
     per_group = _shards_per_group(records_per_shard) * records_per_shard
     with local_writes(path), _writer(path) as writer:
         group: list[pa.Table] = []
-        room = per_group
-        while batch := list(islice(stream, min(BATCH_RECORDS, room))):
+        capacity = per_group
+        while batch := list(islice(stream, min(BATCH_RECORDS, capacity))):
             for record in batch:
                 listing.update(_identity(record))
             rows = [_row(position + i, record) for i, record in enumerate(batch)]
             table = pa.Table.from_pylist(rows, PLAN_SCHEMA)
             group.append(cleared(table, are_forgotten(table, forgotten)))
             position += len(rows)
-            room -= len(rows)
-            if not room:
+            capacity -= len(rows)
+            if not capacity:
                 writer.write_table(pa.concat_tables(group), row_group_size=per_group)
-                group, room = [], per_group
+                group, capacity = [], per_group
         if group:
             writer.write_table(pa.concat_tables(group), row_group_size=per_group)
         writer.add_key_value_metadata({SHARD_KEY: str(records_per_shard)})
@@ -91,9 +117,9 @@ def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: in
 
 
 def write_without(plan: Path | pa.NativeFile, path: Path, records: Collection[int], names: Names) -> set[str]:
-    """Write `plan` to the local file `path` without the `records` at these places, and without what is in `names`.
+    """Copy `plan` to the local file `path`, and clear the `records` at these positions and those that match `names`.
 
-    Returns the names that were in `plan` and are no longer. Memory holds a row group at a time.
+    Returns the names of the cleared records. Only one row group is held in memory at a time.
     """
     removed: set[str] = set()
     with pq.ParquetFile(plan) as file, local_writes(path), _writer(path) as writer:
@@ -115,10 +141,10 @@ def _shards_per_group(records_per_shard: int) -> int:
 
 
 def _row(position: int, record: CrawlRecord) -> dict[str, Any]:
-    extra = _EXTRA.encode(record.extra) if record.extra else None
+    extra = _extra_encoder.encode(record.extra) if record.extra else None
     return {**vars(record), "record": position, "extra": extra}
 
 
 def _identity(record: CrawlRecord) -> bytes:
     known = {name: value for name, value in vars(record).items() if name not in NOT_IDENTITY}
-    return _IDENTITY.encode(known).encode()
+    return _identity_encoder.encode(known).encode()

@@ -1,57 +1,62 @@
-"""Why a record of a crawl does not become an image."""
+"""The reasons for which a record of a crawl is rejected instead of becoming an image."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 RejectReason = Literal[
-    "missing_file",  # the crawl names a file that is not there
-    "outside_source",  # a link or an address that leaves the source: a crawl may not pick files of the machine
-    "unreadable",  # the file or folder is there and cannot be read
-    "empty",  # zero bytes
-    "too_many_bytes",  # more than `max_bytes`
-    "not_an_image",  # nothing that Pillow reads: a login page, a text, a drawing
-    "video",
-    "profile_picture",  # of an account that a crawl names, not one of its posts
-    "no_address",  # a row of a table without an http:// or https:// address
-    "broken_metadata",  # a row of a table, or a file of metadata, that cannot be parsed
-    "too_many_pixels",  # the header claims more than `max_pixels`, as decompression bombs do
-    "too_small",  # the short side is below `min_side`
-    "truncated",  # an image that ends too early
-    "corrupt",  # an image with broken content
-    "duplicate",  # the same bytes are kept elsewhere in the collection
-    "near_duplicate",  # looks like an image that is kept: a repost, resized or recompressed
-    "bad_url",  # no address that can be asked for, or a redirect to one
-    "unknown_host",  # the name service knows no such name
-    "private_address",  # outside the public internet: a crawl may not reach into the cluster's network
-    "tls_error",  # a certificate that does not hold, or no common cipher
-    "too_many_redirects",
-    "http_error",  # the server says no for good; the detail has the status
-    "robots_opt_out",  # X-Robots-Tag
-    "unreachable",  # a fault that may pass, in all attempts of all rounds
-    "forgotten",  # somebody asked for it; the row says nothing else
+    # Files
+    "missing_file",  # the crawl lists this file, but the file does not exist
+    "outside_source",  # a link or a table row leads out of the source; crawls must not select files of the machine
+    "unreadable",  # the file or folder exists but cannot be read
+    "empty",  # the file has zero bytes
+    "too_many_bytes",  # the file or the download is larger than `max_bytes`
+    # Posts, and rows of tables
+    "video",  # the record is a video
+    "profile_picture",  # the profile picture of an account, not an image of a post
+    "no_address",  # the table row has no http:// or https:// address
+    "broken_metadata",  # the table row or the metadata file cannot be parsed
+    # Decoding
+    "not_an_image",  # the content is in no supported image format: an HTML page, text, a vector drawing
+    "too_many_pixels",  # the header claims more than `max_pixels`, as decompression bombs do; nothing is decoded
+    "too_small",  # the short side has fewer pixels than `min_side`
+    "truncated",  # the image file ends too early
+    "corrupt",  # the image file is damaged
+    # Deduplication and takedown
+    "duplicate",  # an image with the same bytes is kept, in this crawl or in an earlier one of the collection
+    "near_duplicate",  # the image looks like a kept image: it is a resized or recompressed repost
+    "forgotten",  # the image was removed on request (takedown); the row keeps only its position
+    # Downloads
+    "bad_url",  # the address, or the address that it redirects to, is not a valid http:// or https:// URL
+    "unknown_host",  # the host name does not exist
+    "private_address",  # the host is outside the public internet; crawls must not reach the cluster's own network
+    "tls_error",  # the certificate is not valid, or no secure connection could be agreed on
+    "too_many_redirects",  # the address redirects more than `max_redirects` times
+    "http_error",  # the server refuses permanently; the detail has the HTTP status
+    "robots_opt_out",  # the server forbids this use of the image in the header X-Robots-Tag
+    "unreachable",  # all attempts of all rounds failed for reasons that may be temporary
 ]
 """Values of the column ``reason`` of rejected rows, and of the column ``problem`` of the plan."""
 
 
 class Rejected(Exception):  # noqa: N818 (an expected outcome of a record, not an error of the job)
-    """One record is not ingested; the crawl goes on."""
+    """One record is rejected; the job continues with the others."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason: RejectReason = reason
         self.detail = detail
-        """The reason in words, with the values that decided."""
+        """Explanation for the user, with the values that led to the rejection."""
 
 
 class TemporaryFailure(Exception):  # noqa: N818 (as above)
-    """One attempt to reach a record failed for a reason that may pass."""
+    """One attempt to download a record failed for a reason that may be temporary."""
 
     def __init__(self, detail: str, retry_after_s: float | None = None, host_is_busy: bool = False) -> None:
         super().__init__(detail)
         self.detail = detail
-        """The reason in words."""
+        """Explanation for the user."""
         self.retry_after_s = retry_after_s
-        """Seconds that the server wants to be left alone, if it said so."""
+        """Seconds that the server asks to wait before the next request; None if it does not ask."""
         self.host_is_busy = host_is_busy
-        """Whether this holds for the whole host rather than for one address."""
+        """Whether the failure concerns the whole host rather than this address."""

@@ -1,1 +1,1 @@
-"""Runs the stages in order, for one collection or for many."""
+"""Run the stages in order, for one collection or for many."""

@@ -1,6 +1,6 @@
-"""The flags that several jobs have, and where each of them stands in the configuration.
+"""Flags that several jobs share, and their keys in the configuration.
 
-It imports nothing that takes long, so that --help answers at once.
+This module has no slow imports, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -26,58 +26,66 @@ CONFIG_KEY = {
     "warm_start": "clustering.warm_start",
     "workers": "clustering.workers",
 }
-"""Where in the configuration a flag belongs, if not at its top level."""
+"""Configuration keys of the flags that are not top-level keys, by the name of the parsed argument."""
 
 Flags = argparse._ArgumentGroup
-"""What a job's flags are added to."""
+"""Group of flags in the --help text of a job."""
 
 
 def add_source_flags(flags: Flags) -> None:
-    """What to ingest, and how it is read."""
+    """Add the flags that name the sources and say how they are read."""
     flags.add_argument(
         "--source",
         action="append",
         metavar="SRC",
-        help="folder, dump, tar, table of addresses or arrays, local or s3://bucket/prefix; may be repeated",
+        help="source to ingest: a folder, dump, tar, table of URLs or array file, local or s3://bucket/prefix; may be "
+        "repeated",
     )
-    flags.add_argument("--source-type", metavar="NAME", help="what the sources are, such as table [found by looking]")
-    flags.add_argument("--url-column", metavar="NAME", help="column of addresses in a table [found by its name]")
+    flags.add_argument("--source-type", metavar="NAME", help="type of the sources, such as table [detected]")
+    flags.add_argument(
+        "--url-column", metavar="NAME", help="column of a table that has the URLs [detected by its name]"
+    )
     flags.add_argument(
         "--allow-private-hosts",
         action="store_true",
         default=None,
-        help="download from addresses outside the public internet, too; only for crawls that you wrote",
+        help="also download from addresses outside the public internet; use only for crawls that you wrote yourself",
     )
     flags.add_argument(
         "--retry-unreachable",
         action="store_true",
         default=None,
-        help="try the records of a complete crawl again that could not be reached, and only them",
+        help="retry the unreachable records of a complete crawl, and no others",
     )
 
 
 def add_result_flags(flags: Flags) -> None:
-    """Where results go, and what they show."""
+    """Add the flags that say where results are stored and what they show."""
     flags.add_argument(
         "--no-examples",
         action="store_false",
         dest="examples",
         default=None,
-        help="leave every photo, caption and link out of the report; prototypes speak for their images",
+        help="leave all photos, captions and links out of the report, which then shows only prototypes",
     )
     flags.add_argument("--workspace", metavar="DIR", help="folder or s3://bucket/prefix for all results [workspace]")
 
 
 def add_configuration_flags(flags: Flags) -> None:
-    """Any value of the configuration, from a file or one by one."""
+    """Add the flags that set any value of the configuration, from a file or one by one."""
     flags.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any part of the configuration")
     flags.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="one value; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        dest="overrides",
+        help="one value of the configuration, such as clustering.batch_size=32; may be repeated",
     )
 
 
-def configured(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given, by their keys in the configuration, as `load_config` takes them."""
+def flags_by_config_key(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that were given, by configuration key, for the parameter `flags` of `load_config`."""
     values = {CONFIG_KEY.get(name, name): value for name, value in arguments.items() if value is not None}
     if len(values.get("source", ())) == 1:
         (values["source"],) = values["source"]

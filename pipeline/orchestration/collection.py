@@ -1,88 +1,79 @@
-"""One collection from its crawl to its report."""
+"""Run the stages for one collection: ingest, cluster, report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
+from pipeline.clustering.earlier_run import with_earlier_run
 from pipeline.clustering.sweep import check_k, check_run_id, open_run, select, sweep
+from pipeline.clustering.trial import Train
 from pipeline.config import LATEST, JobConfig
 from pipeline.console import say
 from pipeline.errors import SourceError
 from pipeline.ingest.sources.detect import count_candidates
-from pipeline.ingest.stage import check_apart, ingest
-from pipeline.orchestration.forgetting import check_not_forgetting
+from pipeline.ingest.stage import check_workspace_location, ingest
+from pipeline.orchestration.forget import check_no_takedown
 from pipeline.records import Crawl
-from pipeline.session import check_place
+from pipeline.reporting.run import Run
+from pipeline.session import check_resources_and_paths
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage
 
-if TYPE_CHECKING:
-    from pipeline.clustering.trial_queue import Work
 
-
-def run_collection(storage: Storage, config: JobConfig, train: Callable[[list[Work]], None]) -> list[str]:
-    """Ingest → cluster → report, as far as `config.stages` asks; what the user should know in the end, as lines.
+def run_collection(storage: Storage, config: JobConfig, train: Train) -> list[str]:
+    """Run the stages `config.stages` of one collection; return a summary for the user as lines.
 
     Args:
-        train: trains the trials that are missing.
+        storage: workspace.
+        config: configuration of the job.
+        train: function that trains the trials of the run that are missing.
 
-    Raises PipelineError; what the job can never do is refused before any work.
+    Raises PipelineError; whatever can be checked in advance is checked before any work begins.
     """
-    _refuse_the_impossible(storage, config)
-    check_not_forgetting(storage, config.collection)
+    _check_feasible(storage, config)
+    check_no_takedown(storage, config.collection)
     if "ingest" in config.stages:
         ingest(storage, config)
-    if {"cluster", "report"} & set(config.stages):
-        crawls = _crawls_to_use(storage, config)
-        check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
-        config = _from_earlier_run(storage, config, {crawl.digest for crawl in crawls if crawl.accepted})
-        run = open_run(storage, config, crawls)
-        results = sweep(storage, run, config.clustering, crawls, train if "cluster" in config.stages else None)
-        selected, why = select(results, config.clustering.select_k)
-        say("cluster", f"K = {selected.k} is kept: {why}")
-    if "report" in config.stages:
-        # It imports torch, which ingest alone does not need.
-        from pipeline.reporting.stage import closing_lines, report
+    if config.stages == ["ingest"]:
+        return [f"{'done':<9} all results are in {storage.uri(config.collection)}"]
 
-        return closing_lines(report(storage, config, run.run_id, crawls, results, selected, why))
-    return [f"{'done':<9} everything is in {storage.uri(config.collection)}"]
+    crawls = _crawls_to_use(storage, config)
+    check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
+    config = with_earlier_run(storage, config, {crawl.digest for crawl in crawls if crawl.accepted})
+    paths = open_run(storage, config, crawls)
+    results = sweep(storage, paths, config.clustering, crawls, train if "cluster" in config.stages else None)
+    selected, reason = select(results, config.clustering.select_k)
+    say("cluster", f"K = {selected.k} is kept: {reason}")
+    if "report" not in config.stages:
+        return [f"{'done':<9} all results are in {storage.uri(config.collection)}"]
+
+    # Imported here because it imports torch, which a job without a report does not need.
+    from pipeline.reporting.stage import closing_lines, report
+
+    return closing_lines(report(storage, Run(paths.run_id, config, crawls, results, selected, reason)))
 
 
 def _crawls_to_use(storage: Storage, config: JobConfig) -> list[Crawl]:
-    """The complete crawls of the collection that hold images of the configured size, colour mode and format."""
-
+    """Return the complete crawls of the collection whose image form is the configured one."""
     crawls = complete_crawls(storage, config.collection)
     return [crawl for crawl in crawls if crawl.image_form == config.ingest.image_form]
 
 
-def _from_earlier_run(storage: Storage, config: JobConfig, digests: set[str]) -> JobConfig:
-    """`config` with the run that training starts from, if it asks for one, by its id."""
-    if config.clustering.warm_start is None:
-        return config
-    # It imports torch, which ingest alone does not need.
-    from pipeline.clustering.warm_start import with_earlier_run
-
-    return with_earlier_run(storage, config, digests)
-
-
-def _refuse_the_impossible(storage: Storage, config: JobConfig) -> None:
-    """Raise what can be known to fail before any work is done."""
-    check_place(config)
+def _check_feasible(storage: Storage, config: JobConfig) -> None:
+    """Raise PipelineError if it can be known in advance that the job will fail."""
+    check_resources_and_paths(config)
     check_run_id(storage, config)
     if config.clustering.warm_start not in {None, LATEST} and config.stages != ["ingest"]:
-        _from_earlier_run(storage, config, set())
-    images, what = sum(crawl.accepted for crawl in _crawls_to_use(storage, config)), "accepted images"
+        with_earlier_run(storage, config, set())
+    available, noun = sum(crawl.accepted for crawl in _crawls_to_use(storage, config)), "accepted images"
     if "ingest" in config.stages:
-        check_apart(config.sources, storage)
-        most = max(config.clustering.k)
-        at_most = min(most, config.ingest.sample or most)
-        images += count_candidates(config.sources, at_most, config.ingest.source_type, config.ingest.url_column)
-        what = f"records of {', '.join(config.sources)}"
-    elif not images:
+        check_workspace_location(config.sources, storage)
+        largest_k = max(config.clustering.k)
+        limit = min(largest_k, config.ingest.sample or largest_k)
+        available += count_candidates(config.sources, limit, config.ingest.source_type, config.ingest.url_column)
+        noun = f"records of {', '.join(config.sources)}"
+    elif not available:
         raise SourceError(
-            f"{storage.uri(config.collection)}: no complete crawl of {config.ingest.image_size} px "
+            f"{storage.uri(config.collection)}: no complete crawl with {config.ingest.image_size} px "
             f"{config.ingest.color_mode} images in {config.ingest.image_format.upper()}; run the ingest stage first"
         )
     if config.stages != ["ingest"]:
-        check_k(config.clustering, images, what)
+        check_k(config.clustering, available, noun)

@@ -1,7 +1,8 @@
-"""Images that somebody asked to be forgotten leave the crawls and the reports of a collection, and stay out.
+"""Takedown: remove images from the crawls and the reports of a collection, and keep them out of later crawls.
 
-The list of what is forgotten is published before anything is removed, and what is being changed has no marker, so an
-interrupted job leaves nothing that passes for complete, and the same command goes on with it.
+The list of removed images is published before anything is removed, and crawls and reports have no marker while they are
+changed. An interrupted takedown therefore leaves nothing that could be mistaken for complete, and the same command
+continues it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.config import OF_THE_FORM, IngestConfig
+from pipeline.config import IMAGE_FORM_FIELDS, IngestConfig
 from pipeline.console import counted, say
 from pipeline.errors import ClusteringError, ConfigError, PipelineError, StorageError
-from pipeline.ingest.accounting import RATES, account, in_words
+from pipeline.ingest.accounting import RATES, account, describe_outcome
 from pipeline.ingest.forget.names import (
     Names,
     are_forgotten,
@@ -27,57 +28,69 @@ from pipeline.ingest.forget.names import (
     write_forgotten,
 )
 from pipeline.ingest.forget.removal import Found, built_shards, find_all, publish_plan, remove
-from pipeline.paths import AssignmentPaths, CrawlPaths, RunPaths, forgetting_of, forgotten_of, runs_of
-from pipeline.reporting.run import past_run
+from pipeline.paths import AssignmentPaths, CrawlPaths, RunPaths, forgotten_list, runs_folder, takedown_marker
+from pipeline.reporting.run import load_run
 from pipeline.reporting.withdrawal import withdraw
 from pipeline.shards import complete_crawls, read_crawl
 from pipeline.storage import Storage, read_json, read_table, write_json
 
 
-def forget(storage: Storage, collection: str, file: Path, tracked: str | None = None) -> list[str]:
-    """Remove the images that `file` names from all of `collection`; what the user should know in the end, as lines.
+def check_no_takedown(storage: Storage, collection: str) -> None:
+    """Raise ConfigError if a takedown in `collection` is running or was interrupted."""
+    if storage.exists(takedown_marker(collection)):
+        raise ConfigError(
+            f"collection {collection!r}: --forget is running or was interrupted, so images that must be removed may "
+            "still exist; run --forget again first, with the same file or another one"
+        )
 
-    The same file again does what is left.
+
+def forget(storage: Storage, collection: str, file: Path, tracked: str | None = None) -> list[str]:
+    """Remove the images that `file` names from all crawls and reports of `collection`; return a summary as lines.
+
+    Running it again with the same file completes an interrupted takedown.
 
     Args:
         storage: workspace.
-        collection: to forget them.
-        file: text with an image id, the SHA-256 of a file or an address per line.
-        tracked: MLflow server or database. Default: where each run was tracked.
+        collection: name of the collection.
+        file: text file with an image id, the SHA-256 of a file or an address per line.
+        tracked: MLflow server or database. Default: the locations where each run was tracked.
 
     Raises:
-        ConfigError: the file names something else, or there is no such collection; nothing is changed then.
-        PipelineError: something could not be removed, or not be reported again.
+        ConfigError: a line of the file is invalid, or the collection does not exist; nothing has been changed.
+        PipelineError: something could not be removed, or a report could not be made again.
     """
     entries = read_entries(file)
     shards = built_shards(storage, collection)
-    if not shards and not any(storage.list(runs_of(collection))):
-        raise ConfigError(f"{storage.uri(collection)}: no crawl and no run to forget anything of")
+    if not shards and not any(storage.list(runs_folder(collection))):
+        raise ConfigError(
+            f"{storage.uri(collection)}: no crawl and no run from which images could be removed; check --collection "
+            "and --workspace"
+        )
     earlier = read_forgotten(storage, collection)
     names, found = find_all(storage, shards, names_from({*entries, *earlier.astype("U64")}))
-    write_json(storage, forgetting_of(collection), {"since": datetime.now(UTC).isoformat(timespec="seconds")})
+    write_json(storage, takedown_marker(collection), {"since": datetime.now(UTC).isoformat(timespec="seconds")})
     write_forgotten(storage, collection, names)
-    storage.sweep(collection)
+    storage.delete_partial_writes(collection)
     matched = listed(earlier, entries)
     for paths, of_crawl in found.items():
-        matched |= _forget_in_crawl(storage, paths, of_crawl, names)
+        matched |= _remove_from_crawl(storage, paths, of_crawl, names)
     for name, line in entries.items():
         if name not in matched:
-            say("forget", f"{file}, line {line}: matched nothing; it stays out of later crawls")
-    runs = _forget_in_runs(storage, collection, names, tracked)
-    storage.delete(forgetting_of(collection))
+            say("forget", f"{file}, line {line}: matched nothing; it will be kept out of later crawls")
+    runs = _remove_from_runs(storage, collection, names, tracked)
+    storage.delete(takedown_marker(collection))
     images = sum(part.images for of_crawl in found.values() for part in of_crawl.values())
-    lines = [f"{'forgotten':<9} {counted(images, 'image')}; {storage.uri(forgotten_of(collection))} keeps them out"]
+    lines = [f"{'forgotten':<9} {counted(images, 'image')}; {storage.uri(forgotten_list(collection))} keeps them out"]
     if images or runs:
         lines.append(
-            f"{'models':<9} those of earlier runs have learned from them, and the prototype of a tiny cluster can look "
-            "like its photo; the next run of the same command trains anew"
+            f"{'models':<9} those of earlier runs have learned from these images, and the prototype of a very small "
+            "cluster can look like its photo; run their commands again to train new models"
         )
     return lines
 
 
-def _forget_in_crawl(storage: Storage, paths: CrawlPaths, found: Mapping[int, Found], names: Names) -> set[str]:
-    """Remove what was `found` of `names`; those of them that matched."""
+def _remove_from_crawl(storage: Storage, paths: CrawlPaths, found: Mapping[int, Found], names: Names) -> set[str]:
+    """Remove what was `found` of `names` from one crawl; return the names that matched."""
     rows, images = (sum(getattr(part, name) for part in found.values()) for name in ("rows", "images"))
     matched = {name for part in found.values() for name in part.matched}
     if storage.exists(paths.marker):
@@ -92,43 +105,43 @@ def _forget_in_crawl(storage: Storage, paths: CrawlPaths, found: Mapping[int, Fo
     if storage.exists(paths.plan):
         plan = pa.BufferReader(storage.read_bytes(paths.plan))
         matched |= listed(names, publish_plan(storage, paths, plan, found, names))
-    outcome = "it is not complete, the job that ingests it goes on with it"
+    outcome = "the crawl is incomplete, its ingest job continues it"
     if storage.exists(paths.forgetting):
-        outcome = _close(storage, paths)
+        outcome = _complete_again(storage, paths)
     further = counted(rows - images, "further record")
     say("forget", f"crawl {paths.crawl_id}: {counted(images, 'image')} removed, {further} cleared; {outcome}")
     return matched
 
 
 def _delete_unfinished(storage: Storage, paths: CrawlPaths, found: Mapping[int, Found]) -> None:
-    """Delete tars without rows: nothing tells what is in them, and whoever continues the crawl builds them again."""
+    """Delete tars without rows: their content is unknown, and a job that continues the crawl builds them again."""
     tars = {key for key in storage.list(paths.shards) if key.endswith(".tar")}
     for key in tars - {paths.shard(index) for index in found}:
         storage.delete(key)
 
 
-def _close(storage: Storage, paths: CrawlPaths) -> str:
-    """Complete a crawl that was changed, with its new totals; the totals in words."""
+def _complete_again(storage: Storage, paths: CrawlPaths) -> str:
+    """Write the marker of a changed crawl with its new totals; return a description of the totals."""
     before = read_crawl(storage, paths.forgetting)
-    form = {name: getattr(before, name) for name in OF_THE_FORM}
+    form = {name: getattr(before, name) for name in IMAGE_FORM_FIELDS}
     crawl = account(storage, paths, before.records, before.n_shards, IngestConfig.model_validate(form))
-    speed = {name: before.statistics[name] for name in RATES if name in before.statistics}
-    document = {**read_json(storage, paths.forgetting), **asdict(crawl), "statistics": crawl.statistics | speed}
+    rates = {name: before.statistics[name] for name in RATES if name in before.statistics}
+    document = {**read_json(storage, paths.forgetting), **asdict(crawl), "statistics": crawl.statistics | rates}
     write_json(storage, paths.marker, document)
     storage.delete(paths.forgetting)
-    return in_words(crawl)
+    return describe_outcome(crawl)
 
 
-def _forget_in_runs(storage: Storage, collection: str, names: Names, tracked: str | None) -> int:
-    """Make the reports again that show something of `names`, without it; how many there were."""
-    runs = {key.split("/")[2] for key in storage.list(runs_of(collection))}
+def _remove_from_runs(storage: Storage, collection: str, names: Names, tracked: str | None) -> int:
+    """Make all reports that show images of `names` again, without these images; return the number of reports."""
+    runs = {key.split("/")[2] for key in storage.list(runs_folder(collection))}
     withdrawn, failed = [], []
     digests = {crawl.digest for crawl in complete_crawls(storage, collection)}
-    # All of them are withdrawn before the first is made again, which may fail.
+    # All affected reports are withdrawn before the first one is made again, because making it may fail.
     for paths in (RunPaths(collection, run_id) for run_id in sorted(runs)):
-        _forget_assignments(storage, paths, names)
-        if not storage.exists(paths.marker) or _shows(storage, paths, names):
-            _forget_training(storage, paths, digests)
+        _delete_assignments(storage, paths, names)
+        if not storage.exists(paths.marker) or _shows_any(storage, paths, names):
+            _delete_training_images(storage, paths, digests)
             try:
                 withdraw(storage, paths, tracked)
             except StorageError as error:
@@ -136,7 +149,7 @@ def _forget_in_runs(storage: Storage, collection: str, names: Names, tracked: st
                 continue
         if storage.exists(paths.forgetting):
             withdrawn.append(paths)
-    if failed:  # the reports are made again once MLflow has nothing of the earlier ones
+    if failed:  # reports are made again only when MLflow has nothing left of the earlier ones
         raise StorageError("; ".join(map(str, failed)))
     broken = []
     for paths in withdrawn:
@@ -148,17 +161,19 @@ def _forget_in_runs(storage: Storage, collection: str, names: Names, tracked: st
     if broken:
         raise PipelineError(
             f"{counted(len(broken), 'report')} could not be made again ({', '.join(broken)}); run the same command "
-            f"again, or delete the folders of these runs in {storage.uri(runs_of(collection))}"
+            f"again, or delete the folders of these runs in {storage.uri(runs_folder(collection))}"
         )
     return len(withdrawn)
 
 
-def _forget_training(storage: Storage, paths: RunPaths, digests: set[str]) -> None:
-    """Delete the pictures that the checkpoints of a run have of its training; `digests` are those of all crawls now.
+def _delete_training_images(storage: Storage, paths: RunPaths, digests: set[str]) -> None:
+    """Delete the pictures of training from the checkpoints of a run, and the checkpoints of its unfinished trials.
 
-    What is not trained to the end can be photos itself. Its run is never continued once crawls have changed.
+    The prototypes of an unfinished trial can still be photos. Such a trial is not continued once crawls have changed,
+    so its checkpoints are deleted if the run learned from images that are not in `digests`, the digests of the present
+    crawls.
     """
-    # It imports torch, which crawls alone do not need.
+    # Imported here because it imports torch, which is not needed if the collection has no run.
     from pipeline.clustering.checkpoint import delete_snapshots
 
     learned = read_json(storage, paths.identity)["images"] if storage.exists(paths.identity) else []
@@ -170,17 +185,17 @@ def _forget_training(storage: Storage, paths: RunPaths, digests: set[str]) -> No
         elif key.endswith("/checkpoint.pt"):
             try:
                 delete_snapshots(storage, key)
-            except ClusteringError:  # of another version, or broken: nothing can be made of it again
+            except ClusteringError:  # broken or of another version, so it cannot be used again
                 storage.delete(key)
 
 
-def _forget_assignments(storage: Storage, run: RunPaths, names: Names) -> None:
-    """Delete what was assigned to the prototypes of `run` and shows something of `names`."""
-    # It imports torch, which crawls alone do not need.
+def _delete_assignments(storage: Storage, run: RunPaths, names: Names) -> None:
+    """Delete the assignments of later crawls to the prototypes of `run` that show images of `names`."""
+    # Imported here because it imports torch, which is not needed if the collection has no run.
     from pipeline.reporting.assignment.new_crawl import assignments_of, delete_assignment
 
     for paths in assignments_of(storage, run):
-        if _shows(storage, paths, names):
+        if _shows_any(storage, paths, names):
             delete_assignment(storage, paths)
             say(
                 "forget",
@@ -189,23 +204,23 @@ def _forget_assignments(storage: Storage, run: RunPaths, names: Names) -> None:
             )
 
 
-def _shows(storage: Storage, paths: RunPaths | AssignmentPaths, names: Names) -> bool:
-    """Whether the tables of a report or an assignment have an image of `names`."""
+def _shows_any(storage: Storage, paths: RunPaths | AssignmentPaths, names: Names) -> bool:
+    """Whether the tables of a report or an assignment contain an image of `names`, or are missing."""
     if not storage.exists(paths.clusters):
-        return True  # its other files may have some
+        return True  # its other files may contain some
     columns = ["image_id", "source_uri", "source_url"]
     return bool(are_forgotten(read_table(storage, paths.clusters, columns), names).any())
 
 
 def _report_again(storage: Storage, paths: RunPaths, tracked: str | None) -> None:
-    """Report a run whose report was withdrawn, if any of its images are left."""
-    # It imports torch, which crawls alone do not need.
+    """Make the withdrawn report of a run again, if any of its images are left."""
+    # Imported here because it imports torch, which is not needed if the collection has no run.
     from pipeline.reporting.stage import report
 
-    run = past_run(storage, paths.collection, paths.run_id, tracked, read_json(storage, paths.forgetting))
+    run = load_run(storage, paths.collection, paths.run_id, tracked, read_json(storage, paths.forgetting))
     if any(crawl.accepted for crawl in run.crawls):
-        report(storage, run.config, run.run_id, run.crawls, run.results, run.selected, run.reason)
+        report(storage, run)
         say("forget", f"run {run.run_id}: reported again, with the same model")
     else:
-        say("forget", f"run {run.run_id}: has no image left, its report is deleted")
+        say("forget", f"run {run.run_id}: no image is left, so its report is deleted")
     storage.delete(paths.forgetting)

@@ -1,4 +1,4 @@
-"""Many collections through one cluster: their ingest and their trials share it, and one that fails fails alone."""
+"""Process many collections on one cluster at the same time; a collection that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -7,42 +7,46 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipeline.clustering.pool import TrainingPool
+from pipeline.clustering.trial import Train
 from pipeline.config import JobConfig
 from pipeline.console import about, say
 from pipeline.errors import ConfigError, PipelineError, SourceError, user_error
 from pipeline.orchestration.collection import run_collection
-from pipeline.orchestration.pool import LazyPool
 from pipeline.session import leave_room_for_training
 from pipeline.storage import open_storage
 
-if TYPE_CHECKING:
-    from pipeline.clustering.trial_queue import Work
+MIN_COLLECTIONS_AT_ONCE = 8
+"""Minimum number of collections in progress: while some are trained, others are ingested and reported."""
+WORKER_GROUP_FIELDS = (
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "device",
+    "collective_timeout_s",
+    "max_failures",
+)
+"""Clustering settings that must be equal for all collections, because the same workers train all trials."""
 
-AT_ONCE = 8
-"""Collections under way at once, at least: while some are trained, others are ingested and reported."""
-OF_A_GROUP = ("workers", "cpus_per_worker", "gpus_per_worker", "device", "collective_timeout_s", "max_failures")
-"""What all collections have in common, since the same workers train their trials."""
 
-
-def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfig]) -> None:
-    """Run the job of every row of the CSV file `table`; the same table again does what is left.
+def run_collections(table: Path, config_of: Callable[[dict[str, str]], JobConfig]) -> None:
+    """Run the job of every row of the CSV file `table`; running it again does only what is not done yet.
 
     Args:
-        table: column ``collection``, and others that `configured` understands; empty cells are as good as none.
-        configured: the configuration of a row; raises ConfigError.
+        table: CSV file with a column ``collection`` and further columns for `config_of`; empty cells are left out.
+        config_of: function that returns the configuration of a row, or raises ConfigError.
 
     Raises:
-        SourceError: the table cannot be read, or has no row.
-        PipelineError: some collections failed; they are listed before, the others are done.
+        SourceError: the table cannot be read, or has no rows.
+        PipelineError: some collections failed; they have been listed on the console, and all others are done.
     """
     rows = _rows(table)
     failed: dict[str, PipelineError] = {}
     jobs: dict[str, JobConfig] = {}
     for number, row in rows:
         try:
-            config = configured(row)
+            config = config_of(row)
             _check(config, jobs)
         except ConfigError as error:
             failed[f"row {number} ({row.get('collection') or 'no collection'})"] = error
@@ -50,25 +54,32 @@ def run_collections(table: Path, configured: Callable[[dict[str, str]], JobConfi
             jobs[config.collection] = config
     if jobs:
         leave_room_for_training()
-        with LazyPool(list(jobs.values())) as pool, _threads(_at_once()) as threads:
+        with _pool_for(list(jobs.values())) as pool, _threads(_collections_at_once()) as threads:
             running = {threads.submit(_run, config, pool.train): name for name, config in jobs.items()}
             for done, future in enumerate(as_completed(running), start=1):
                 name = running[future]
-                fault = future.result()
-                if fault is not None:
-                    failed[name] = fault
+                failure = future.result()
+                if failure is not None:
+                    failed[name] = failure
                 state = f"failed: {failed[name]}" if name in failed else "done"
                 say("many", f"{done} of {len(running)} collections ended, {name} {state}")
-    for name, fault in failed.items():
-        say("failed", f"{name}: {fault}")
+    for name, failure in failed.items():
+        say("failed", f"{name}: {failure}")
     if failed:
-        raise PipelineError(f"{len(failed)} of {len(rows)} collections failed; the same command tries them again")
+        raise PipelineError(
+            f"{len(failed)} of {len(rows)} collections failed; run the same command again to retry them"
+        )
     say("done", f"all {len(rows)} collections")
+
+
+def _pool_for(jobs: list[JobConfig]) -> TrainingPool:
+    """Return a pool that trains the trials of all `jobs`; their settings of worker groups are equal."""
+    return TrainingPool(jobs[0].clustering, sum(job.clustering.n_trials for job in jobs))
 
 
 @contextmanager
 def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
-    """As many threads; after an interruption, what has not begun does not begin."""
+    """Context with a pool of `n` threads; if it is interrupted, collections that have not begun are cancelled."""
     threads = ThreadPoolExecutor(n, "collection")
     try:
         yield threads
@@ -78,16 +89,16 @@ def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
     threads.shutdown()
 
 
-def _at_once() -> int:
-    """Collections under way at once: twice as many as the cluster has GPUs, or CPUs where it has none."""
+def _collections_at_once() -> int:
+    """Return the number of collections in progress: twice the number of GPUs, or of CPUs if there is no GPU."""
     import ray
 
     resources = ray.cluster_resources()
-    return max(AT_ONCE, int(2 * (resources.get("GPU") or resources.get("CPU", 1))))
+    return max(MIN_COLLECTIONS_AT_ONCE, int(2 * (resources.get("GPU") or resources.get("CPU", 1))))
 
 
-def _run(config: JobConfig, train: Callable[[list[Work]], None]) -> PipelineError | None:
-    """Why the job failed, if it did: a fault of any kind is that of this collection alone."""
+def _run(config: JobConfig, train: Train) -> PipelineError | None:
+    """Run the job of one collection; return its failure, or None. Exceptions of any kind fail only this collection."""
     with about(config.collection):
         try:
             for line in run_collection(open_storage(config.workspace), config, train):
@@ -98,7 +109,7 @@ def _run(config: JobConfig, train: Callable[[list[Work]], None]) -> PipelineErro
 
 
 def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows of `table` with their numbers, without empty cells."""
+    """Return the rows of `table` without empty cells, each with its line number."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
@@ -118,10 +129,10 @@ def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check(config: JobConfig, others: dict[str, JobConfig]) -> None:
-    """Raise ConfigError where `config` cannot go with the jobs before it."""
+    """Raise ConfigError if `config` conflicts with the jobs `others` of earlier rows, by collection."""
     if config.collection in others:
-        raise ConfigError(f"collection {config.collection}: named by an earlier row already")
+        raise ConfigError(f"collection {config.collection}: an earlier row already names it; remove one of the rows")
     first = next(iter(others.values()), config)
-    for name in OF_A_GROUP:
+    for name in WORKER_GROUP_FIELDS:
         if getattr(config.clustering, name) != getattr(first.clustering, name):
-            raise ConfigError(f"clustering.{name}: is the same for all collections; set it outside the table")
+            raise ConfigError(f"clustering.{name}: must be the same for all collections; set it outside the table")

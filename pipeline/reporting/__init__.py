@@ -1,1 +1,1 @@
-"""Third stage: shards and a trained model become tables, pictures, a page and a tracked run."""
+"""Third stage: turn shards and a trained model into tables, pictures, an HTML page and a tracked run."""

@@ -1,4 +1,4 @@
-"""What a run found, computed whole before anything of it is published."""
+"""The findings of a run: everything that a report shows, computed before anything is published."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.clustering.model.method import ClusteringMethod
-from pipeline.config import ReportingConfig
 from pipeline.reporting.pictures.mosaic import Tile, ordered
 from pipeline.reporting.pictures.pixels import to_pictures
 from pipeline.reporting.pictures.thumbnails import ThumbnailForm
+from pipeline.reporting.run import Run
 from pipeline.reporting.survey.examples import (
-    MOST_UNEXPLAINED,
+    MAX_UNEXPLAINED,
     Examples,
+    example_budget,
     examples_of,
     farthest_rows,
-    room_for,
     unexplained_rows,
 )
 from pipeline.reporting.survey.quality import Quality, quality_of
@@ -29,64 +29,60 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True)
 class Findings:
-    """The clusters of a trained model, and which images stand for them."""
+    """The clusters of a trained model, their statistics and their example images."""
 
     clusters: pa.Table
-    """As `manifest.clusters_table` made it."""
+    """One row per image; see `manifest.clusters_table`."""
     tiles: Sequence[Tile]
-    """The prototypes in the order in which they are shown, empty clusters included."""
+    """One tile per prototype, in display order, including empty clusters."""
     qualities: Sequence[Quality]
-    """One per cluster, in the model's order, as are the next three."""
+    """Quality of each cluster, in the model's order."""
     proportions: Sequence[float]
-    """Mixing proportions."""
+    """Mixing proportion of each cluster, in the model's order."""
     sums: Sequence[ClusterSums]
+    """Sums over the images of each cluster, in the model's order."""
     examples: Mapping[int, Examples]
-    """By cluster; empty where examples are left out."""
-    fence: float
+    """Example images by cluster; empty if the report shows no examples."""
+    unexplained_above: float
     """Loss above which no prototype explains an image."""
     unexplained: int
-    """Images above it."""
+    """Number of images whose loss is above `unexplained_above`."""
     worst: pa.Table
-    """Rows of the worst of them, worst first; none where examples are left out."""
+    """Rows of the unexplained images with the highest loss, highest first; none if the report shows no examples."""
     thumbnails: Mapping[ImageKey, Thumbnails]
-    """Of all examples and of `worst`."""
+    """Thumbnails of all examples and of `worst`."""
     form: ThumbnailForm
+    """Size limits of the thumbnails."""
 
 
-def find(
-    storage: Storage,
-    checkpoint: str,
-    collection: str,
-    method: ClusteringMethod,
-    clusters: pa.Table,
-    options: ReportingConfig,
-) -> Findings:
-    """What there is to report of `clusters`, from one more pass over the shards in Ray tasks.
+def compute_findings(storage: Storage, run: Run, method: ClusteringMethod, clusters: pa.Table) -> Findings:
+    """Return the findings of a run, computed by another pass over the shards in Ray tasks.
 
     Args:
-        storage: workspace with the shards and the model; it travels to the tasks.
-        checkpoint: key of the trained model.
-        collection: that the crawls belong to.
-        method: that model.
-        clusters: as `manifest.clusters_table` made it.
-        options: what the user wants to see.
+        storage: workspace with the shards and the model.
+        run: the run to report.
+        method: the model of the kept trial.
+        clusters: one row per image; see `manifest.clusters_table`.
     """
+    options = run.config.reporting
     prototypes_KCHW = method.prototypes_KCHW()
     k = len(prototypes_KCHW)
-    room = room_for(k, options.page_images if options.examples else 0)
-    apart = by_cluster(clusters, k)
-    examples = {c: examples_of(members, room.examples) for c, members in enumerate(apart)} if room.examples else {}
-    fence, unexplained = unexplained_rows(clusters)
-    worst = farthest_rows(unexplained, MOST_UNEXPLAINED if examples else 0)
-    shown = [worst, *(rows for three in examples.values() for rows in (three.nearest, three.random, three.farthest))]
-    keys = {key for rows in shown for key in image_keys(rows)}
-    survey = survey_clusters(storage, checkpoint, collection, clusters, keys, room.form)
+    budget = example_budget(k, options.page_images if options.examples else 0)
+    members_by_cluster = by_cluster(clusters, k)
+    examples = {}
+    if budget.examples:
+        examples = {c: examples_of(members, budget.examples) for c, members in enumerate(members_by_cluster)}
+    threshold, unexplained = unexplained_rows(clusters)
+    worst = farthest_rows(unexplained, MAX_UNEXPLAINED if examples else 0)
+    tables = [worst, *(rows for group in examples.values() for rows in (group.nearest, group.random, group.farthest))]
+    keys = {key for rows in tables for key in image_keys(rows)}
+    survey = survey_clusters(storage, run, clusters, keys, budget.form)
     sums = [survey.sums_of(cluster, tuple(prototypes_KCHW.shape[1:])) for cluster in range(k)]
     qualities = [
-        quality_of(own, prototype_CHW, median_margin(members))
-        for own, prototype_CHW, members in zip(sums, prototypes_KCHW, apart, strict=True)
+        quality_of(cluster_sums, prototype_CHW, median_margin(members))
+        for cluster_sums, prototype_CHW, members in zip(sums, prototypes_KCHW, members_by_cluster, strict=True)
     ]
-    sizes = [members.num_rows for members in apart]
+    sizes = [members.num_rows for members in members_by_cluster]
     tiles = [
         Tile(cluster, size, size / max(1, clusters.num_rows), picture, quality.quality)
         for cluster, (size, picture, quality) in enumerate(
@@ -100,9 +96,9 @@ def find(
         proportions=method.shares_K().tolist(),
         sums=sums,
         examples=examples,
-        fence=fence,
+        unexplained_above=threshold,
         unexplained=unexplained.num_rows,
         worst=worst,
         thumbnails=survey.thumbnails,
-        form=room.form,
+        form=budget.form,
     )

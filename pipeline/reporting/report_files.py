@@ -1,32 +1,30 @@
-"""Which files a report consists of, apart from ``run.json``."""
+"""The files of a report, except ``run.json``."""
 
 from __future__ import annotations
 
-from pipeline.config import JobConfig
 from pipeline.paths import RunPaths
+from pipeline.reporting.run import Run
 
 
-def report_files(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
-    """Keys of all of them."""
-    return [*single_files(paths), *pictures(paths, k, config)]
+def report_files(run: Run) -> list[str]:
+    """Return the keys of all files of the report of `run`, except ``run.json``."""
+    return [*single_files(run.paths), *picture_files(run)]
 
 
 def single_files(paths: RunPaths) -> list[str]:
-    """Keys of those that every report has once."""
+    """Return the keys of the files that exist once per report, independent of the number of clusters."""
     return [paths.prototypes, paths.clusters, paths.spreadsheet, paths.mosaic, paths.timelapse, paths.page]
 
 
-def pictures(paths: RunPaths, k: int, config: JobConfig) -> list[str]:
-    """Keys of the clusters' pictures, of which there are none without examples: they are full of photos."""
-    return picture_keys(paths, k, is_moving(config)) if config.reporting.examples else []
-
-
-def picture_keys(paths: RunPaths, k: int, moving: bool) -> list[str]:
-    """Keys of the strips of `k` clusters and, where they move, of their animations."""
+def picture_files(run: Run) -> list[str]:
+    """Return the keys of the pictures of all clusters; none without examples, since these pictures show photos."""
+    if not run.config.reporting.examples:
+        return []
+    k, paths = run.selected.k, run.paths
     strips = [paths.strip(cluster) for cluster in range(k)]
-    return strips + [paths.motion(cluster) for cluster in range(k if moving else 0)]
+    return strips + [paths.motion(cluster) for cluster in range(k if is_animated(run) else 0)]
 
 
-def is_moving(config: JobConfig) -> bool:
-    """Whether there is something that moves, and the user wants to see it."""
-    return bool(config.reporting.motion_images and config.clustering.transforms)
+def is_animated(run: Run) -> bool:
+    """Whether the report has animations: they are requested, and the model has transformations to animate."""
+    return bool(run.config.reporting.motion_images and run.config.clustering.transforms)

@@ -1,4 +1,4 @@
-"""A report is taken back: its files and what was tracked of it go, and what it takes to make it again stays."""
+"""Withdrawing a report: delete its files and its records in MLflow, and keep what is needed to make it again."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from pipeline.console import say
 from pipeline.errors import StorageError
 from pipeline.paths import RunPaths
 from pipeline.reporting.report_files import single_files
-from pipeline.reporting.tracking.locations import Place, places_of
+from pipeline.reporting.tracking.locations import TrackingLocation, tracking_locations
 from pipeline.reporting.tracking.runs import untrack
-from pipeline.reporting.tracking.server import default_uri, without_credentials
+from pipeline.reporting.tracking.server import default_uri, redact_credentials
 from pipeline.storage import Storage, read_json
 
 
 def withdraw(storage: Storage, paths: RunPaths, tracked: str | None = None) -> None:
-    """Delete the report of the run `paths`; `paths.forgetting` has its ``run.json`` from now on.
+    """Delete the report of the run `paths`, and move the content of its ``run.json`` to `paths.forgetting`.
 
-    A report without ``run.json`` was never complete: what there is of it is deleted, and nothing is to make again.
-    The run's own files go first, whatever becomes of MLflow's.
+    A report without ``run.json`` was never complete: its files are deleted, and it need not be made again. The files
+    in the workspace are deleted first, even if deleting the records in MLflow fails afterwards.
 
     Args:
         storage: workspace.
-        paths: of the run.
-        tracked: MLflow server or database, with user and password if it asks for them. It also stands for places that
-            do not answer any more. Default: all places where the run was tracked.
+        paths: keys of the run.
+        tracked: MLflow server or database, with user and password if it requires them. If it answers, servers that
+            do not answer any more are assumed to have moved there. Default: all locations where the run was tracked.
 
-    Raises StorageError where what MLflow has of it cannot be deleted; the next attempt tries again.
+    Raises StorageError if the records in MLflow cannot be deleted; call it again to retry.
     """
     if storage.exists(paths.marker):
         storage.write_bytes(paths.forgetting, storage.read_bytes(paths.marker))
@@ -35,27 +35,29 @@ def withdraw(storage: Storage, paths: RunPaths, tracked: str | None = None) -> N
 
 
 def _untrack_everywhere(storage: Storage, paths: RunPaths, tracked: str | None) -> None:
-    silent: list[StorageError] = []
-    answered = False
-    for place in _places(storage, paths, tracked):
-        uri = place.uri or default_uri(storage)
-        given = tracked is not None and without_credentials(tracked) == uri
+    """Delete the records of the run at all of its locations; see `withdraw`."""
+    failures: list[StorageError] = []
+    given_answered = False
+    for location in _locations(storage, paths, tracked):
+        uri = location.uri or default_uri(storage)
+        is_given = tracked is not None and redact_credentials(tracked) == uri
         try:
-            untrack(storage, tracked if given and tracked else uri, paths.collection, paths.run_id, place.workspace)
-            answered = answered or given
+            untrack_uri = tracked if is_given and tracked else uri  # only the given URI has credentials
+            untrack(storage, untrack_uri, paths.collection, paths.run_id, location.workspace)
+            given_answered = given_answered or is_given
         except StorageError as error:
-            silent.append(error)
-    for fault in silent:
-        if not answered:
-            raise fault
-        say("forget", f"{fault}; taken to be what {without_credentials(tracked or '')} had")
+            failures.append(error)
+    for failure in failures:
+        if not given_answered:
+            raise failure
+        say("forget", f"{redact_credentials(tracked or '')} is assumed to replace an unreachable location: {failure}")
 
 
-def _places(storage: Storage, paths: RunPaths, tracked: str | None) -> list[Place]:
-    """Where the run may be recorded, as far as anybody knows."""
-    known = places_of(storage, paths)
-    if storage.exists(paths.forgetting) and not known:
-        known = [Place(read_json(storage, paths.forgetting)["tracking"]["uri"], storage.root)]
-    if tracked is not None and without_credentials(tracked) not in {place.uri for place in known}:
-        known.append(Place(without_credentials(tracked), storage.root))
-    return known
+def _locations(storage: Storage, paths: RunPaths, tracked: str | None) -> list[TrackingLocation]:
+    """Return all known locations where the run may be recorded, including `tracked`."""
+    locations = tracking_locations(storage, paths)
+    if storage.exists(paths.forgetting) and not locations:
+        locations = [TrackingLocation(read_json(storage, paths.forgetting)["tracking"]["uri"], storage.root)]
+    if tracked is not None and redact_credentials(tracked) not in {location.uri for location in locations}:
+        locations.append(TrackingLocation(redact_credentials(tracked), storage.root))
+    return locations

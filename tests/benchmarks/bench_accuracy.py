@@ -1,9 +1,9 @@
-"""The paper's benchmarks, and photo crawls with known content, through the job itself; a report with pictures.
+"""Accuracy of the clustering job on benchmarks of the DTI paper and on synthetic photo crawls with known content.
 
     python tests/benchmarks/bench_accuracy.py [mnist-test mnist-1k mnist-color crawls-64 crawls-128] [--workspace DIR]
 
-needs ../shared (digits, photographs, make_crawl.py). A job that was done already is not run again, an interrupted one
-goes on. The report is accuracy/README.md beside this file, with the commands that it ran.
+The script needs ../shared (digits, photographs, make_crawl.py). It does not repeat finished jobs, and it continues
+interrupted ones. It writes the commands that it ran, the results and pictures to accuracy/README.md beside this file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
 from pipeline.clustering.metrics import nmi
 from pipeline.clustering.trial import Trial
@@ -39,21 +40,22 @@ CRAWL_SEEDS = (7, 8, 9)
 
 @dataclass(frozen=True)
 class Experiment:
-    """One or more jobs whose results stand in one section of the report."""
+    """One or more jobs whose results form one section of the report."""
 
     title: str
+    """Heading of the section."""
     paper: str
-    """What the paper reports for DTI GMM, or why it reports nothing."""
+    """Result of the paper for DTI GMM, or the reason why there is none."""
     jobs: dict[str, list[str]]
-    """Arguments of jobs/cluster_collection.py by the name of the collection."""
+    """Arguments of jobs/cluster_collection.py, by name of the collection."""
     prepare: list[list[str]] = field(default_factory=list)
-    """Commands that make the sources."""
+    """Commands that create the sources."""
     truth: dict[str, str] = field(default_factory=dict)
-    """labels.csv of a made crawl, by the name of the collection; labelled sources need none."""
+    """Path to the labels.csv of a synthetic crawl, by name of the collection; labelled sources need none."""
 
 
-def crawls(side: int, seeds: tuple[int, ...]) -> Experiment:
-    """Made photo crawls of 400 files at `side` px, with the default configuration and K = 12."""
+def crawl_experiment(side: int, seeds: tuple[int, ...]) -> Experiment:
+    """Return the experiment on synthetic crawls of 400 files at `side` px: default configuration, K = 12."""
     prepare, jobs, truth = [], {}, {}
     for seed in seeds:
         name, out = f"crawl-{seed}-{side}px", f"WORKSPACE/sources/crawl-{seed}"
@@ -61,8 +63,8 @@ def crawls(side: int, seeds: tuple[int, ...]) -> Experiment:
         prepare.append([*make, "--seed", str(seed), "--out", out])
         jobs[name] = ["--source", f"{out}/trevifountain", "--k", "12", "--image-size", str(side)]
         truth[name] = f"{out}/labels.csv"
-    title = f"Photographs: made crawls of 8 views and 25 % noise, {side} px, default configuration, K = 12"
-    return Experiment(title, "no such collection in the paper", jobs, prepare, truth)
+    title = f"Photographs: synthetic crawls of 8 views and 25 % noise, {side} px, default configuration, K = 12"
+    return Experiment(title, "no result, it has no comparable collection", jobs, prepare, truth)
 
 
 COLOR = "WORKSPACE/sources/mnist-color.npz"
@@ -73,40 +75,45 @@ COLOR_SCHEDULE = [
     *("--set", "clustering.schedule.patience=10"),
     *("--set", "clustering.schedule.tolerance=0.005"),
 ]
-"""For 10,000 digits: the bounds of the configuration are meant for 70,000. Without colour, prototypes of such digits
-only fade, so that stage is short, and the next ones are long: they find the digits slowly."""
+"""Schedule for 10,000 digits; the bounds in the configuration are meant for 70,000.
+
+The first stage, without the colour module, is short, because prototypes of coloured digits only fade in it. The later
+stages are long, because prototypes take many iterations to find the digits.
+"""
 EXPERIMENTS = {
     "mnist-test": Experiment(
         "MNIST-test: affine, morphological, TPS, K = 10",
-        "ACC 97.8 average of 10 runs, 98.0 for the lowest loss (Table 1)",
+        "ACC 97.8 on average over 10 runs, 98.0 for the run with the lowest loss (Table 1)",
         {"mnist-test": ["--config", "jobs/configs/mnist-test.yaml", "--source", DIGITS, "--seeds", "3"]},
     ),
     "mnist-1k": Experiment(
-        "MNIST-1k: 1,000 digits drawn from them",
-        "ACC 80.8 average, 87.1 for the lowest loss (Table 2)",
+        "MNIST-1k: 1,000 digits drawn from MNIST-test",
+        "ACC 80.8 on average, 87.1 for the run with the lowest loss (Table 2)",
         {"mnist-1k": ["--config", "jobs/configs/mnist-1k.yaml", "--source", DIGITS, "--seeds", "3"]},
     ),
     "mnist-color": Experiment(
         "Colour MNIST-test: colour, affine, TPS, K = 10",
-        "ACC 96.0 average, 95.8 for the lowest loss, of colour MNIST with 70,000 digits (Table 2)",
+        "ACC 96.0 on average, 95.8 for the run with the lowest loss, on colour MNIST with 70,000 digits (Table 2)",
         {"mnist-color": ["--config", "jobs/configs/mnist-color.yaml", "--source", COLOR, *COLOR_SCHEDULE]},
         [["jobs/mnist_variant.py", "--source", DIGITS, "--variant", "color", "--out", COLOR]],
     ),
-    "crawls-64": crawls(64, CRAWL_SEEDS),
-    "crawls-128": crawls(128, CRAWL_SEEDS[:1]),
+    "crawls-64": crawl_experiment(64, CRAWL_SEEDS),
+    "crawls-128": crawl_experiment(128, CRAWL_SEEDS[:1]),
 }
 
 
 def main() -> None:
-    """Run what is missing and write the report of all that is there."""
+    """Run the jobs that are not done, and write a report of all finished ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all by default")
-    parser.add_argument("--workspace", type=Path, default=Path("/tmp/accuracy"), help="for sources and results")
+    parser.add_argument(
+        "experiments", nargs="*", metavar="NAME", help=f"any of {', '.join(EXPERIMENTS)} (default: all)"
+    )
+    parser.add_argument("--workspace", type=Path, default=Path("/tmp/accuracy"), help="folder for sources and results")
     arguments = parser.parse_args()
     if unknown := set(arguments.experiments) - set(EXPERIMENTS):
-        parser.error(f"unknown {', '.join(sorted(unknown))}; expected some of {', '.join(EXPERIMENTS)}")
+        parser.error(f"unknown experiments: {', '.join(sorted(unknown))}; choose from {', '.join(EXPERIMENTS)}")
     if not SHARED.exists():
-        sys.exit(f"needs {SHARED}, which is not there")
+        sys.exit(f"{SHARED} does not exist; it must contain the digits, the photographs and make_crawl.py")
     workspace = arguments.workspace.absolute()
     for name in arguments.experiments or EXPERIMENTS:
         run(EXPERIMENTS[name], workspace)
@@ -114,9 +121,9 @@ def main() -> None:
 
 
 def run(experiment: Experiment, workspace: Path) -> None:
-    """The experiment's commands, from the root of the repository."""
+    """Run the commands of `experiment` that are not done."""
     for command in experiment.prepare:
-        target = Path(filled(command[command.index("--out") + 1], workspace))
+        target = Path(with_workspace(command[command.index("--out") + 1], workspace))
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             execute(command, workspace)
@@ -125,32 +132,30 @@ def run(experiment: Experiment, workspace: Path) -> None:
 
 
 def job_command(collection: str, arguments: list[str]) -> list[str]:
-    """The job of one collection, with WORKSPACE for the workspace."""
+    """Return the command of the job of one collection, with the placeholder WORKSPACE for the workspace."""
     return ["jobs/cluster_collection.py", "--collection", collection, "--workspace", "WORKSPACE", *arguments]
 
 
-def filled(text: str, workspace: Path) -> str:
-    """`text` with the workspace in its place."""
+def with_workspace(text: str, workspace: Path) -> str:
+    """Return `text` with `workspace` instead of the placeholder WORKSPACE."""
     return text.replace("WORKSPACE", str(workspace))
 
 
 def execute(command: list[str], workspace: Path) -> None:
-    """Run a Python script with its arguments."""
-    words = [sys.executable, *(filled(word, workspace) for word in command)]
-    print("$ python", *command, flush=True)
-    subprocess.run(words, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-
-
-# -- the report -------------------------------------------------------------------------------------------------
+    """Run a Python script with its arguments in the root of the repository."""
+    print(f"$ python {shlex.join(command)}", flush=True)
+    arguments = [sys.executable, *(with_workspace(word, workspace) for word in command)]
+    subprocess.run(arguments, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def write_report(workspace: Path) -> None:
-    """Tables, curves and prototypes of all experiments whose jobs are done."""
+    """Write the tables, loss curves and prototypes of all experiments with finished jobs."""
     REPORT.mkdir(exist_ok=True)
     parts = [
         "# Accuracy",
-        "Written by `tests/benchmarks/bench_accuracy.py` from the runs of the commands below (two CPU cores, shared:"
-        " times are rough). WORKSPACE is any folder. Training never sees a label.",
+        "`tests/benchmarks/bench_accuracy.py` wrote this report after it had run the commands below on two shared CPU"
+        " cores, so times are approximate. WORKSPACE stands for any folder. Training does not use labels. The seed of"
+        " the trial that each job kept is in bold.",
     ]
     for name, experiment in EXPERIMENTS.items():
         runs = {collection: last_run(workspace / collection) for collection in experiment.jobs}
@@ -161,23 +166,23 @@ def write_report(workspace: Path) -> None:
 
 
 def last_run(collection: Path) -> Path | None:
-    """The folder of the last finished run of a collection."""
+    """Return the folder of the last finished run of a collection, or None without one."""
     runs = sorted(collection.glob("runs/*/run.json"), key=lambda path: path.stat().st_mtime)
     return runs[-1].parent if runs else None
 
 
 def section(name: str, experiment: Experiment, runs: dict[str, Path], workspace: Path) -> list[str]:
-    """Markdown of one experiment; its pictures are written beside it."""
+    """Return the Markdown of one experiment; its pictures are written to the folder of the report."""
     commands = [*experiment.prepare, *(job_command(c, a) for c, a in experiment.jobs.items())]
-    parts = [f"## {experiment.title}", f"Paper: {experiment.paper}."]
-    parts.append("\n".join("    python " + " ".join(command) for command in commands))
+    parts = [f"## {experiment.title}", f"DTI paper: {experiment.paper}."]
+    parts.append("\n".join(f"    python {shlex.join(command)}" for command in commands))
     rows = [row for collection, run in runs.items() for row in trial_rows(collection, run)]
     parts.append(table(rows))
     if experiment.truth:
-        truths = {c: Path(filled(experiment.truth[c], workspace)) for c in runs}
+        truths = {c: Path(with_workspace(experiment.truth[c], workspace)) for c in runs}
         parts.append(table([crawl_row(c, run, truths[c], workspace) for c, run in runs.items()]))
     draw_curves(runs, REPORT / f"{name}-loss.png")
-    parts.append(f"![Loss of each trial over its iterations]({name}-loss.png)")
+    parts.append(f"![Loss of each trial against its iterations]({name}-loss.png)")
     for collection, run in runs.items():
         shutil.copy(run / "mosaic.png", REPORT / f"{collection}.png")
         parts.append(f"![Prototypes of {collection}]({collection}.png)")
@@ -185,7 +190,7 @@ def section(name: str, experiment: Experiment, runs: dict[str, Path], workspace:
 
 
 def trial_rows(collection: str, run: Path) -> list[dict[str, Any]]:
-    """One row per trial; the kept one is marked."""
+    """Return one table row per trial, with the seed of the kept trial in bold."""
     document = json.loads((run / "run.json").read_text())
     rows = []
     for trial in document["trials"]:
@@ -206,34 +211,37 @@ def trial_rows(collection: str, run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def crawl_row(collection: str, run: Path, labels: Path, workspace: Path) -> dict[str, Any]:
-    """Agreement with the views of a made crawl, over the images that show one; pixel K-means on the same images."""
-    with labels.open(newline="") as file:
+def crawl_row(collection: str, run: Path, labels_file: Path, workspace: Path) -> dict[str, Any]:
+    """Return a row that compares the job's clusters, and those of K-means on pixels, with a synthetic crawl's views.
+
+    Purity and NMI are computed over the images that show a view. K-means is fitted to all images.
+    """
+    with labels_file.open(newline="") as file:
         truth = {row["file"]: row for row in csv.DictReader(file)}
     clusters = pq.read_table(run / "clusters.parquet", columns=["image_id", "file_name", "cluster", "crawl_id"])
     rows = [row | truth[row["file_name"]] for row in clusters.to_pylist()]
-    shown = [row for row in rows if row["kind"] == "view"]
-    views = np.unique([row["view"] for row in shown], return_inverse=True)[1]
+    view_rows = [row for row in rows if row["kind"] == "view"]
+    views = np.unique([row["view"] for row in view_rows], return_inverse=True)[1]
     k = json.loads((run / "run.json").read_text())["selected"]["k"]
-    own = np.array([row["cluster"] for row in shown])
+    assigned = np.array([row["cluster"] for row in view_rows])
     result = {
         "collection": collection,
         "images": len(rows),
-        "of views": len(shown),
-        "purity": f"{purity(views, own):.3f}",
-        "NMI": f"{nmi(views, own):.3f}",
+        "of views": len(view_rows),
+        "purity": f"{purity(views, assigned):.3f}",
+        "NMI": f"{nmi(views, assigned):.3f}",
     }
     pixels = image_pixels(workspace, collection)
-    everything = np.stack([pixels[row["image_id"]] for row in rows])
+    all_pixels = np.stack([pixels[row["image_id"]] for row in rows])
     is_view = np.array([row["kind"] == "view" for row in rows])
-    by_kmeans = [pixel_kmeans(everything, k, seed)[is_view] for seed in range(5)]
-    result["K-means purity"] = spread([purity(views, found) for found in by_kmeans])
-    result["K-means NMI"] = spread([nmi(views, found) for found in by_kmeans])
+    by_kmeans = [pixel_kmeans(all_pixels, k, seed)[is_view] for seed in range(5)]
+    result["K-means purity"] = value_range([purity(views, labels) for labels in by_kmeans])
+    result["K-means NMI"] = value_range([nmi(views, labels) for labels in by_kmeans])
     return result
 
 
 def purity(classes: np.ndarray[Any, Any], clusters: np.ndarray[Any, Any]) -> float:
-    """Part of the images that show what most images of their cluster show."""
+    """Return the share of the images that have the most frequent class of their cluster."""
     members: defaultdict[int, Counter[int]] = defaultdict(Counter)
     for label, cluster in zip(classes.tolist(), clusters.tolist(), strict=True):
         members[cluster][label] += 1
@@ -241,27 +249,27 @@ def purity(classes: np.ndarray[Any, Any], clusters: np.ndarray[Any, Any]) -> flo
 
 
 def image_pixels(workspace: Path, collection: str) -> dict[str, np.ndarray[Any, Any]]:
-    """The pixels of every image of a collection, flat, in [0, 1], by image id."""
+    """Return the flattened pixels of all images of a collection, in [0, 1], by image id."""
     storage = LocalStorage(str(workspace))
     shards = [key for key in storage.list(f"{collection}/crawls") if key.endswith(".tar")]
     return {s.image_id: s.pixels().reshape(-1) / np.float32(255) for key in shards for s in read_shard(storage, key)}
 
 
 def pixel_kmeans(pixels: np.ndarray[Any, Any], k: int, seed: int) -> np.ndarray[Any, Any]:
-    """Cluster of each image under K-means of its pixels, best of ten starts."""
+    """Return the cluster of each image under K-means on pixels, the best of ten initialisations."""
     from sklearn.cluster import KMeans
 
     labels: np.ndarray[Any, Any] = KMeans(k, n_init=10, random_state=seed).fit(pixels).labels_
     return labels
 
 
-def spread(values: list[float]) -> str:
-    """Lowest and highest."""
+def value_range(values: list[float]) -> str:
+    """Format the range of `values`, from the lowest to the highest."""
     return f"{min(values):.2f}–{max(values):.2f}"
 
 
 def draw_curves(runs: dict[str, Path], path: Path) -> None:
-    """Loss of every trial over its iterations; a line where a module was switched on."""
+    """Plot the loss of every trial against its iterations, with a dot at the end of each stage."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -283,7 +291,7 @@ def draw_curves(runs: dict[str, Path], path: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; the columns of all rows in the order of their first appearance."""
+    """Return a Markdown table with the columns of all rows, in the order in which they first appear."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]

@@ -1,10 +1,10 @@
-"""What near-duplicates cost and find: made crawls, where it is known which photographs are different ones.
+"""Accuracy and time of near-duplicate detection, on synthetic crawls in which all duplicates are known.
 
     python tests/benchmarks/bench_duplicates.py [--n 1500] [--seeds 7 11]
 
-needs ../shared. Of every crawl's images it looks for pairs that would be called duplicates although they are not (all
-files of a made crawl but its byte-for-byte repeats are different pictures), by the number of bits that may differ; and
-it posts some of them again in several ways, to see how many are recognised with the limits of the product.
+The script needs ../shared. All files of a synthetic crawl except its byte-for-byte duplicates are different pictures.
+For several limits on the number of different bits, the script counts the images that are taken for duplicates by
+mistake. It also modifies some images as reposts do, and counts how many of them the limits of the pipeline recognise.
 """
 
 from __future__ import annotations
@@ -22,39 +22,41 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
 from pipeline.config import IngestConfig
 from pipeline.ingest.images import decode_square
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.repeats import near_duplicates
-from pipeline.ingest.repeats.near_duplicates import as_looks, look_of, originals_of
+from pipeline.ingest.repeats.near_duplicates import as_signatures, originals_of, signature_of
 
 SHARED = Path(__file__).parents[3] / "shared"
 BITS = (4, 8, 12)
+"""Limits on the number of different bits for which false duplicates are counted."""
 REPOSTED = 200
+"""Number of images that are posted again."""
 
 
 def saved(image: Image.Image, file_format: str, quality: int) -> bytes:
-    """The content of a file of `image`."""
+    """Return the content of a file that holds `image`."""
     buffer = io.BytesIO()
     image.save(buffer, file_format, quality=quality)
     return buffer.getvalue()
 
 
 def scaled(image: Image.Image, factor: float) -> Image.Image:
-    """`image` at `factor` times its size."""
+    """Return `image` at `factor` times its size."""
     size = round(factor * image.width), round(factor * image.height)
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def cropped(image: Image.Image, share: float) -> Image.Image:
-    """`image` without `share` of its width and height on each side."""
+    """Return `image` without `share` of its width and height on each side."""
     dx, dy = round(share * image.width), round(share * image.height)
     return image.crop((dx, dy, image.width - dx, image.height - dy))
 
 
-WAYS: dict[str, Callable[[Image.Image], bytes]] = {
+MODIFICATIONS: dict[str, Callable[[Image.Image], bytes]] = {
     "JPEG, quality 85": lambda image: saved(image, "JPEG", 85),
     "JPEG, quality 40": lambda image: saved(image, "JPEG", 40),
     "WebP, quality 70": lambda image: saved(image, "WEBP", 70),
@@ -65,10 +67,11 @@ WAYS: dict[str, Callable[[Image.Image], bytes]] = {
     "cropped by 3 %": lambda image: saved(cropped(image, 0.03), "JPEG", 85),
     "mirrored": lambda image: saved(ImageOps.mirror(image), "JPEG", 85),
 }
+"""Modifications of a repost: each returns the content of the modified file."""
 
 
 def crawl(n: int, seed: int, out: Path) -> list[tuple[str, bytes]]:
-    """Kind (view or noise) and content of the images of a made crawl that ingest accepts."""
+    """Create a synthetic crawl in `out`; return kind and content of each file that shows a view or noise."""
     command = [sys.executable, f"{SHARED}/tools/make_crawl.py", "--photos", f"{SHARED}/data/photos", "--n", str(n)]
     subprocess.run([*command, "--seed", str(seed), "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
     with (out / "labels.csv").open() as file:
@@ -78,18 +81,18 @@ def crawl(n: int, seed: int, out: Path) -> list[tuple[str, bytes]]:
 
 
 def main() -> None:
-    """Make the crawls and print both tables."""
+    """Create the crawls, and print false duplicates and recognised reposts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=1500, help="files of each crawl [1500]")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[7, 11], help="of the crawls [7 11]")
+    parser.add_argument("--n", type=int, default=1500, help="number of files per crawl (default: 1500)")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[7, 11], help="seeds of the crawls (default: 7 11)")
     arguments = parser.parse_args()
     if not SHARED.exists():
-        sys.exit(f"needs {SHARED}, which is not there")
+        sys.exit(f"{SHARED} does not exist; it must contain the photographs and make_crawl.py")
     config = IngestConfig()
-    seconds, reposts = [], []
-    limit = near_duplicates.MOST_BITS
+    seconds, originals = [], []
+    limit = near_duplicates.MAX_DIFFERENT_BITS
     for seed in arguments.seeds:
-        kinds, looks = [], []
+        kinds, signatures = [], []
         with tempfile.TemporaryDirectory() as folder:
             files = crawl(arguments.n, seed, Path(folder))
         for kind, data in files:
@@ -98,32 +101,33 @@ def main() -> None:
             except Rejected:
                 continue
             started = time.perf_counter()
-            looks.append(look_of(pixels))
+            signatures.append(signature_of(pixels))
             seconds.append(time.perf_counter() - started)
             kinds.append(kind)
-            reposts.append((looks[-1], data))
-        for near_duplicates.MOST_BITS in BITS:
-            lost = [kinds[later] for later in originals_of(as_looks(looks))]
+            originals.append((signatures[-1], data))
+        for near_duplicates.MAX_DIFFERENT_BITS in BITS:
+            lost = [kinds[duplicate] for duplicate in originals_of(as_signatures(signatures))]
             print(
-                f"crawl {seed}, {near_duplicates.MOST_BITS:2} bits: {lost.count('view')} of {kinds.count('view')} "
-                f"photographs of views lost, {lost.count('noise')} of {kinds.count('noise')} of noise",
+                f"crawl {seed}, {near_duplicates.MAX_DIFFERENT_BITS:2} bits: "
+                f"{lost.count('view')} of {kinds.count('view')} photographs of views and "
+                f"{lost.count('noise')} of {kinds.count('noise')} pictures of noise taken for duplicates",
                 flush=True,
             )
-    near_duplicates.MOST_BITS = limit
-    chosen = np.random.default_rng(0).permutation(len(reposts))[:REPOSTED]
-    for way, post_again in WAYS.items():
+    near_duplicates.MAX_DIFFERENT_BITS = limit
+    chosen = np.random.default_rng(0).permutation(len(originals))[:REPOSTED]
+    for name, modify in MODIFICATIONS.items():
         found = total = 0
-        for place in chosen:
-            look, data = reposts[place]
+        for index in chosen:
+            signature, data = originals[index]
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
             try:
-                again = decode_square(post_again(image), config).pixels
+                reposted = decode_square(modify(image), config).pixels
             except Rejected:
                 continue
             total += 1
-            found += bool(originals_of(as_looks([look, look_of(again)])))
-        print(f"{way:<18} {found} of {total} recognised", flush=True)
-    print(f"{1e3 * np.median(seconds):.2f} ms per image to hash")
+            found += bool(originals_of(as_signatures([signature, signature_of(reposted)])))
+        print(f"{name:<18} {found} of {total} recognised", flush=True)
+    print(f"{1e3 * np.median(seconds):.2f} ms per image to compute its signature")
 
 
 if __name__ == "__main__":

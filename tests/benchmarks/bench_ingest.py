@@ -1,11 +1,11 @@
-"""Speed, memory and image quality of ingesting URLs: this project's job and img2dataset, one after the other.
+"""Speed, memory and image quality of ingesting URLs, with this project's job and with img2dataset.
 
     python tests/benchmarks/bench_ingest.py [--images 5000] [--scenarios plain,latency,faults] [--json FILE]
 
-Both download the same URLs from a server on this machine (photo_server.py) and make crops of 128×128 px in WebDataset
-tars, on the same two cores, with a process that decodes on each. img2dataset comes from the package index, in a
-virtual environment of its own. Machines are noisy: only the ratios of one run mean anything. The last measured table is
-in README.md beside this file.
+One after the other, both tools download the same URLs from a local server (photo_server.py) and write crops of
+128×128 px to WebDataset tars, on the same two cores, with one decoding process per core. img2dataset is installed from
+the package index in a separate virtual environment. Absolute times depend on the load of the machine: compare only
+ratios from one run. README.md beside this file has the last measured table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
 from tests.benchmarks.photo_server import never_ends
 from tests.benchmarks.process_tree import Watch
@@ -39,27 +39,31 @@ from tests.benchmarks.process_tree import Watch
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared/data/photos"
 SIZE = 128
+"""Side of the crops in px."""
 CORES = 2
+"""Number of cores that both tools may use."""
 LONG_SIDES = (1200, 1600)
-"""Of the enlarged copies, in px; the photographs have 800."""
+"""Long sides of the enlarged copies in px; the photographs themselves have 800 px."""
 SCENARIOS = ("plain", "latency", "faults")
+"""Scenarios of photo_server.py."""
 FAULT_OPTIONS = {"deadline_s": 5, "attempts": 2, "rounds": 1}
-"""Of this project's downloads in the scenario ``faults``."""
+"""Settings of this project's downloads in the scenario ``faults``."""
 THREADS = 64
-"""Downloads at once of each process of img2dataset."""
+"""Number of concurrent downloads per process of img2dataset."""
 RETRIES = 2
-"""Of img2dataset."""
+"""Number of retries of img2dataset."""
 MILLIONS = 100
+"""Number of images in millions for which core-hours are extrapolated."""
 RATIOS = {
     "throughput_ratio": "images_per_second",
     "downloading_ratio": "images_per_second_downloading",
     "per_core_ratio": "images_per_second_per_core",
 }
-"""What is compared, where both tools finish."""
+"""Rates that are compared if both tools finish, by name of their ratio."""
 
 
 def make_photos(folder: Path) -> list[Path]:
-    """The photographs and their enlarged copies as JPEG files in `folder`, in the server's order."""
+    """Write the photographs and their enlarged copies to `folder`; return the files in the order of the server."""
     for path in sorted(PHOTOS.glob("*.jpg")):
         (folder / f"{path.stem}-original.jpg").write_bytes(path.read_bytes())
         with Image.open(path) as image:
@@ -74,7 +78,7 @@ def make_photos(folder: Path) -> list[Path]:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The address of a server of the photographs in `folder`."""
+    """Run a server of the photographs in `folder`, and yield its URL."""
     command = [sys.executable, str(Path(__file__).with_name("photo_server.py")), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -84,14 +88,14 @@ def serving(folder: Path) -> Iterator[str]:
             server.terminate()
 
 
-def ask(address: str) -> Any:
-    """The JSON document at `address`."""
-    with urllib.request.urlopen(address) as answer:
-        return json.load(answer)
+def get_json(url: str) -> Any:
+    """Return the JSON document at `url`."""
+    with urllib.request.urlopen(url) as response:
+        return json.load(response)
 
 
 def install_img2dataset(folder: Path) -> Path:
-    """The program img2dataset in the virtual environment `folder`, which is made where it is not there yet."""
+    """Return the program img2dataset in the virtual environment `folder`, which is created if it does not exist."""
     program = folder / "bin" / "img2dataset"
     if not program.exists():
         print(f"installing img2dataset in {folder}", flush=True)
@@ -100,13 +104,16 @@ def install_img2dataset(folder: Path) -> Path:
             pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "img2dataset"]
             subprocess.run(pip, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-            sys.exit(f"cannot install img2dataset in {folder}: {words}")
+            reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            sys.exit(f"cannot install img2dataset in {folder}: {reason}")
     return program
 
 
 def img2dataset_command(program: Path, table: Path, output: Path, images: int) -> list[str]:
-    """One shard for each of its two processes, so that none waits for the other at the end of a shard."""
+    """Return the command of img2dataset.
+
+    Each of its two processes writes one shard, so that neither waits for the other at the end of a shard.
+    """
     options = {
         "url_list": table, "input_format": "csv", "url_col": "url", "output_folder": output,
         "output_format": "webdataset", "image_size": SIZE, "resize_mode": "center_crop", "processes_count": CORES,
@@ -116,7 +123,10 @@ def img2dataset_command(program: Path, table: Path, output: Path, images: int) -
 
 
 def ingest_command(table: Path, output: Path, scenario: str) -> list[str]:
-    """The job as a person starts it; in ``faults``, bodies without an end get seconds instead of minutes."""
+    """Return the command of the job, as a user starts it.
+
+    In ``faults``, downloads time out after seconds instead of minutes, because some bodies never end.
+    """
     command = [sys.executable, str(ROOT / "jobs" / "cluster_collection.py"), "--stages", "ingest"]
     command += ["--collection", "photos", "--source", str(table), "--workspace", str(output)]
     command += ["--keep-duplicates", "--allow-private-hosts", "--image-size", str(SIZE)]
@@ -127,7 +137,7 @@ def ingest_command(table: Path, output: Path, scenario: str) -> list[str]:
 
 
 def run(command: list[str], longest_s: float, log: Path) -> tuple[dict[str, Any], Watch]:
-    """Run `command` for at most `longest_s` and say what it took; its output goes to `log`."""
+    """Run `command` for at most `longest_s` seconds; return what it used, and the `Watch`. Its output goes to `log`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
     started = time.monotonic()
     with log.open("w") as file:
@@ -145,7 +155,7 @@ def run(command: list[str], longest_s: float, log: Path) -> tuple[dict[str, Any]
                 finished = True
     if finished and process.returncode:
         sys.exit(f"{command[0]} failed with {process.returncode}:\n{log.read_text()[-2000:]}")
-    found = {
+    usage = {
         "finished": finished,
         "started": started,
         "seconds": time.monotonic() - started,
@@ -153,13 +163,16 @@ def run(command: list[str], longest_s: float, log: Path) -> tuple[dict[str, Any]
         "peak_memory_bytes": watch.peak_bytes,
         "peak_memory_bytes_without_ray": watch.peak_bytes_without_ray,
     }
-    return found, watch
+    return usage, watch
 
 
 def crops(output: Path) -> Iterator[tuple[int, bytes]]:
-    """Number of the URL and JPEG file of each image in the tars below `output`; those of a cut off tar, too."""
+    """Yield the number of the URL and the JPEG file of each image in the tars below `output`.
+
+    A truncated tar yields the images before its end.
+    """
     for path in sorted(output.rglob("*.tar")):
-        picture = b""
+        jpeg = b""
         with path.open("rb") as file:
             try:
                 with tarfile.open(fileobj=file, mode="r|") as tar:
@@ -167,22 +180,22 @@ def crops(output: Path) -> Iterator[tuple[int, bytes]]:
                         content = tar.extractfile(member)
                         data = content.read() if content is not None else b""
                         if member.name.endswith(".jpg"):
-                            picture = data
+                            jpeg = data
                         elif member.name.endswith(".json"):
                             document = json.loads(data)
                             url = document.get("source_uri") or document["url"]
-                            yield int(url.rpartition("/")[2].removesuffix(".jpg")), picture
+                            yield int(url.rpartition("/")[2].removesuffix(".jpg")), jpeg
             except tarfile.ReadError:
                 continue
 
 
 def reference(path: Path, rounded: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(SIZE, SIZE, 3) float64 in [0, 255]: the middle square of a photograph, resized by Lanczos without rounding.
+    """Return the central square of a photograph, resized by Lanczos without rounding: (SIZE, SIZE, 3) in [0, 255].
 
     Args:
-        path: of the photograph.
-        rounded: resize to whole pixels first and crop then, as img2dataset does; otherwise crop first, as the job does.
-            The two differ by less than a pixel.
+        path: file of the photograph.
+        rounded: whether to resize to whole pixels before cropping, as img2dataset does; the job crops first. The
+            results differ by less than a pixel.
     """
     with Image.open(path) as file:
         image = file.convert("RGB")
@@ -204,12 +217,14 @@ def reference(path: Path, rounded: bool) -> np.ndarray[Any, np.dtype[np.float64]
 
 
 def examine(output: Path, references: list[np.ndarray[Any, np.dtype[np.float64]]]) -> dict[str, Any]:
-    """Number of images in `output`, and their mean peak signal-to-noise ratio in dB."""
+    """Return the number of images in `output`, their URLs' numbers, and their mean peak signal-to-noise ratio in dB."""
     numbers, ratios = set(), []
     for number, data in crops(output):
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image.convert("RGB"), np.float64)
-        assert pixels.shape == (SIZE, SIZE, 3), f"{output} holds an image of shape {pixels.shape}"
+        assert pixels.shape == (SIZE, SIZE, 3), (
+            f"{output}: expected images of shape {(SIZE, SIZE, 3)}, but one has {pixels.shape}"
+        )
         error = np.mean((pixels - references[number % len(references)]) ** 2)
         ratios.append(10 * np.log10(255**2 / max(error, 1e-9)))
         numbers.add(number)
@@ -217,18 +232,18 @@ def examine(output: Path, references: list[np.ndarray[Any, np.dtype[np.float64]]
 
 
 def rejections(output: Path) -> Counter[str]:
-    """Rejected records of the job's crawl below `output`, by reason."""
+    """Return the numbers of rejected records of the job's crawl below `output`, by reason."""
     (marker,) = output.glob("*/crawls/*/crawl.json")
     return Counter(json.loads(marker.read_text())["rejected"])
 
 
 def measure(tool: str, command: list[str], site: str, output: Path, longest_s: float, images: int) -> dict[str, Any]:
-    """Run `command` of `tool` on fresh faults; rates are in images/s, from the start of the process to its end."""
-    ask(f"{site}/reset")
+    """Reset the server, run `command` of `tool`, and return its times, processor time and memory."""
+    get_json(f"{site}/reset")
     found, watch = run(command, longest_s, output.with_suffix(".log"))
-    # From the first request that the server saw to the end of the process.
+    # Downloading lasts from the first request that the server received to the end of the process.
     started = found.pop("started")
-    first, end = ask(f"{site}/first") or math.inf, started + found["seconds"]
+    first, end = get_json(f"{site}/first") or math.inf, started + found["seconds"]
     found["start_seconds"] = min(first, end) - started
     found["download_seconds"] = found["seconds"] - found["start_seconds"]
     found["download_cpu_seconds"] = watch.cpu_between(min(first, end), end)
@@ -236,11 +251,11 @@ def measure(tool: str, command: list[str], site: str, output: Path, longest_s: f
 
 
 def add_rates(found: dict[str, Any]) -> None:
-    """Add what follows from the number of accepted images."""
+    """Add the rates in images/s and the core-hours, which follow from the number of accepted images."""
     accepted = found["accepted"]
     found["images_per_second"] = accepted / found["seconds"]
     found["images_per_second_downloading"] = accepted / max(1e-9, found["download_seconds"])
-    # Other programs on the machine take cores away, but hardly change how much processor time an image needs.
+    # Other programs on the machine slow down the downloads, but hardly change the processor time per image.
     found["images_per_second_per_core"] = accepted / max(1e-9, found["download_cpu_seconds"])
     found["core_hours_per_100_million"] = MILLIONS * 1e6 / max(1e-9, found["images_per_second_per_core"]) / 3600
 
@@ -248,46 +263,46 @@ def add_rates(found: dict[str, Any]) -> None:
 def compare(
     scenario: str, arguments: argparse.Namespace, site: str, photos: list[Path], folder: Path
 ) -> dict[str, Any]:
-    """Both tools in one scenario."""
+    """Measure both tools in one scenario."""
     table = folder / f"{scenario}.csv"
     table.write_text("url\n" + "".join(f"{site}/{scenario}/{i}.jpg\n" for i in range(arguments.images)))
-    whole = {i for i in range(arguments.images) if not (scenario == "faults" and never_ends(i))}
-    result: dict[str, Any] = {"scenario": scenario, "images": arguments.images, "sound": len(whole)}
+    valid = {i for i in range(arguments.images) if not (scenario == "faults" and never_ends(i))}
+    result: dict[str, Any] = {"scenario": scenario, "images": arguments.images, "sound": len(valid)}
     program = install_img2dataset(arguments.img2dataset_venv)
     for tool in ("img2dataset", "ingest"):
         output = folder / f"{scenario}-{tool}"
-        ours = tool == "ingest"
+        is_job = tool == "ingest"
         command = (
             ingest_command(table, output, scenario)
-            if ours
+            if is_job
             else img2dataset_command(program, table, output, arguments.images)
         )
-        longest_s = arguments.longest if scenario == "faults" and not ours else math.inf
+        longest_s = arguments.longest if scenario == "faults" and not is_job else math.inf
         found = measure(tool, command, site, output, longest_s, arguments.images)
-        found |= examine(output, [reference(path, rounded=not ours) for path in photos])
-        found["sound_missing"] = len(whole - found.pop("numbers"))
-        if ours and found["finished"]:
+        found |= examine(output, [reference(path, rounded=not is_job) for path in photos])
+        found["sound_missing"] = len(valid - found.pop("numbers"))
+        if is_job and found["finished"]:
             found["rejected"] = dict(rejections(output))
         add_rates(found)
         result[tool] = found
         print_line(scenario, found)
-    ours, theirs = result["ingest"], result["img2dataset"]
+    job, other = result["ingest"], result["img2dataset"]
     for name, rate in RATIOS.items():
-        result[name] = ours[rate] / theirs[rate] if theirs["finished"] else None
-    result["memory_ratio"] = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"]
-    result["psnr_difference_db"] = ours["psnr_db"] - theirs["psnr_db"]
+        result[name] = job[rate] / other[rate] if other["finished"] else None
+    result["memory_ratio"] = job["peak_memory_bytes"] / other["peak_memory_bytes"]
+    result["psnr_difference_db"] = job["psnr_db"] - other["psnr_db"]
     return result
 
 
 def print_line(scenario: str, found: dict[str, Any]) -> None:
-    """One tool in one scenario."""
+    """Print the results of one tool in one scenario."""
     end = "" if found["finished"] else f"  did not finish in {found['seconds']:.0f} s"
     rejected = f"  rejected {found['rejected']}" if found.get("rejected") else ""
-    missing = f"  {found['sound_missing']} sound ones missing" if found["sound_missing"] else ""
+    missing = f"  {found['sound_missing']} valid images missing" if found["sound_missing"] else ""
     print(
         f"{scenario:<8} {found['tool']:<12} {found['accepted']:6d} images in {found['seconds']:6.1f} s"
-        f" ({found['start_seconds']:.1f} s to start): {found['images_per_second']:6.1f} images/s,"
-        f" {found['images_per_second_downloading']:6.1f} downloading,"
+        f" ({found['start_seconds']:.1f} s before the first request): {found['images_per_second']:6.1f} images/s,"
+        f" {found['images_per_second_downloading']:6.1f} while downloading,"
         f" {found['images_per_second_per_core']:6.1f} per core,"
         f" {found['peak_memory_bytes'] / 2**20:6.0f} MiB ({found['peak_memory_bytes_without_ray'] / 2**20:.0f} without"
         f" Ray's services), {found['psnr_db']:.2f} dB,"
@@ -297,23 +312,28 @@ def print_line(scenario: str, found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run both tools in each scenario and print them side by side."""
+    """Run both tools in each scenario, and print their results and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000, help="URLs in each scenario [5000]")
-    parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="[plain,latency,faults]")
+    parser.add_argument("--images", type=int, default=5000, help="number of URLs per scenario (default: 5000)")
     parser.add_argument(
-        "--longest", type=float, default=150.0, help="seconds after which img2dataset is ended in faults [150]"
+        "--scenarios", default=",".join(SCENARIOS), help="scenarios to run (default: plain,latency,faults)"
+    )
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=150.0,
+        help="seconds after which img2dataset is killed in faults (default: 150)",
     )
     parser.add_argument(
         "--img2dataset-venv",
         type=Path,
         default=Path(tempfile.gettempdir()) / "img2dataset-venv",
-        help="folder of img2dataset's virtual environment, made where missing [in the temporary folder]",
+        help="virtual environment of img2dataset, created if missing (default: in the folder for temporary files)",
     )
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     if not PHOTOS.is_dir():
-        sys.exit(f"the photographs in {PHOTOS} are not there")
+        sys.exit(f"{PHOTOS} does not exist; it must contain the photographs")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     results = []
     with tempfile.TemporaryDirectory() as name:

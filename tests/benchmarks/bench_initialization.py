@@ -1,9 +1,9 @@
-"""What prototypes start from, random images or k-means++: views covered, and purity and loss of the identity stage.
+"""Initialisation of prototypes by random images or k-means++: covered views, and purity and loss of the identity stage.
 
     python tests/benchmarks/bench_initialization.py [--seeds 6]
 
-on three made photo crawls (8 views, 25 % noise, 64 px, K = 12); needs ../shared. The last measured table is in
-README.md beside this file.
+The script needs ../shared and uses three synthetic photo crawls (8 views, 25 % noise, 64 px, K = 12). README.md beside
+this file has the last measured table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
 from pipeline.clustering.data.images import ImageSet, to_float
 from pipeline.clustering.data.loader import BatchStream, EpochOrder, initial_images
@@ -33,7 +33,7 @@ K, SIDE, ITERATIONS, BATCH = 12, 64, 300, 64
 
 
 def make_crawl(seed: int) -> tuple[Tensor, list[str]]:
-    """(N, 3, 64, 64) uint8 and the view of each image, empty for noise."""
+    """Create a synthetic crawl; return its images (N, 3, 64, 64), uint8, and the view of each, empty for noise."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(SHARED / "tools/make_crawl.py"), "--photos", str(SHARED / "data/photos")]
         subprocess.run([*command, "--n", "400", "--seed", str(seed), "--out", folder], check=True, capture_output=True)
@@ -51,9 +51,12 @@ def make_crawl(seed: int) -> tuple[Tensor, list[str]]:
 
 
 def identity_stage(images: Tensor, views: list[str], how: str, seed: int) -> tuple[int, float, float]:
-    """Views among the initial images; purity on the views and mean loss after the stage without transformations."""
+    """Train the stage without transformations.
+
+    Returns the number of views among the initial images, the purity of the images that show a view, and the mean loss.
+    """
     initial = initial_images(ImageSet.of(images), K, seed, how)
-    chosen = [int((to_float(images) - image).abs().flatten(1).sum(1).argmin()) for image in initial]
+    nearest = [int((to_float(images) - image).abs().flatten(1).sum(1).argmin()) for image in initial]
     model = build_method(ClusteringConfig(k=[K], transforms=[], batch_size=BATCH), initial, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     stream = BatchStream(EpochOrder([len(images)], seed), BATCH)
@@ -62,26 +65,26 @@ def identity_stage(images: Tensor, views: list[str], how: str, seed: int) -> tup
         model.loss(to_float(images[stream.indices(iteration)])).loss.backward()
         optimizer.step()
     assignment = model.assign(to_float(images))
-    shown = np.array([bool(view) for view in views])
+    is_view = np.array([bool(view) for view in views])
     classes = np.unique(views, return_inverse=True)[1]
-    found = purity(classes[shown], assignment.cluster_B.numpy()[shown])
-    return len({views[i] for i in chosen} - {""}), found, float(assignment.loss_B.mean())
+    view_purity = purity(classes[is_view], assignment.cluster_B.numpy()[is_view])
+    return len({views[i] for i in nearest} - {""}), view_purity, float(assignment.loss_B.mean())
 
 
 def main() -> None:
-    """Print one row per crawl and kind of initialisation, means over the seeds."""
+    """Print one row per crawl and initialisation, with means over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=6, help="runs per row [6]")
+    parser.add_argument("--seeds", type=int, default=6, help="number of runs per row (default: 6)")
     arguments = parser.parse_args()
     if not SHARED.exists():
-        sys.exit(f"needs {SHARED}, which is not there")
+        sys.exit(f"{SHARED} does not exist; it must contain the photographs and make_crawl.py")
     print("| crawl | initialization | views covered | purity | loss |\n|---|---|---|---|---|")
     for crawl in CRAWL_SEEDS:
         images, views = make_crawl(crawl)
         for how in ("random", "k-means++"):
             rows = [identity_stage(images, views, how, seed) for seed in range(arguments.seeds)]
-            covered, found, loss = np.mean(rows, axis=0)
-            print(f"| {crawl} | {how} | {covered:.1f} of 8 | {found:.2f} | {loss:.0f} |", flush=True)
+            covered, mean_purity, loss = np.mean(rows, axis=0)
+            print(f"| {crawl} | {how} | {covered:.1f} of 8 | {mean_purity:.2f} | {loss:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Batches per second of the loader, in memory and streamed, against what a training step needs.
+"""Images per second of the loader, in memory and streamed.
 
     python tests/benchmarks/bench_loader.py [--images 10000] [--json FILE]
 
-Shards of 128 px crops are read by one worker through Ray, as training reads them: decoded by tasks, shared through the
-object store, drawn by index. In memory they all fit; streamed, a quarter of them does. The first epoch decodes; the
-later ones are what training sees. The last measured table is in README.md beside this file.
+One worker reads shards of 128 px crops through Ray, as in training: tasks decode them, the object store shares them,
+and batches are drawn by index. In the mode "in memory" all images fit into memory, in the mode "streamed" a quarter of
+them does. The first epoch includes decoding; most of training has the speed of the later ones. README.md beside this
+file has the last measured table, and compares it with the speed of a training step.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
 from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader
-from pipeline.config import IngestConfig
+from pipeline.clustering.trial import Trial, TrialTask
+from pipeline.config import ClusteringConfig, IngestConfig
 from pipeline.ingest.images import encode
+from pipeline.paths import RunPaths
 from pipeline.session import connect_ray, ray_session
 from pipeline.shards import Sample, publish_shard
 from pipeline.storage import LocalStorage
@@ -33,7 +36,10 @@ SIDE, PER_SHARD, BATCH, EPOCHS = 128, 256, 64, 3
 
 
 def make_shards(storage: LocalStorage, n_images: int) -> list[str]:
-    """Shards of smooth pictures with some noise, which makes JPEGs of the size of photographs."""
+    """Write shards of smooth pictures and return their keys.
+
+    Some noise makes the JPEG files as large as those of photographs.
+    """
     torch.manual_seed(0)
     pictures = smooth_pictures(PER_SHARD, 3, SIDE, SIDE) + 0.04 * torch.randn(PER_SHARD, 3, SIDE, SIDE)
     pixels = (pictures.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -48,7 +54,7 @@ def make_shards(storage: LocalStorage, n_images: int) -> list[str]:
 
 
 def measure(storage: LocalStorage, keys: list[str], part_in_memory: float) -> list[float]:
-    """Images per second in each epoch."""
+    """Return the images per second of each epoch."""
     import ray
 
     from pipeline.clustering.data.image_store import ImageStore, kept_bytes, open_images
@@ -56,7 +62,9 @@ def measure(storage: LocalStorage, keys: list[str], part_in_memory: float) -> li
     decoded = len(keys) * PER_SHARD * 3 * SIDE**2
     store = ray.remote(ImageStore).options(num_cpus=0).remote(min(kept_bytes(), int(part_in_memory * decoded)))
     started = time.perf_counter()
-    images = open_images(store, storage, keys, decoded, int(part_in_memory * decoded))
+    config = ClusteringConfig(image_memory_gb=part_in_memory * decoded / 2**30)
+    task = TrialTask(storage, RunPaths("c", "run"), config, Trial(2, 0), keys, decoded)
+    images = open_images(store, task)
     loader = Loader(images, BatchStream(EpochOrder(images.sizes, 0, images.window), BATCH), torch.device("cpu"))
     per_epoch = len(images) // BATCH
     rates = []
@@ -70,12 +78,12 @@ def measure(storage: LocalStorage, keys: list[str], part_in_memory: float) -> li
 
 
 def main() -> None:
-    """Print a row per mode."""
+    """Print one row per mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=10_000, help="[10000]")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--images", type=int, default=10_000, help="number of images (default: 10000)")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
-    found = {}
+    rates = {}
     with tempfile.TemporaryDirectory() as folder, ray_session():
         storage = LocalStorage(folder)
         keys = make_shards(storage, arguments.images)
@@ -83,10 +91,10 @@ def main() -> None:
         print("| mode | first epoch, images/s | later epochs, images/s |\n|---|---|---|")
         for mode, part in (("in memory", 1.0), ("streamed, a quarter in memory", 0.25)):
             first, *later = measure(storage, keys, part)
-            found[mode] = {"first": first, "later": later}
+            rates[mode] = {"first": first, "later": later}
             print(f"| {mode} | {first:,.0f} | {max(later):,.0f} |", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(rates, indent=2) + "\n")
 
 
 if __name__ == "__main__":

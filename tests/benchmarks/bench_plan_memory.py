@@ -1,12 +1,12 @@
-"""Time and memory of planning a table of addresses: both must not depend on how long the table is.
+"""Time per row and peak memory of planning a table of URLs: neither must depend on the number of rows.
 
     python tests/benchmarks/bench_plan_memory.py [--ten-million] [--json FILE]
 
-Makes tables of 100,000 and 1,000,000 rows (and 10,000,000 with the flag: 1.5 GB for CSV, 2 GB for JSON lines) of
-addresses, captions, times and two more columns, and plans each in a process of its own, as the ingest stage does:
-records, listing digest, plan.parquet in shards of 256, and all shards read again. Peak memory is that process's, its
-Python and Arrow included (what an import alone takes is in the first line). Machines are noisy: compare rows of one
-run. The last measured table is in README.md beside this file.
+The script creates tables of 100,000 and 1,000,000 rows (with --ten-million also 10,000,000: 1.5 GB as CSV, 2 GB as JSON
+lines) with URLs, captions, times and two more columns. It plans each table in a separate process, as the ingest stage
+does: records, listing digest, plan.parquet in shards of 256; then it reads all shards. Peak memory is that of the whole
+process, with Python and Arrow; the first line shows the memory after the imports alone. Absolute times depend on the
+load of the machine: compare only rows from one run. README.md beside this file has the last measured table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,10 +33,11 @@ from pipeline.ingest.sources.detect import read_records
 KINDS = ("csv", "jsonl", "parquet")
 RECORDS_PER_SHARD = 256
 CHUNK = 50_000
+"""Number of rows that are generated at a time."""
 
 
 def chunks(rows: int) -> Iterator[list[dict[str, Any]]]:
-    """Made-up posts, `CHUNK` at a time."""
+    """Yield `rows` invented posts in lists of `CHUNK`."""
     for start in range(0, rows, CHUNK):
         yield [
             {
@@ -51,7 +52,7 @@ def chunks(rows: int) -> Iterator[list[dict[str, Any]]]:
 
 
 def make_table(path: Path, rows: int) -> None:
-    """Write a table of `rows` rows to `path`, whose suffix says of which kind."""
+    """Write a table of `rows` rows to `path`, in the format that its suffix names."""
     if path.suffix == ".parquet":
         with pq.ParquetWriter(path, pa.Table.from_pylist(next(chunks(1))).schema) as writer:
             for chunk in chunks(rows):
@@ -68,12 +69,12 @@ def make_table(path: Path, rows: int) -> None:
 
 
 def peak_mib() -> float:
-    """Peak memory of this process so far."""
+    """Return the peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def plan_one(table: Path | None) -> dict[str, float]:
-    """Plan `table` here; nothing but the imports where it is None."""
+    """Plan `table` in this process, and measure it; None measures the imports alone."""
     started, records = time.perf_counter(), 0
     if table is not None:
         with tempfile.TemporaryDirectory(dir=table.parent) as folder:
@@ -82,32 +83,32 @@ def plan_one(table: Path | None) -> dict[str, float]:
     return {"rows": records, "seconds": time.perf_counter() - started, "peak_mib": peak_mib()}
 
 
-def measured(table: Path | None) -> dict[str, float]:
-    """`plan_one` in a process of its own."""
+def measure(table: Path | None) -> dict[str, float]:
+    """Run `plan_one` in a separate process."""
     command = [sys.executable, __file__, "--plan", str(table or "")]
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
 def main() -> None:
-    """Make, plan, print."""
+    """Create and plan the tables, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ten-million", action="store_true", help="plan tables of 10,000,000 rows, too")
-    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {','.join(KINDS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    parser.add_argument("--ten-million", action="store_true", help="also plan tables of 10,000,000 rows")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"formats of the tables (default: {','.join(KINDS)})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     parser.add_argument("--plan", metavar="TABLE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plan is not None:
         print(json.dumps(plan_one(Path(arguments.plan) if arguments.plan else None)))
         return
     print("| table | rows | rows/s | peak memory |\n|---|---|---|---|", flush=True)
-    print(f"| imports alone | | | {measured(None)['peak_mib']:.0f} MiB |", flush=True)
+    print(f"| imports alone | | | {measure(None)['peak_mib']:.0f} MiB |", flush=True)
     results = []
     for kind in arguments.kinds.split(","):
         for rows in (100_000, 1_000_000, *([10_000_000] if arguments.ten_million else [])):
             with tempfile.TemporaryDirectory() as folder:
                 table = Path(folder) / f"urls.{kind}"
                 make_table(table, rows)
-                result = measured(table)
+                result = measure(table)
             results.append({"kind": kind, **result})
             rate = result["rows"] / result["seconds"]
             print(f"| {kind} | {rows:,} | {rate:,.0f} | {result['peak_mib']:.0f} MiB |", flush=True)

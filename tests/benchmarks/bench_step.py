@@ -1,10 +1,11 @@
-"""Time and memory of a training step: the dense algorithm and the product's, one after the other, each on its own.
+"""Time and memory of a training step: the dense algorithm of the paper, and the implementation of the pipeline.
 
     python tests/benchmarks/bench_step.py --case photo-k40 [--method dti-kmeans] [--threads 2] [--json FILE]
 
-Each path runs in a process of its own, on the same images, with all modules active: random ones for photographs, and
-the digits of ../shared/data/mnist-test for mnist-k10. Machines are noisy: only the ratios of one run mean anything. The
-last measured table is in README.md beside this file.
+One after the other, each path (`dense`, and `product` for the pipeline) runs in a separate process on the same images
+with all modules active. The images are the digits of ../shared/data/mnist-test for mnist-k10, and random pictures for
+the other cases. Absolute times depend on the load of the machine: compare only ratios from one run. README.md beside
+this file has the last measured table.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -23,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
 from pipeline.clustering.data.loader import BatchStream, EpochOrder
-from pipeline.clustering.heap import return_large_blocks
 from pipeline.clustering.model.build import build_method
+from pipeline.clustering.workers import WORKER_ENVIRONMENT
 from pipeline.config import ClusteringConfig
 from tests.benchmarks.dense_step import DensePrototypes
 
@@ -36,16 +38,15 @@ PHOTO = {"shape": (3, 128, 128), "transforms": ["color", "projective"], "batch":
 DIGIT = {"shape": (1, 28, 28), "transforms": ["affine", "morphological", "tps"], "batch": 128, "dense_batch": 128}
 CASES: dict[str, dict[str, Any]] = {
     "photo-k40": {**PHOTO, "k": 40},
-    # Four times the prototypes: the dense path gets a quarter of the images, or it would need 43 GiB. Its images per
-    # second stay comparable; its memory at the full batch would be four times what is measured.
+    # K is four times as large, so the dense path gets a quarter of the images; otherwise it would need 43 GiB. Images
+    # per second stay comparable; with the full batch, the memory would be four times the measured one.
     "photo-k160": {**PHOTO, "k": 160, "dense_batch": 16},
     "mnist-k10": {**DIGIT, "k": 10},
 }
 
 
 def product_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    """One iteration of training as the product does it."""
-    return_large_blocks()
+    """Return a function that runs one training iteration of the pipeline on a batch."""
     config = ClusteringConfig(k=[case["k"]], transforms=case["transforms"], batch_size=case["batch"], method=method)
     model = build_method(config, images[: case["k"]], seed=0)
     model.activate(len(case["transforms"]))
@@ -61,7 +62,7 @@ def product_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Cal
 
 
 def dense_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    """One iteration of training as the paper's algorithm reads."""
+    """Return a function that runs one training iteration of the paper's algorithm, literally, on a batch."""
     model = DensePrototypes(images[: case["k"]], case["transforms"], gmm=method == "dti-gmm")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
@@ -75,26 +76,28 @@ def dense_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Calla
 
 
 LEAST_ITERATIONS = 5
+"""Minimum number of timed iterations."""
 PATHS = {"dense": dense_step, "product": product_step}
 
 
 def smooth_pictures(n: int, channels: int, height: int, width: int) -> torch.Tensor:
-    """Random pictures with large shapes: noise would make all prototypes equally bad."""
+    """Return random pictures (n, C, H, W) in [0, 1] with large shapes; noise would make all prototypes equally bad."""
     coarse = torch.rand(n, channels, 6, 6)
     return torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
 
 
 def digits() -> torch.Tensor:
-    """(N, 1, 28, 28): the images of MNIST's test split."""
+    """Return the images of MNIST's test split: (N, 1, 28, 28) in [0, 1]."""
     data = gzip.decompress(DIGITS.read_bytes())
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=16).reshape(-1, 1, 28, 28) / np.float32(255))
 
 
 def measure(path: str, case: dict[str, Any], method: str, threads: int, shortest_s: float) -> dict[str, float]:
-    """Seconds of the fastest iteration after one to warm up, images per second, and peak memory of this process.
+    """Return the seconds of the fastest iteration, images per second, and the peak memory of this process.
 
-    The fastest, since whatever else the machine does only adds to an iteration; of `LEAST_ITERATIONS` at least, and of
-    all that begin within `shortest_s`, so that short iterations have as much time to be undisturbed as long ones.
+    The fastest iteration counts, because other programs on the machine can only make an iteration slower. After one
+    iteration to warm up, iterations are timed for at least `shortest_s` seconds, so that short ones are as likely to
+    run undisturbed as long ones, and at least `LEAST_ITERATIONS` of them.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -117,15 +120,24 @@ def measure(path: str, case: dict[str, Any], method: str, threads: int, shortest
 
 
 def main() -> None:
-    """Run both paths and print them side by side."""
+    """Run both paths, and print their results and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, default="photo-k40")
-    parser.add_argument("--method", choices=["dti-gmm", "dti-kmeans"], default="dti-gmm")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=15.0, help="timed at least, of each path and turn [15]")
-    parser.add_argument("--rounds", type=int, default=2, help="times that the paths take turns; the faster counts [2]")
-    parser.add_argument("--path", choices=PATHS, help="measure this path alone, in this process, and print JSON")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--case", choices=CASES, default="photo-k40", help="images, K and modules (default: photo-k40)")
+    parser.add_argument(
+        "--method", choices=["dti-gmm", "dti-kmeans"], default="dti-gmm", help="clustering method (default: dti-gmm)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="number of CPU threads (default: 2)")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="minimum time to measure a path in each round (default: 15)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=2,
+        help="number of rounds in which both paths run; the fastest counts (default: 2)",
+    )
+    parser.add_argument("--path", choices=PATHS, help="measure only this path, in this process, and print JSON")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     if arguments.path:
         case = CASES[arguments.case]
@@ -133,7 +145,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     if arguments.case == "mnist-k10" and not DIGITS.exists():
-        sys.exit(f"mnist-k10 needs the digits in {DIGITS}, which are not there")
+        sys.exit(f"mnist-k10 needs the digits in {DIGITS}, which does not exist")
     runs = [("dense", arguments.case), ("product", arguments.case)]
     if arguments.case == "photo-k160":
         runs.append(("product", "photo-k40"))
@@ -141,16 +153,18 @@ def main() -> None:
     for path, case_name in arguments.rounds * runs:
         command = [sys.executable, __file__, "--path", path, "--case", case_name, "--method", arguments.method]
         command += ["--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command, env=os.environ | WORKER_ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True
+        )
         found = json.loads(done.stdout)
         print(
             f"{path:<8} {case_name:<10} {found['seconds_per_iteration']:8.3f} s/iteration  "
             f"{found['images_per_second']:8.1f} images/s  {found['peak_memory_bytes'] / 2**30:6.2f} GiB",
             flush=True,
         )
-        run = (path, case_name)
-        if run not in best or found["seconds_per_iteration"] < best[run]["seconds_per_iteration"]:
-            best[run] = found
+        key = (path, case_name)
+        if key not in best or found["seconds_per_iteration"] < best[key]["seconds_per_iteration"]:
+            best[key] = found
     dense, product = (best[path, arguments.case] for path in ("dense", "product"))
     result = {
         "case": arguments.case,
@@ -165,7 +179,7 @@ def main() -> None:
     if arguments.case == "photo-k160":
         seconds = best["product", "photo-k40"]["seconds_per_iteration"]
         result["time_ratio_to_k40"] = product["seconds_per_iteration"] / seconds
-        print(f"time per iteration, K = 160 over K = 40: {result['time_ratio_to_k40']:.2f}")
+        print(f"time per iteration, ratio of K = 160 to K = 40: {result['time_ratio_to_k40']:.2f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -1,10 +1,10 @@
-"""What one image, one trial and one call cost: the numbers from which infra/SCALE.md plans.
+"""Unit costs of an image, a trial and a call, from which infra/SCALE.md calculates the needs of large clusters.
 
     python tests/benchmarks/bench_unit_costs.py [--parts step,assign,load,checkpoint,queue,driver,ray,track,requests]
         [--json FILE]
 
-Times of `step`, `assign`, `load`, `driver` and `track` are processor time of one thread, which other programs on the
-machine change least. `requests` counts those of a small job to an S3 server on this machine.
+`step`, `assign`, `load`, `driver` and `track` measure processor time of one thread, because other programs on the
+machine change it least. `requests` counts the requests of a small job to a local S3 server.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
 from pipeline.clustering.checkpoint import CheckpointWriter, load_method, model_state
 from pipeline.clustering.data.images import decode_shard
 from pipeline.clustering.model.build import build_method
-from pipeline.clustering.trial import HistoryPoint, StageRecord, Trial, TrialResult
-from pipeline.clustering.trial_queue import TrialQueue, Work
+from pipeline.clustering.trial import HistoryPoint, StageRecord, Trial, TrialResult, TrialTask
+from pipeline.clustering.trial_queue import TrialQueue
 from pipeline.config import ClusteringConfig, IngestConfig, JobConfig
 from pipeline.ingest.images import decode_square, encode
 from pipeline.paths import CrawlPaths, RunPaths
@@ -47,15 +47,16 @@ SIZE = 128
 BATCH = 64
 KS = (8, 16, 32)
 STAGES = ("identity", "color", "color+projective")
-ABOUT = {"/shards/": "shard", "/trials/": "trial", "/clusters/": "cluster"}
-"""What a request of S3 is about, by a part of the key."""
+"""Active modules, by stage."""
+UNIT_OF_FOLDER = {"/shards/": "shard", "/trials/": "trial", "/clusters/": "cluster"}
+"""Unit that an S3 request belongs to, by a part of the key."""
 Row = dict[str, Any]
 
 
 def measure_step() -> list[Row]:
-    """An iteration of training by K and stage: 128 px, batch 64, dti-gmm.
+    """Measure a training iteration by K and stage: 128 px, batch 64, dti-gmm.
 
-    All take turns, so that a busy minute is nobody's alone.
+    The values of K alternate, so that a busy minute of the machine does not affect only one of them.
     """
     batch = smooth_pictures(2 * BATCH, 3, SIZE, SIZE)[:BATCH]
     models = {k: build_method(ClusteringConfig(k=[k]), batch[:k], seed=0) for k in KS}
@@ -76,7 +77,7 @@ def measure_step() -> list[Row]:
 
 
 def _in_turn(work: Callable[[int], object], rounds: int = 5) -> dict[int, list[float]]:
-    """Processor seconds of `work` for every K, in `rounds` after one to warm up."""
+    """Return the processor seconds of `work` for every K, in each of `rounds` rounds after one to warm up."""
     seconds: dict[int, list[float]] = {k: [] for k in KS}
     for number in range(rounds + 1):
         for k in KS:
@@ -89,7 +90,7 @@ def _in_turn(work: Callable[[int], object], rounds: int = 5) -> dict[int, list[f
 
 @torch.no_grad()
 def measure_assign() -> list[Row]:
-    """Assignment of an image by K, all modules active, in full."""
+    """Measure the assignment of an image by K, with all modules active and without screening."""
     images = smooth_pictures(BATCH, 3, SIZE, SIZE)
     models = {k: build_method(ClusteringConfig(k=[k]), images[:k], seed=0) for k in KS}
     for model in models.values():
@@ -103,11 +104,11 @@ def measure_assign() -> list[Row]:
 
 
 def measure_load() -> list[Row]:
-    """A shard of 256 crops of photographs: bytes per image in the tar and decoded, and what decoding costs."""
+    """Measure a shard of 256 crops of photographs: bytes per image in the tar and decoded, and the time of decoding."""
     config = IngestConfig(image_size=SIZE)
     photos = [path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))]
     if not photos:
-        sys.exit(f"load needs the photographs in {PHOTOS}, which are not there")
+        sys.exit(f"load needs photographs in {PHOTOS}, but there are none")
     crops = [encode(decode_square(data, config).pixels, "jpeg", config.jpeg_quality) for data in photos]
     samples = [Sample(f"{i:032x}", crops[i % len(crops)], {"caption": "x" * 200, "width": 1080}) for i in range(256)]
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +121,7 @@ def measure_load() -> list[Row]:
 
 
 def measure_checkpoint() -> list[Row]:
-    """Bytes of a checkpoint by K: with Adam's moments while a trial is trained, and when it is done; reading that."""
+    """Measure checkpoints by K: size in training (with Adam's moments), size when done, and time to read the latter."""
     rows = []
     for k in KS:
         config = ClusteringConfig(k=[k])
@@ -140,11 +141,11 @@ def measure_checkpoint() -> list[Row]:
     return rows
 
 
-def works(n: int, shards: int = 40) -> list[Work]:
-    """`n` trials, three to a collection."""
+def make_tasks(n: int, shards: int = 40) -> list[TrialTask]:
+    """Return `n` trials, three per collection."""
     storage, config = LocalStorage("/workspace"), ClusteringConfig()
     return [
-        Work(
+        TrialTask(
             storage,
             RunPaths(f"collection-{i // 3:06d}", "run-0123456789ab"),
             config,
@@ -157,12 +158,12 @@ def works(n: int, shards: int = 40) -> list[Work]:
 
 
 def measure_queue() -> list[Row]:
-    """Calls of the TrialQueue itself, in microseconds, where so many trials wait."""
+    """Measure calls of the TrialQueue, without an actor, in microseconds by the number of waiting trials."""
     rows = []
     for waiting in (100, 10_000, 30_000):
         queue = TrialQueue()
-        queue.add(works(waiting, shards=1))
-        more = works(300, shards=1)
+        queue.add(make_tasks(waiting, shards=1))
+        more = make_tasks(300, shards=1)
         row: Row = {"waiting": waiting}
         for name, call in (("add", _add), ("take and finish", _finish), ("take and release", _release)):
             started = time.process_time()
@@ -173,25 +174,25 @@ def measure_queue() -> list[Row]:
     return rows
 
 
-def _add(queue: TrialQueue, more: list[Work]) -> None:
+def _add(queue: TrialQueue, more: list[TrialTask]) -> None:
     queue.add(more)
 
 
-def _finish(queue: TrialQueue, _: list[Work]) -> None:
+def _finish(queue: TrialQueue, _: list[TrialTask]) -> None:
     queue.take("group")
     queue.finish("group", 0.0, 0, 0.0)
 
 
-def _release(queue: TrialQueue, _: list[Work]) -> None:
+def _release(queue: TrialQueue, _: list[TrialTask]) -> None:
     queue.take("group")
     queue.release("group")
 
 
 def measure_driver() -> list[Row]:
-    """What the job's own process does for a crawl of 10,240 images, and the bytes of a row of the shards' tables."""
+    """Measure the work of the driver for a crawl of 10,240 images, and the size of a row of the shards' tables."""
     from pipeline.ingest.accounting import account
     from pipeline.ingest.repeats.dedup import find_repeats, known_images
-    from pipeline.ingest.repeats.near_duplicates import LOOK_BYTES
+    from pipeline.ingest.repeats.near_duplicates import SIGNATURE_BYTES
     from pipeline.records import SHARD_SCHEMA
     from pipeline.reporting.pictures.mosaic import Tile, draw_mosaic
     from pipeline.reporting.pictures.pixels import png
@@ -199,7 +200,7 @@ def measure_driver() -> list[Row]:
 
     noise, shards, config = np.random.default_rng(0), 40, IngestConfig(image_size=SIZE)
     paths, images = CrawlPaths("collection", "0123456789ab"), 40 * 256
-    rows = [_made_row(i, noise.bytes(LOOK_BYTES), noise.bytes(32).hex()) for i in range(images)]
+    rows = [_accepted_row(i, noise.bytes(SIGNATURE_BYTES), noise.bytes(32).hex()) for i in range(images)]
     with tempfile.TemporaryDirectory() as folder:
         storage = LocalStorage(folder)
         for index in range(shards):
@@ -216,7 +217,7 @@ def measure_driver() -> list[Row]:
         tiles = [Tile(i, 640, 1 / 16, picture) for i in range(16)]
         for what, work in (
             (
-                "find repeats",
+                "find duplicates",
                 lambda: find_repeats(storage, paths, shards, known_images(storage, [], config), [], config),
             ),
             ("count records", lambda: account(storage, paths, images, shards, config)),
@@ -229,8 +230,8 @@ def measure_driver() -> list[Row]:
     return found
 
 
-def _made_row(i: int, look: bytes, sha256: str) -> Row:
-    """A row of an accepted image, as long as those of scraped posts are."""
+def _accepted_row(i: int, signature: bytes, sha256: str) -> Row:
+    """Return the row of an accepted image, as long as the rows of scraped posts."""
     return {
         "record": i,
         "source_uri": f"https://photos.example/{sha256[:40]}.jpg",
@@ -239,7 +240,7 @@ def _made_row(i: int, look: bytes, sha256: str) -> Row:
         "fingerprint": f"https://photos.example/{sha256[:40]}.jpg",
         "status": "accepted",
         "image_id": sha256[:32],
-        "look": look,
+        "look": signature,
         "sha256": sha256,
         "bytes": 100_000 + i,
         "stored_bytes": 12_000 + i % 999,
@@ -250,29 +251,29 @@ def _made_row(i: int, look: bytes, sha256: str) -> Row:
 
 
 def measure_ray() -> list[Row]:
-    """Calls of a queue that is an actor, and tasks, as one driver makes them: each alone, and many at once."""
+    """Measure calls of a queue in an actor, one by one and many at once, and tasks, all from one driver."""
     import ray
 
     from pipeline.session import connect_ray, run_bounded
 
     connect_ray()
     actor = ray.remote(TrialQueue).options(num_cpus=0).remote()
-    ray.get(actor.add.remote(works(3000)))
+    ray.get(actor.add.remote(make_tasks(3000)))
     for i in range(512):
         ray.get(actor.take.remote(f"group-{i}"))
     noop = ray.remote(num_cpus=1)(lambda: None)
     ray.get([noop.remote() for _ in range(4)])
     many = 500
 
-    def tell(i: int) -> Any:
+    def call(i: int) -> Any:
         return actor.release.remote(f"nobody-{i}")
 
     rows = []
     for name, work in (
-        ("actor call, one after the other", lambda: [ray.get(tell(i)) for i in range(many)]),
-        ("actor call, many at once", lambda: ray.get([tell(i) for i in range(many)])),
-        ("take of a work with 40 shard keys", lambda: [ray.get(actor.take.remote(f"g{i}")) for i in range(many)]),
-        ("view, 512 trials running", lambda: [ray.get(actor.view.remote()) for _ in range(many)]),
+        ("actor call, one after the other", lambda: [ray.get(call(i)) for i in range(many)]),
+        ("actor call, many at once", lambda: ray.get([call(i) for i in range(many)])),
+        ("take of a trial with 40 shard keys", lambda: [ray.get(actor.take.remote(f"g{i}")) for i in range(many)]),
+        ("update, 512 trials running", lambda: [ray.get(actor.update.remote()) for _ in range(many)]),
         ("task of run_bounded", lambda: list(run_bounded(lambda i: noop.remote(), range(many)))),
     ):
         wall, processor = time.monotonic(), time.process_time()
@@ -284,9 +285,9 @@ def measure_ray() -> list[Row]:
 
 
 def measure_track() -> list[Row]:
-    """Recording a job with three trials of 36 windows and the model of the first in MLflow, in SQLite."""
-    from pipeline.reporting.run import PastRun
-    from pipeline.reporting.tracking.runs import track
+    """Measure the recording of a job in MLflow on SQLite: three trials of 36 windows, and the model of the first."""
+    from pipeline.reporting.run import Run
+    from pipeline.reporting.tracking.runs import track_run
 
     point = HistoryPoint(60, 1.0, 1e-3, 1, 0, 0.5, 0.1)
     history = [HistoryPoint(**{**vars(point), "iteration": 60 * (i + 1)}) for i in range(36)]
@@ -301,9 +302,9 @@ def measure_track() -> list[Row]:
             checkpoint = RunPaths(f"c{i}", f"run-{i}").checkpoint(results[0].trial.name)
             CheckpointWriter(storage, checkpoint, print).finish(model_state(model, config.clustering))
             crawl = Crawl(f"c{i}", "crawl", 1, 256, 256, {}, SIZE, "digest")
-            run = PastRun(f"run-{i}", config, [crawl], results, results[0], "", document)
+            run = Run(f"run-{i}", config, [crawl], results, results[0], "", document)
             started, processor = time.monotonic(), time.process_time()
-            found = track(storage, run, [])
+            found = track_run(storage, run, [])
             row = {"s": round(time.monotonic() - started, 2), "core_s": round(time.process_time() - processor, 2)}
             if found.error:
                 sys.exit(found.error)
@@ -316,7 +317,7 @@ def measure_track() -> list[Row]:
 
 
 def measure_requests() -> list[Row]:
-    """Requests of one job to S3: for each shard, trial and picture of a cluster, and for the collection itself."""
+    """Count the requests of one job to S3 for each shard, trial and cluster, and for the collection itself."""
     import boto3
 
     from tests.support.s3_server import CREDENTIALS, S3Server
@@ -325,8 +326,8 @@ def measure_requests() -> list[Row]:
     counts: Counter[tuple[str, str]] = Counter()
 
     def count(method: str, path: str) -> None:
-        about = next((what for folder, what in ABOUT.items() if folder in path), "collection")
-        counts["LIST" if "list-type=2" in path else method, about] += 1
+        unit_of_request = next((unit for folder, unit in UNIT_OF_FOLDER.items() if folder in path), "collection")
+        counts["LIST" if "list-type=2" in path else method, unit_of_request] += 1
 
     server = S3Server()
     os.environ.update({"AWS_ENDPOINT_URL_S3": server.endpoint, **CREDENTIALS})
@@ -350,8 +351,8 @@ def measure_requests() -> list[Row]:
     server.stop()
     units = {"shard": shards, "trial": 1, "cluster": k, "collection": 1}
     return [
-        {"request": method, "for each": about, "number": number / units[about]}
-        for (method, about), number in sorted(counts.items())
+        {"request": method, "for each": unit, "number": number / units[unit]}
+        for (method, unit), number in sorted(counts.items())
     ]
 
 
@@ -369,10 +370,10 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 
 
 def main() -> None:
-    """Measure the parts that are asked for, and print a line per number."""
+    """Measure the requested parts, and print a line per result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="[all]")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts to measure (default: all)")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = {}

@@ -1,9 +1,10 @@
-"""Iterations until a new crawl is learned as well as from scratch, when training starts from the run before it.
+"""Number of training iterations on a grown collection, from scratch and with a warm start from the run before.
 
     python tests/benchmarks/bench_warm_start.py [--json FILE]
 
-A crawl with known content is cut in two. The job learns the first part, then both, once from scratch and once with
-`--warm-start latest`; the seconds are those of training. The last measured table is in README.md beside this file.
+The script needs ../shared. It divides a synthetic crawl into two parts. The job trains on the first part, and then on
+both parts, once from scratch and once with `--warm-start latest`. The seconds are those of training. README.md beside
+this file has the last measured table.
 """
 
 from __future__ import annotations
@@ -23,32 +24,32 @@ PHOTOS = ROOT.parent / "shared/data/photos"
 K, SIDE = 12, 32
 
 
-def run_job(workspace: Path, source: Path, *more: str) -> dict[str, Any]:
-    """The kept trial of a job over `source`, and its history."""
+def run_job(workspace: Path, source: Path, *options: str) -> dict[str, Any]:
+    """Run the job on `source` with additional `options`; return the content of trial.json, with the history."""
     command = [sys.executable, "jobs/cluster_collection.py", "--collection=c", f"--workspace={workspace}", f"--k={K}"]
     before = set(workspace.glob("c/runs/*/run.json"))
     subprocess.run(
-        [*command, f"--source={source}", f"--image-size={SIDE}", *more], cwd=ROOT, check=True, stdout=sys.stderr
+        [*command, f"--source={source}", f"--image-size={SIDE}", *options], cwd=ROOT, check=True, stdout=sys.stderr
     )
     (marker,) = set(workspace.glob("c/runs/*/run.json")) - before
     (trial,) = marker.parent.glob("trials/*/trial.json")
-    found: dict[str, Any] = json.loads(trial.read_text())
-    return found
+    result: dict[str, Any] = json.loads(trial.read_text())
+    return result
 
 
 def iterations_to(history: list[dict[str, Any]], loss: float) -> int | None:
-    """The end of the first window whose mean loss is no higher; None if none is."""
+    """Return the last iteration of the first window whose mean loss is at most `loss`; None if there is none."""
     return next((point["iteration"] for point in history if point["loss"] <= loss), None)
 
 
 def main() -> None:
-    """Print both runs."""
+    """Run the three trainings, and print one row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=7, help="of the crawl [7]")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the crawl (default: 7)")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     if not MAKE_CRAWL.exists():
-        sys.exit(f"needs {MAKE_CRAWL}, which is not there")
+        sys.exit(f"{MAKE_CRAWL} does not exist; it is needed to generate the crawl")
     with tempfile.TemporaryDirectory() as folder:
         crawl = Path(folder) / "crawl"
         options: list[str | Path] = [
@@ -61,27 +62,27 @@ def main() -> None:
             f"--seed={arguments.seed}",
         ]
         subprocess.run([sys.executable, MAKE_CRAWL, *options], check=True, stdout=sys.stderr)
-        (everything,) = (path for path in crawl.iterdir() if path.is_dir())
+        (complete,) = (path for path in crawl.iterdir() if path.is_dir())
         part = Path(folder) / "part"
         part.mkdir()
-        for path in sorted(everything.glob("*.jpg"))[::2]:
+        for path in sorted(complete.glob("*.jpg"))[::2]:
             shutil.copy(path, part)
-        scratch = run_job(Path(folder) / "scratch", everything)
+        scratch = run_job(Path(folder) / "scratch", complete)
         first = run_job(Path(folder) / "warm", part)
-        warm = run_job(Path(folder) / "warm", everything, "--warm-start=latest")
-    # The loss that both reach in the end.
+        warm = run_job(Path(folder) / "warm", complete, "--warm-start=latest")
+    # The loss that both runs reach.
     goal = max(scratch["history"][-1]["loss"], warm["history"][-1]["loss"])
     print(
-        "| run | iterations in all | until a loss of "
-        + f"{goal:.0f} | loss on all images | seconds |\n|---|---|---|---|---|"
+        f"| run | total iterations | iterations to a loss of {goal:.0f} | loss on all images | seconds |"
+        "\n|---|---|---|---|---|"
     )
-    found = {}
+    results = {}
     for name, trial in (("the first part", first), ("both, from scratch", scratch), ("both, warm start", warm)):
         reached = None if trial is first else iterations_to(trial["history"], goal)
-        found[name] = {"iterations": trial["iterations"], "until": reached, "loss": trial["loss"]}
+        results[name] = {"iterations": trial["iterations"], "until": reached, "loss": trial["loss"]}
         print(f"| {name} | {trial['iterations']} | {reached or ''} | {trial['loss']:.1f} | {trial['seconds']:.0f} |")
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The denominator of bench_step: one training step as the DTI paper's algorithm reads, without any shortcut.
+"""The reference of bench_step: one training step that follows the DTI paper's algorithm literally.
 
-Every prototype has its own predictor network and is transformed onto every image of the batch, one module after the
-other; means and scales separately; every warp by positions worked out point by point (homogeneous coordinates for a
-homography, the spline's kernel times its solved coefficients for TPS); the morphological window as a sum over its
-positions; autograd records all of it (Algorithm 1 for the mixture, equation 4 for K-means). Float32 throughout. It
-shares the encoder's layers with the product, nothing else. README.md compares what it costs with the code that the
-paper's authors released.
+It implements Algorithm 1 for the mixture and equation 4 for K-means, in float32, and autograd records everything. Every
+prototype has its own predictor network and is transformed onto every image of the batch, one module after the other,
+means and scales separately. Warps compute the position of every point: homographies in homogeneous coordinates, TPS as
+the spline's kernel times the solved coefficients. The morphological module sums over the positions of its window. Only
+the layers of the encoder are shared with the pipeline. README.md compares the cost of this step with that of the code
+released by the paper's authors.
 """
 
 from __future__ import annotations
@@ -20,10 +20,19 @@ from torch.nn.functional import affine_grid, grid_sample, unfold
 from pipeline.clustering.model.predictor import build_encoder
 
 MIN_STD = 0.25
+"""Minimum standard deviation; its square is added to the squared scales."""
 
 
 class DensePrototypes(nn.Module):
-    """K prototypes with predictors of their own, scored on all images one prototype after the other."""
+    """K prototypes, each with its own predictors; all images are scored with one prototype after the other.
+
+    Shapes: B images, K prototypes, C channels, H x W pixels.
+
+    Args:
+        initial_KCHW: initial prototypes, in [0, 1].
+        names: transformation modules, in the order in which they are applied.
+        gmm: whether to train a Gaussian mixture (Algorithm 1) instead of K-means (equation 4).
+    """
 
     def __init__(self, initial_KCHW: Tensor, names: Sequence[str], gmm: bool) -> None:
         super().__init__()
@@ -56,7 +65,7 @@ class DensePrototypes(nn.Module):
         return nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), last)
 
     def loss(self, images: Tensor) -> Tensor:
-        """The loss that is back-propagated."""
+        """Return the loss to minimise, of images (B, C, H, W)."""
         features = self.encoder(images)
         means, scales = [], []
         for k, predictors in enumerate(self.predictors):
@@ -75,9 +84,9 @@ class DensePrototypes(nn.Module):
         gamma = joint.detach().softmax(1)
         return -(gamma * joint).sum(1).mean()
 
-    def _transformed(self, picture_CHW: Tensor, n: int, parameters: dict[str, Tensor]) -> Tensor:
-        """(n, C, H, W): one prototype transformed onto n images."""
-        out = picture_CHW.repeat(n, 1, 1, 1)
+    def _transformed(self, prototype_CHW: Tensor, n: int, parameters: dict[str, Tensor]) -> Tensor:
+        """Return one prototype transformed onto n images: (n, C, H, W)."""
+        out = prototype_CHW.repeat(n, 1, 1, 1)
         for name, beta in parameters.items():
             out = self._module(name, beta, out)
         return out
@@ -98,7 +107,7 @@ class DensePrototypes(nn.Module):
         return grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def _projected(self, beta: Tensor) -> Tensor:
-        """(n, H W, 2): the positions under homographies, by homogeneous coordinates."""
+        """Return the positions of all pixels under n homographies: (n, H W, 2)."""
         homography = torch.eye(3) + torch.cat([beta, torch.zeros(len(beta), 1)], dim=1).view(-1, 3, 3)
         homogeneous = torch.cat([self.positions, torch.ones(len(self.positions), 1)], dim=1)
         x, y, divisor = (homography @ homogeneous.T.expand(len(beta), -1, -1)).unbind(1)
@@ -106,13 +115,13 @@ class DensePrototypes(nn.Module):
         return torch.stack([x / divisor, y / divisor], dim=-1)
 
     def _spline_basis(self, points: Tensor) -> Tensor:
-        """(n, 19): r^2 log r for every control point, and 1, x, y."""
+        """Return the spline's basis at n points: r^2 log r for every control point, then 1, x and y: (n, 19)."""
         squared = (points[:, None] - self.control).square().sum(-1)
         return torch.cat([torch.xlogy(squared, squared) / 2, torch.ones(len(points), 1), points], dim=1)
 
     @staticmethod
     def _morphology(beta: Tensor, pictures: Tensor) -> Tensor:
-        """Equation 6 as it reads: at each pixel, a sum over the 49 positions of the window."""
+        """Apply equation 6 literally: at each pixel, sum over the 49 positions of the window."""
         offset = torch.full((49,), -5.0)
         offset[24] = 5.0
         window = (beta[:, 1:] + offset).sigmoid()[:, None, :]

@@ -1,15 +1,15 @@
-"""A web server on loopback that answers with photographs, as a process of its own that costs as little as possible.
+"""Web server for photographs on the loopback interface, a separate process that needs little processor time.
 
     python tests/benchmarks/photo_server.py FOLDER
 
-It loads all JPEG files of FOLDER, prints its port and answers ``/SCENARIO/NUMBER.jpg`` until it is ended:
+The server loads all JPEG files of FOLDER, prints its port, and answers ``/SCENARIO/NUMBER.jpg`` until it is terminated:
 
-- ``plain``: photo NUMBER modulo the number of photos, with a JPEG comment that holds NUMBER: no two are the same bytes;
-- ``latency``: the same 50 ms later;
-- ``faults``: the same, but 5 % of the numbers are answered with status 503 once, and 1 % have a body without an end.
+- ``plain``: photo NUMBER modulo the number of photos, with NUMBER in a JPEG comment, so that no two answers are equal;
+- ``latency``: the same, 50 ms later;
+- ``faults``: the same, but 5 % of the numbers are answered with status 503 once, and 1 % have a body that never ends.
 
-``/reset`` forgets what was asked before; ``/first`` is the time (`time.monotonic`, s) of the first request since then,
-and 0 before it.
+``/reset`` forgets all requests. ``/first`` returns the time (`time.monotonic`, in seconds) of the first request for a
+photo since then, or 0 before it.
 """
 
 from __future__ import annotations
@@ -22,45 +22,54 @@ import time
 from pathlib import Path
 
 LATENCY_S = 0.05
+"""Delay of answers in the scenario ``latency``."""
 DRIP_BYTES = 1 << 14
+"""Number of bytes that a body without an end sends at a time."""
 DRIP_EVERY_S = 0.1
+"""Time between two parts of a body without an end."""
 
 SOI_BYTES = 2
-"""The marker that every JPEG file starts with; comments may follow it."""
+"""Length of the marker at the start of every JPEG file, which comments may follow."""
 
 
 def fails_once(number: int) -> bool:
-    """Whether URL `number` of the scenario ``faults`` is answered with 503 at first: 5 %."""
+    """Whether the first answer to URL `number` of the scenario ``faults`` has status 503: 5 % of all URLs."""
     return number % 20 == 3
 
 
 def never_ends(number: int) -> bool:
-    """Whether URL `number` of the scenario ``faults`` has a body without an end: 1 %."""
+    """Whether URL `number` of the scenario ``faults`` has a body without an end: 1 % of all URLs."""
     return number % 100 == 50
 
 
 def numbered(photo: bytes, number: int) -> list[bytes | memoryview]:
-    """The JPEG file `photo` with a comment that says `number`, in parts."""
+    """Return the parts of the JPEG file `photo` with `number` in a comment."""
     comment = f"{number:012d}".encode()
     segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
     return [photo[:SOI_BYTES] + segment, memoryview(photo)[SOI_BYTES:]]
 
 
 class Site:
-    """The photographs, and what has been asked."""
+    """The photographs, and a record of requests.
+
+    Attributes:
+        photos: contents of the JPEG files.
+        failed: numbers of the URLs that were answered with status 503.
+        first: time of the first request for a photo (`time.monotonic`), or 0.
+    """
 
     def __init__(self, photos: list[bytes]) -> None:
         self.photos = photos
         self.reset()
 
     def reset(self) -> None:
-        """As if nothing had been asked."""
+        """Forget all requests."""
         self.failed: set[int] = set()
         self.first = 0.0
 
 
 class Connection(asyncio.Protocol):
-    """One kept connection; clients send a request when the answer to the one before is there."""
+    """One persistent connection; clients send a request after they have received the answer to the previous one."""
 
     transport: asyncio.Transport
 
@@ -116,7 +125,7 @@ class Connection(asyncio.Protocol):
 
 
 async def serve(folder: Path) -> None:
-    """Answer on a free port of 127.0.0.1, which is printed."""
+    """Print a free port of 127.0.0.1, and answer requests on it."""
     site = Site([file.read_bytes() for file in sorted(folder.glob("*.jpg"))])
     server = await asyncio.get_running_loop().create_server(lambda: Connection(site), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)

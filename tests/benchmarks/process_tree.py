@@ -1,4 +1,4 @@
-"""Memory and processor time of a process and all that descend from it, from Linux' /proc."""
+"""Memory and processor time of a process and all its descendants, from Linux' /proc."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Self
 import numpy as np
 
 EVERY_S = 0.25
-"""Between two readings of the processor time."""
+"""Time between two readings of the processor time."""
 MEMORY_EVERY = 4
-"""Readings of the processor time for one of the memory, which would take a tenth of a core if it were as frequent."""
+"""Number of readings of the processor time per reading of the memory, which would take a tenth of a core every time."""
 RAY_SERVICES = ("/ray/core/src/", "/ray/dashboard/", "/ray/autoscaler/", "log_monitor.py", "Agent", "ray::IDLE")
-"""In the command lines of what Ray runs for itself; workers without work are its reserve."""
+"""Parts of the command lines of Ray's services; idle workers, which Ray keeps in reserve, count as services."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Watch:
-    """Samples the tree below process `root` while the context is open.
+    """Context manager that samples process `root` and its descendants.
 
     Attributes:
-        peak_bytes: largest sum of the processes' proportional set sizes: a page that several share counts once.
-        peak_bytes_without_ray: the same without the services of Ray, which a cluster's nodes run anyway.
-        cpu_s: user and system time of all processes, as far as each was seen last, at the times in it
-            (`time.monotonic`).
+        peak_bytes: largest sum of the proportional set sizes of the processes: a shared page counts once.
+        peak_bytes_without_ray: the same without Ray's services, which run on every node of a cluster anyway.
+        cpu_s: pairs of a time (`time.monotonic`) and the user and system time of all processes until then, in seconds;
+            for processes that have ended, the last reading.
     """
 
     def __init__(self, root: int) -> None:
@@ -42,7 +42,7 @@ class Watch:
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def cpu_between(self, start: float, end: float) -> float:
-        """Processor time in s that was used between two times."""
+        """Return the processor time in seconds that was used between two times (`time.monotonic`)."""
         times, used = zip(*self.cpu_s, strict=True)
         before, after = np.interp([start, end], times, used)
         return float(after - before)
@@ -56,7 +56,7 @@ class Watch:
         self._thread.join()
 
     def kill(self) -> None:
-        """End the tree: what Ray starts is not in the process group of who started it."""
+        """Kill all processes; those that Ray starts are not in the process group of `root`."""
         for pid in _tree(self._root):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -74,11 +74,11 @@ class Watch:
 
 
 def _tree(root: int) -> dict[int, int]:
-    """Processor time in ticks of `root` and its descendants, by process id."""
+    """Return the processor time in ticks of `root` and its descendants, by process id."""
     parents, ticks = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):  # it has ended
+            with suppress(OSError):  # the process has ended
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 parents[int(entry.name)] = int(fields[1])
                 ticks[int(entry.name)] = int(fields[11]) + int(fields[12])
@@ -89,7 +89,7 @@ def _tree(root: int) -> dict[int, int]:
 
 
 def _pss(pid: int) -> int:
-    """Proportional set size of process `pid` in bytes; 0 where it has ended."""
+    """Return the proportional set size of process `pid` in bytes; 0 if it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -98,7 +98,7 @@ def _pss(pid: int) -> int:
 
 
 def _serves_ray(pid: int) -> bool:
-    """Whether process `pid` is one of Ray's own."""
+    """Whether process `pid` is a service of Ray."""
     with suppress(OSError):
         command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
         return any(service in command for service in RAY_SERVICES)

@@ -1,12 +1,12 @@
-"""The trial scheduler at 10,000 collections: a discrete-event simulation around the product's own TrialQueue.
+"""Discrete-event simulation of the trial scheduler with 10,000 collections, around the pipeline's own `TrialQueue`.
 
     python tests/benchmarks/simulate_scheduler.py [--gpus 8,64,512] [--json FILE]
 
-What is simulated is the cluster; what decides is the product: collections come under way as `run_collections` lets
-them, trials are taken, begun, finished, lost and seen through `TrialQueue`, and groups of workers start and end as
-`TrainingPool` does it, at most one start per poll. Images of a collection are ingested and assigned by a pool of CPU
-cores, and its trials are trained by groups of one GPU each. Times are seconds of simulated time; the same arguments
-give the same result. infra/SCALE.md shows the last results and says where the costs come from.
+Only the cluster is simulated. As many collections are processed at once as `run_collections` allows. Trials are taken,
+begun, finished and released through `TrialQueue`. Groups of workers start and end as in `TrainingPool`, at most one
+start per poll. A pool of CPU cores ingests and assigns the images of a collection, and groups with one GPU each train
+its trials. Times are in seconds of simulated time. The same arguments give the same result. infra/SCALE.md shows the
+last results and the sources of the costs.
 """
 
 from __future__ import annotations
@@ -26,148 +26,182 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, Python looks beside it only
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
-from pipeline.clustering.trainer import POLL_S
+from pipeline.clustering.pool import POLL_S
 from pipeline.clustering.training import REPORT_S
-from pipeline.clustering.trial import Trial
-from pipeline.clustering.trial_queue import TrialQueue, Work
+from pipeline.clustering.trial import Trial, TrialTask
+from pipeline.clustering.trial_queue import TrialQueue
 from pipeline.config import ClusteringConfig
 from pipeline.paths import RunPaths
 from pipeline.storage import LocalStorage
 
 STEP_CORE_S = {8: (0.04, 1.62, 1.67), 16: (0.04, 1.54, 1.90), 32: (0.05, 1.68, 1.82)}
-"""Core-seconds of an iteration at 128 px and batch 64, by K: without a module, with color, with projective as well.
-Measured: bench_unit_costs.py --parts step."""
+"""Core-seconds of an iteration at 128 px and batch 64, by K: without modules, with color, with color and projective.
+
+Measured with bench_unit_costs.py --parts step.
+"""
 ASSIGN_CORE_S = {8: 9.2e-3, 16: 12.5e-3, 32: 19.3e-3}
-"""Core-seconds to assign an image, by K. Measured: bench_unit_costs.py --parts assign."""
+"""Core-seconds to assign an image, by K. Measured with bench_unit_costs.py --parts assign."""
 DECODE_CORE_S = 0.50e-3
-"""Core-seconds to read an image of a shard. Measured: bench_unit_costs.py --parts load."""
+"""Core-seconds to read an image of a shard. Measured with bench_unit_costs.py --parts load."""
 INGEST_CORE_S = 262 * 3600 / 100e6
-"""Core-seconds to download, decode and crop an image and to look for repeats. Measured: bench_ingest.py, latency."""
+"""Core-seconds to download, decode and crop an image and to look for duplicates.
+
+Measured with bench_ingest.py, scenario latency.
+"""
 DRIVER_INGEST_S, DRIVER_REPORT_S = 1 / 20_000 + 0.61 / 10_240, 0.35
-"""Core-seconds of the job's own process, which are one after the other: for an image, to plan its record (measured:
-bench_plan_memory.py), to look for repeats and to count; and for a collection, to make tables, a mosaic and a tracked
-run. Measured: bench_unit_costs.py --parts driver,track."""
+"""Core-seconds of the driver, which does one thing at a time: per image for ingest, and per collection for the report.
+
+Ingest consists of planning records (measured with bench_plan_memory.py), deduplication and accounting; the report
+consists of tables, a mosaic and a tracked run (measured with bench_unit_costs.py --parts driver,track).
+"""
 DRIVER_TASK_S = 0.63e-3
-"""Core-seconds of the job's own process for a task. Measured: bench_unit_costs.py --parts ray."""
+"""Core-seconds of the driver per task. Measured with bench_unit_costs.py --parts ray."""
 SHARD_IMAGES = 256
-"""Records of a task of ingest or assignment: what bounds how many cores work on a collection at once."""
+"""Number of records per task of ingest or assignment; it limits how many cores work on a collection at once."""
 STAGE_ITERATIONS = (420, 1200)
-"""Shortest stage of the measured crawls, and the longest that the default schedule allows; the truth lies between."""
+"""Range of the iterations of a stage, which are drawn uniformly.
+
+The lower bound is the shortest stage of the measured crawls; the upper bound is that of the default schedule.
+"""
 WINDOW, FINAL_ITERATIONS = 60, 300
+"""Iterations per window, and after the last stage, in the default schedule."""
 START_UP_S = (20.0, 30.0)
-"""From `TorchTrainer.fit()` to the train function. Measured: 20 to 30 s."""
+"""Range of the time from `TorchTrainer.fit()` to the train function. Measured: 20 to 30 s."""
 GPUS_PER_NODE = 8
 GPUS_OF_A_JOB = 64
-"""Where a manifest is split into several jobs, each with a driver and a cluster of its own."""
+"""Number of GPUs per job if a manifest is split into several jobs, each with a separate driver and cluster."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is simulated."""
+    """The simulated cluster and workload."""
 
     collections: int = 10_000
+    """Number of collections."""
     images: int = 100_000_000
-    """Of all collections together."""
+    """Number of images of all collections together."""
     size_sigma: float = 0.8
-    """Of the logarithm of a collection's images: at 10,000 on average, nine of ten have 1,900 to 27,000."""
+    """Standard deviation of the logarithm of a collection's size; with 10,000 images on average, nine of ten
+    collections have 1,900 to 27,000."""
     k: tuple[int, ...] = (8, 16, 32)
+    """Values of K per collection."""
     seeds: int = 1
+    """Number of trials per K."""
     gpus: int = 64
+    """Number of GPUs; each one belongs to at most one group."""
     speedup: float = 60.0
-    """Of one GPU over one core of the measured machine."""
+    """Speed of a GPU relative to one core of the measured machine."""
     cores_per_gpu: int = 8
+    """Number of CPU cores of the cluster per GPU."""
     at_once: int = 32
-    """Collections under way at once; the product takes twice the driver's cores, at least 8."""
+    """Number of collections that are processed at once; in the pipeline twice the number of GPUs, and at least 8."""
     node_failures_per_day: float = 1 / 30
-    """Of a node of 8 GPUs."""
+    """Mean number of failures per day of a node with 8 GPUs."""
     repair_s: float = 300.0
-    """Until a node is there again."""
+    """Time until a failed node is available again."""
     checkpoint_every_s: float = 60.0
+    """Time between two checkpoints of a trial."""
     starts_per_poll: int = 1
-    """Groups that the driver starts at most in each second."""
+    """Maximum number of groups that the driver starts per second."""
     largest_first: bool = True
-    """Trials with the most prototypes first, as the product does it; or as they come."""
+    """Whether trials with the most prototypes are taken first, as in the pipeline, instead of in order of arrival."""
     reuse_groups: bool = True
-    """A group trains one trial after the other, as the product does it; or every trial has its own start-up, which the
-    driver gives at once."""
+    """Whether a group trains one trial after the other, as in the pipeline, instead of starting anew for every trial,
+    without a delay by the driver."""
     seed: int = 0
+    """Seed of all random numbers."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it. Parts of the GPUs' time add up to 1."""
+    """Result of a simulation. The shares of the GPUs' time, `utilisation` to `tail`, add up to 1."""
 
     trials: int
+    """Number of trials."""
     trained: int
+    """Number of trials that were trained to the end."""
     given_up: int
+    """Number of trials that were given up after too many failures."""
     makespan_s: float
-    """From the start to the end of the last trial."""
+    """Time from the start to the end of the last trial."""
     job_s: float
-    """To the end of the last collection's report."""
+    """Time from the start to the end of the last report."""
     bound_s: float
-    """No scheduler is faster: all training divided among the GPUs, or the longest trial."""
+    """Lower bound of the makespan: total training time divided by the number of GPUs, or the longest trial."""
     utilisation: float
-    """Part of the GPUs' time that is training which counts, or the final evaluation."""
+    """Share of training that was kept, and of the final evaluation."""
     loading: float
-    """Part in which a group reads the images of its next collection."""
+    """Share in which groups read the images of their next collection."""
     start_up: float
+    """Share in which groups started."""
     redone: float
-    """Part that was lost since the last checkpoint when a node failed."""
+    """Share of the work after the last checkpoint that was lost when a node failed."""
     down: float
-    """Part in which GPUs were on a failed node, or held by a group that waited for it."""
+    """Share in which GPUs were on a failed node, or reserved by a group that waited for one."""
     starved: float
-    """Part without work before the last trial was taken."""
+    """Share without work before the last trial was taken."""
     tail: float
-    """Part without work after that."""
+    """Share without work after the last trial was taken."""
     node_failures: int
+    """Number of node failures."""
     group_starts: int
+    """Number of groups that the driver started."""
     waiting_mean: float
+    """Mean number of waiting trials."""
     waiting_most: int
+    """Maximum number of waiting trials."""
     queue_calls_per_s: float
-    """Calls that the actor answers: take, begin, tell, finish, add, release, view."""
+    """Number of calls per second to the queue's actor: take, begin, report, finish, add, release, update."""
     driver_load: float
-    """Part of the time in which the job's own process works."""
+    """Share of the time in which the driver works."""
     simulated_events: int
+    """Number of events of the simulation."""
     seconds: float
-    """That the simulation took."""
+    """Real time that the simulation took."""
 
 
 class FirstComeQueue(TrialQueue):
-    """Trials as they come."""
+    """Queue that hands out trials in order of arrival."""
 
-    def rank(self, work: Work) -> float:
+    def rank(self, task: TrialTask) -> float:
         return 0.0
 
 
 @dataclass
 class _Slot:
-    """A GPU and the group that has it."""
+    """A GPU and its group."""
 
     node: int
+    """Index of the node."""
     group: str | None = None
+    """Name of the group, if the GPU has one."""
     failures: int = 0
-    """Of this group."""
+    """Number of failures of the group."""
     version: int = 0
-    """Events of an earlier version are void: a failure came between."""
+    """Version of the state; events of an earlier version are ignored, because a failure has made them invalid."""
     collection: int = -1
-    """Whose images are loaded."""
-    work: Work | None = None
+    """Index of the collection whose images are loaded; -1 for none."""
+    task: TrialTask | None = None
+    """Trial that the group trains."""
     taken_at: float = 0.0
+    """Time at which the trial was taken."""
     loaded_at: float = 0.0
-    """When training begins or began."""
+    """Time at which training of the trial begins."""
     free_at: float = 0.0
-    """When the node is there again."""
+    """Time at which the node is available again."""
     idle_since: float = 0.0
+    """Time at which the last group ended."""
 
 
 class Simulation:
-    """One run of `plan`.
+    """One simulation.
 
     Args:
-        plan: what is simulated.
-        training_s: seconds of training of a trial, by collection, K and seed; by default from the measured costs.
+        plan: cluster and workload to simulate.
+        training_s: function that returns the training time of a trial in seconds, from the index of the collection
+            and the trial; by default it is derived from the measured costs.
     """
 
     def __init__(self, plan: Plan, training_s: Callable[[int, Trial], float] | None = None) -> None:
@@ -180,21 +214,23 @@ class Simulation:
         config = ClusteringConfig(k=list(plan.k), seeds=plan.seeds)
         storage = LocalStorage("/workspace")
         trials = [Trial(k, seed) for k in plan.k for seed in range(plan.seeds)]
-        self.works = [
-            [Work(storage, RunPaths(f"{c:06d}", "run"), config, trial, [], 0) for trial in trials]
+        self.tasks = [
+            [TrialTask(storage, RunPaths(f"{c:06d}", "run"), config, trial, [], 0) for trial in trials]
             for c in range(plan.collections)
         ]
         low, high = STAGE_ITERATIONS
         windows = draw.integers(low // WINDOW, high // WINDOW + 1, (plan.collections, len(trials), 3)) * WINDOW
         self.training_s: dict[str, float] = {}
-        self.tells: dict[str, int] = {}
-        for c, works in enumerate(self.works):
-            for work, iterations in zip(works, windows[c].tolist(), strict=True):
-                seconds = training_s(c, work.trial) if training_s else self._measured_s(c, work.trial.k, iterations)
-                self.training_s[work.name] = seconds
-                self.tells[work.name] = (sum(iterations) + FINAL_ITERATIONS) // WINDOW + int(seconds / REPORT_S)
+        """Training time of each trial."""
+        self.reports: dict[str, int] = {}
+        """Number of progress reports of each trial."""
+        for c, tasks in enumerate(self.tasks):
+            for task, iterations in zip(tasks, windows[c].tolist(), strict=True):
+                seconds = training_s(c, task.trial) if training_s else self._measured_s(c, task.trial.k, iterations)
+                self.training_s[task.name] = seconds
+                self.reports[task.name] = (sum(iterations) + FINAL_ITERATIONS) // WINDOW + int(seconds / REPORT_S)
         self.left_s = dict(self.training_s)
-        """Training that is not in a checkpoint yet."""
+        """Remaining training time of each trial, after its last checkpoint."""
         self.queue = TrialQueue() if plan.largest_first else FirstComeQueue()
         self.slots = [_Slot(i // GPUS_PER_NODE) for i in range(plan.gpus)]
         self._by_group: dict[str, _Slot] = {}
@@ -202,7 +238,7 @@ class Simulation:
         self._order = count()
         self.now = 0.0
         self.trained: Counter[str] = Counter()
-        self._unfinished = [len(works) for works in self.works]
+        self._unfinished = [len(tasks) for tasks in self.tasks]
         self._next_collection = self._ended = self._given_up = self._node_failures = self._starts = 0
         self._processed = self._calls = 0
         self._cpu_free_at = self._driver_free_at = self._driver_s = self._waiting_s = 0.0
@@ -211,7 +247,7 @@ class Simulation:
         self._last_take = self._last_trial = 0.0
 
     def run(self) -> Outcome:
-        """Simulate until every collection has its report."""
+        """Simulate until every collection has a report."""
         started = time.perf_counter()
         plan = self.plan
         for _ in range(min(plan.at_once, plan.collections)):
@@ -234,7 +270,7 @@ class Simulation:
     def _after(self, seconds: float, event: Callable[..., None], *arguments: Any) -> None:
         heapq.heappush(self._events, (self.now + seconds, next(self._order), event, arguments))
 
-    # Collections: ingest → trials → report, as run_collections has them under way.
+    # Collections: ingest, trials, report, as in run_collections.
 
     def _ingest_next(self) -> None:
         if self._next_collection < self.plan.collections:
@@ -246,7 +282,7 @@ class Simulation:
         self._after(self._on_cores(collection, INGEST_CORE_S), self._add, collection)
 
     def _on_driver(self, seconds: float) -> float:
-        """Seconds until the job's own process, which does one thing at a time, has spent `seconds` on it."""
+        """Return the time until the driver, which does one thing at a time, has finished work of `seconds`."""
         self._driver_s += seconds
         self._driver_free_at = max(self.now, self._driver_free_at) + seconds
         return self._driver_free_at - self.now
@@ -255,14 +291,14 @@ class Simulation:
         return math.ceil(self.sizes[collection] / SHARD_IMAGES)
 
     def _on_cores(self, collection: int, core_s_per_image: float) -> float:
-        """Seconds until the cluster's cores, which serve collections as they come, have been over all images."""
+        """Return the time until the cores, which serve collections in order of arrival, have processed all images."""
         images, cores = self.sizes[collection], self.plan.gpus * self.plan.cores_per_gpu
         work_s = images * core_s_per_image
         self._cpu_free_at = max(self.now, self._cpu_free_at) + work_s / cores
         return max(self._cpu_free_at - self.now, work_s / min(cores, self._shards(collection)))
 
     def _add(self, collection: int) -> None:
-        self.queue.add(self.works[collection])
+        self.queue.add(self.tasks[collection])
         self._calls += 1
 
     def _report(self, collection: int) -> None:
@@ -276,21 +312,21 @@ class Simulation:
         self._ended += 1
         self._ingest_next()
 
-    # The driver: TrainingPool._manage.
+    # The driver, as in TrainingPool._manage.
 
     def _poll(self) -> None:
-        view = self.queue.view()
+        update = self.queue.update()
         self._calls += 1
-        self._waiting_s += view.waiting * POLL_S
-        self._waiting_most = max(self._waiting_most, view.waiting)
-        for name, error in view.ended.items():
+        self._waiting_s += update.waiting * POLL_S
+        self._waiting_most = max(self._waiting_most, update.waiting)
+        for name, error in update.ended.items():
             self._given_up += error is not None
             self._last_trial = self.now
             collection = int(name.partition("/")[0])
             self._unfinished[collection] -= 1
             if not self._unfinished[collection]:
                 self._report(collection)
-        waiting, running = view.waiting, len(view.running)
+        waiting, running = update.waiting, len(update.running)
         for _ in range(self.plan.starts_per_poll):
             if waiting and len(self._by_group) < min(self.plan.gpus, waiting + running):
                 self._start_group()
@@ -309,18 +345,18 @@ class Simulation:
         slot.version += 1
         self._after(wait_s + seconds, self._take, slot, slot.version)
 
-    # A group of workers: train_worker.
+    # A group of workers, as in train_worker.
 
     def _take(self, slot: _Slot, version: int) -> None:
         if version != slot.version or slot.group is None:
             return
-        slot.work = self.queue.take(slot.group)
+        slot.task = self.queue.take(slot.group)
         self._calls += 1
-        if slot.work is None:
+        if slot.task is None:
             self._leave(slot)
             return
         self._last_take = self.now
-        collection = int(slot.work.paths.collection)
+        collection = int(slot.task.paths.collection)
         load_s = 0.0
         if slot.collection != collection:
             load_s = self.sizes[collection] * DECODE_CORE_S / self.plan.cores_per_gpu
@@ -329,18 +365,18 @@ class Simulation:
         self.queue.begin(slot.group, "starts")
         self._calls += 1
         slot.version += 1
-        self._after(load_s + self.left_s[slot.work.name], self._finish, slot, slot.version, load_s)
+        self._after(load_s + self.left_s[slot.task.name], self._finish, slot, slot.version, load_s)
 
     def _finish(self, slot: _Slot, version: int, load_s: float) -> None:
-        if version != slot.version or slot.group is None or slot.work is None:
+        if version != slot.version or slot.group is None or slot.task is None:
             return
-        name = slot.work.name
+        name = slot.task.name
         self._spent["loading"] += load_s
         self._spent["training"] += self.left_s.pop(name)
         self.trained[name] += 1
         self.queue.finish(slot.group, 0.0, 0, 0.0)
-        self._calls += 1 + self.tells[name]
-        slot.work = None
+        self._calls += 1 + self.reports[name]
+        slot.task = None
         if self.plan.reuse_groups:
             self._take(slot, version)
         else:
@@ -348,12 +384,12 @@ class Simulation:
             self._start_up(slot)
 
     def _leave(self, slot: _Slot) -> None:
-        """The group of `slot` ends."""
+        """End the group of `slot`."""
         if slot.group is not None:
             del self._by_group[slot.group]
         slot.group, slot.idle_since = None, self.now
 
-    # Failures.
+    # Failures of nodes.
 
     def _time_to_failure(self) -> float:
         return float(self._failures.exponential(86400 / self.plan.node_failures_per_day))
@@ -365,18 +401,18 @@ class Simulation:
             slot.version += 1
             slot.collection = -1
             self._spent["down"] += self.plan.repair_s
-            if slot.work is not None:
+            if slot.task is not None:
                 trained_s = max(0.0, self.now - slot.loaded_at)
                 saved_s = trained_s // self.plan.checkpoint_every_s * self.plan.checkpoint_every_s
-                self.left_s[slot.work.name] -= saved_s
+                self.left_s[slot.task.name] -= saved_s
                 self._spent["training"] += saved_s
                 self._spent["redone"] += self.now - slot.taken_at - saved_s
-                slot.work = None
+                slot.task = None
             if slot.group is not None:
                 slot.failures += 1
                 if slot.failures <= ClusteringConfig().max_failures:
                     self._start_up(slot, self.plan.repair_s)
-                else:  # Ray Train gives the group up, and the driver takes note
+                else:  # Ray Train gives the group up, and the driver releases its trial
                     self.queue.release(slot.group)
                     self._calls += 1
                     self._leave(slot)
@@ -384,8 +420,8 @@ class Simulation:
 
     def _outcome(self, seconds: float) -> Outcome:
         gpu_s = self.plan.gpus * self._last_trial
-        part = {name: self._spent[name] / gpu_s for name in ("training", "loading", "start_up", "redone", "down")}
-        idle = max(0.0, 1 - sum(part.values()))
+        share = {name: self._spent[name] / gpu_s for name in ("training", "loading", "start_up", "redone", "down")}
+        idle = max(0.0, 1 - sum(share.values()))
         idle_s = (self._last_trial - max(s.idle_since, self._last_take) for s in self.slots if s.group is None)
         tail = min(idle, sum(max(0.0, seconds) for seconds in idle_s) / gpu_s)
         return Outcome(
@@ -395,11 +431,11 @@ class Simulation:
             makespan_s=self._last_trial,
             job_s=self.now,
             bound_s=max(sum(self.training_s.values()) / self.plan.gpus, *self.training_s.values()),
-            utilisation=part["training"],
-            loading=part["loading"],
-            start_up=part["start_up"],
-            redone=part["redone"],
-            down=part["down"],
+            utilisation=share["training"],
+            loading=share["loading"],
+            start_up=share["start_up"],
+            redone=share["redone"],
+            down=share["down"],
             starved=idle - tail,
             tail=tail,
             node_failures=self._node_failures,
@@ -414,7 +450,7 @@ class Simulation:
 
 
 def scenarios(plan: Plan) -> dict[str, Plan]:
-    """What is compared, at the GPUs of `plan`."""
+    """Return the plans to compare, by name, with the number of GPUs of `plan`."""
     wide = replace(plan, at_once=max(plan.at_once, 2 * plan.gpus))
     found = {
         f"one job, {plan.at_once} collections at once": plan,
@@ -432,39 +468,68 @@ def scenarios(plan: Plan) -> dict[str, Plan]:
 
 
 def table_row(name: str, gpus: int, outcome: Outcome) -> str:
-    """A row of the table in infra/SCALE.md."""
-    parts = (outcome.loading, outcome.start_up, outcome.redone + outcome.down, outcome.starved, outcome.tail)
+    """Return a row of the table in infra/SCALE.md."""
+    shares = (outcome.loading, outcome.start_up, outcome.redone + outcome.down, outcome.starved, outcome.tail)
     cells = [str(gpus), name, f"{outcome.utilisation:.1%}", f"{outcome.makespan_s / 3600:.2f}"]
-    cells += [f"{outcome.bound_s / outcome.makespan_s:.2f}", *(f"{part:.1%}" for part in parts)]
+    cells += [f"{outcome.bound_s / outcome.makespan_s:.2f}", *(f"{share:.1%}" for share in shares)]
     cells += [f"{outcome.group_starts:,}", f"{outcome.waiting_mean:,.0f} / {outcome.waiting_most:,}"]
     return f"| {' | '.join([*cells, f'{outcome.queue_calls_per_s:,.1f}', f'{outcome.driver_load:.0%}'])} |"
 
 
 HEADER = (
     "GPUs", "scheduling", "utilisation", "hours", "of the ideal", "loading", "start-up", "failures", "starved", "tail",
-    "groups started", "waiting, mean / most", "calls/s", "driver",
+    "groups started", "waiting, mean / max", "calls/s", "driver",
 )  # fmt: skip
 
 
 def main() -> None:
-    """Simulate every scenario for every number of GPUs, and print a table."""
+    """Simulate all scenarios for every number of GPUs, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", default="8,64,512", help="[8,64,512]")
-    parser.add_argument("--collections", type=int, default=Plan.collections, help=f"[{Plan.collections}]")
-    parser.add_argument("--images", type=int, default=Plan.images, help=f"of all collections [{Plan.images}]")
-    parser.add_argument("--k", default="8,16,32", help="[8,16,32]")
-    parser.add_argument("--seeds", type=int, default=Plan.seeds, help=f"trials of each K [{Plan.seeds}]")
-    parser.add_argument("--at-once", type=int, default=Plan.at_once, help=f"collections [{Plan.at_once}]")
-    parser.add_argument("--speedup", type=float, default=Plan.speedup, help=f"GPU over core [{Plan.speedup:g}]")
-    parser.add_argument("--cores-per-gpu", type=int, default=Plan.cores_per_gpu, help=f"[{Plan.cores_per_gpu}]")
-    parser.add_argument("--starts-per-poll", type=int, default=Plan.starts_per_poll, help=f"[{Plan.starts_per_poll}]")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help=f"[{Plan.seed}]")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--gpus", default="8,64,512", help="numbers of GPUs (default: 8,64,512)")
+    parser.add_argument(
+        "--collections", type=int, default=Plan.collections, help=f"number of collections (default: {Plan.collections})"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=Plan.images,
+        help=f"number of images of all collections together (default: {Plan.images})",
+    )
+    parser.add_argument("--k", default="8,16,32", help="values of K (default: 8,16,32)")
+    parser.add_argument("--seeds", type=int, default=Plan.seeds, help=f"number of trials per K (default: {Plan.seeds})")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=Plan.at_once,
+        help=f"number of collections that are processed at once (default: {Plan.at_once})",
+    )
+    parser.add_argument(
+        "--speedup",
+        type=float,
+        default=Plan.speedup,
+        help=f"speed of a GPU relative to a core (default: {Plan.speedup:g})",
+    )
+    parser.add_argument(
+        "--cores-per-gpu",
+        type=int,
+        default=Plan.cores_per_gpu,
+        help=f"number of CPU cores per GPU (default: {Plan.cores_per_gpu})",
+    )
+    parser.add_argument(
+        "--starts-per-poll",
+        type=int,
+        default=Plan.starts_per_poll,
+        help=f"maximum number of groups started per second (default: {Plan.starts_per_poll})",
+    )
+    parser.add_argument("--seed", type=int, default=Plan.seed, help=f"seed of the simulation (default: {Plan.seed})")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     values = {name: value for name, value in vars(arguments).items() if name not in ("gpus", "json")}
     values["k"] = tuple(int(k) for k in arguments.k.split(","))
     if unknown := sorted(set(values["k"]) - set(STEP_CORE_S)):
-        parser.error(f"--k: {unknown[0]} was not measured; choose among {', '.join(map(str, STEP_CORE_S))}")
+        parser.error(
+            f"--k: the costs of K = {unknown[0]} were not measured; choose from {', '.join(map(str, STEP_CORE_S))}"
+        )
     results: list[dict[str, Any]] = []
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
     for gpus in map(int, arguments.gpus.split(",")):

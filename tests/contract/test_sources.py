@@ -1,4 +1,4 @@
-"""Sources of every layout give the same records from a folder and from a bucket of an S3 server on loopback."""
+"""Sources of every layout give the same records from a local folder and from a bucket of an S3 server on loopback."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.ingest.fetch import fetch
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import s3
+from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.detect import read_records
 from pipeline.ingest.sources.labelled_arrays import read_record
-from pipeline.ingest.stage import check_apart
+from pipeline.ingest.stage import check_workspace_location
 from pipeline.storage import open_storage
 from tests.support.array_files import idx
 from tests.support.crawl_files import encoded, photograph
@@ -65,16 +65,16 @@ def upload(bucket: str, files: Files, prefix: str = "crawls/x") -> str:
 
 @pytest.mark.parametrize("prefix", ["crawls/#trevi", ""], ids=["prefix", "bucket"])
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_bucket_tells_what_a_folder_tells(name: str, prefix: str, s3_bucket: str, tmp_path: Path) -> None:
+def test_a_bucket_and_a_folder_give_the_same_records(name: str, prefix: str, s3_bucket: str, tmp_path: Path) -> None:
     files, below = SOURCES[name]
     local = list(read_records(str(put(tmp_path / "x", files)) + below))
     remote = list(read_records(upload(s3_bucket, files, prefix) + below))
     plans = [write_plan(records, tmp_path / "plan.parquet", 10).listing_digest for records in (local, remote)]
     assert plans[0] == plans[1]
-    for here, there in zip(local, remote, strict=True):
-        if here.problem is None and not here.source_uri.startswith("https://"):
-            assert there.source_uri.startswith(f"s3://{s3_bucket}/")
-            assert fetch(there.source_uri, 10**6) == fetch(here.source_uri, 10**6)
+    for local_record, remote_record in zip(local, remote, strict=True):
+        if local_record.problem is None and not local_record.source_uri.startswith("https://"):
+            assert remote_record.source_uri.startswith(f"s3://{s3_bucket}/")
+            assert read_content(remote_record.source_uri, 10**6) == read_content(local_record.source_uri, 10**6)
 
 
 @pytest.mark.parametrize("below", ["", "/train-images-idx3-ubyte", "/x.npz"])
@@ -86,13 +86,13 @@ def test_labelled_arrays_in_a_bucket(below: str, s3_bucket: str, tmp_path: Path)
     source = upload(s3_bucket, {path.name: path.read_bytes() for path in tmp_path.iterdir()})
     found = list(read_records(source + below))
     assert [r.label for r in found] == ["5", "0", "4", "5"]
-    for place, record in enumerate(found):
+    for index, record in enumerate(found):
         assert record.source_uri.startswith(f"{source}/")
         assert record.array_sha256 is not None
-        assert np.array_equal(read_record(record.source_uri, place, record.array_sha256)[..., 0], images[place])
+        assert np.array_equal(read_record(record.source_uri, index, record.array_sha256)[..., 0], images[index])
 
 
-def test_only_the_bytes_of_a_member_are_asked_for(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_bytes_of_a_member_are_requested(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     large = [(f"{i}.jpg", bytes([i]) * 100_000) for i in range(20)]
     source = upload(s3_bucket, {"x.tar": tar(large)})
     record = list(read_records(f"{source}/x.tar"))[7]
@@ -104,23 +104,23 @@ def test_only_the_bytes_of_a_member_are_asked_for(s3_bucket: str, monkeypatch: p
         return get(**request)
 
     monkeypatch.setattr(s3._client(), "get_object", seen)
-    assert fetch(record.source_uri, 10**6) == bytes([7]) * 100_000
+    assert read_content(record.source_uri, 10**6) == bytes([7]) * 100_000
     start = 512 + 7 * (512 + 100_352)
     assert asked == [f"bytes={start}-{start + 100_000 - 1}"]
 
 
-def test_a_long_listing_is_whole(s3_bucket: str) -> None:
+def test_a_long_listing_is_complete(s3_bucket: str) -> None:
     source = upload(s3_bucket, {f"{i:04d}.jpg": b"x" for i in range(1005)})
     assert len(list(read_records(source))) == 1005
 
 
-def test_what_is_missing_or_too_large(s3_bucket: str) -> None:
+def test_missing_and_too_large_files(s3_bucket: str) -> None:
     source = upload(s3_bucket, {"1.jpg": b"12345"})
     with pytest.raises(Rejected) as caught:
-        fetch(f"{source}/1.jpg", 4)
+        read_content(f"{source}/1.jpg", 4)
     assert (caught.value.reason, caught.value.detail) == ("too_many_bytes", "5 bytes, at most 4 are read")
     with pytest.raises(StorageError, match=r"cannot read s3://.*/2\.jpg"):
-        fetch(f"{source}/2.jpg", 10)
+        read_content(f"{source}/2.jpg", 10)
     with pytest.raises(SourceError, match="no such file or folder"):
         list(read_records(f"{source}/none"))
     with pytest.raises(SourceError, match="no such bucket"):
@@ -129,11 +129,11 @@ def test_what_is_missing_or_too_large(s3_bucket: str) -> None:
         list(read_records("s3://"))
     with pytest.raises(SourceError, match="expected a folder, found a file"):
         list(read_records(f"{source}/1.jpg", "folder"))
-    with pytest.raises(SourceError, match=rf"source {source}/1\.jpg: expected a file \.npz"):
+    with pytest.raises(SourceError, match=rf"source {source}/1\.jpg: expected an \.npz file"):
         list(read_records(f"{source}/1.jpg", "npz"))
 
 
-def test_a_connection_that_breaks_is_taken_up_again(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_connection_is_resumed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from botocore.exceptions import ResponseStreamingError
 
     data = bytes(range(256)) * 10_000
@@ -156,7 +156,7 @@ def test_a_connection_that_breaks_is_taken_up_again(s3_bucket: str, monkeypatch:
         s3.S3Stream(f"{source}/x").read(10)
 
 
-def test_a_key_that_reads_like_a_member_of_another_object_is_not_opened(s3_bucket: str) -> None:
+def test_a_key_that_looks_like_a_member_of_another_object_is_not_opened(s3_bucket: str) -> None:
     source = upload(s3_bucket, {"private.tar": b"secret", "in/1.jpg#member=x&offset=0&size=3": b"x"})
     (record,) = read_records(f"{source}/in")
     assert record.problem == "unreadable"
@@ -165,5 +165,5 @@ def test_a_key_that_reads_like_a_member_of_another_object_is_not_opened(s3_bucke
 def test_a_workspace_inside_its_source_is_refused(s3_bucket: str) -> None:
     for source in (f"s3://{s3_bucket}", f"s3://{s3_bucket}/ws/", f"s3://{s3_bucket}/ws"):
         with pytest.raises(ConfigError, match="lies inside the source"):
-            check_apart([source], open_storage(f"s3://{s3_bucket}/ws"))
-    check_apart([f"s3://{s3_bucket}/w", f"s3://{s3_bucket}/ws/x"], open_storage(f"s3://{s3_bucket}/ws"))
+            check_workspace_location([source], open_storage(f"s3://{s3_bucket}/ws"))
+    check_workspace_location([f"s3://{s3_bucket}/w", f"s3://{s3_bucket}/ws/x"], open_storage(f"s3://{s3_bucket}/ws"))

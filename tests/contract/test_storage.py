@@ -1,7 +1,8 @@
-"""What every Storage promises, on a local folder and on an S3 server on loopback."""
+"""Contract of Storage, tested on a local folder and on an S3 server on loopback."""
 
 from __future__ import annotations
 
+import errno
 import pickle
 import resource
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(f"s3://{bucket}/deep/prefix/" if request.param == "s3" else f"s3://{bucket}")
 
 
-def test_what_is_written_is_read_replaced_and_deleted(storage: Storage) -> None:
+def test_files_are_written_replaced_and_deleted(storage: Storage) -> None:
     assert not storage.exists("a/b.bin")
     storage.write_bytes("a/b.bin", b"one")
     storage.write_bytes("a/b.bin", b"two")
@@ -48,19 +49,19 @@ def test_what_is_written_is_read_replaced_and_deleted(storage: Storage) -> None:
     assert not storage.exists("a/b.bin")
 
 
-def test_a_published_file_stays_where_it_was(storage: Storage, tmp_path: Path) -> None:
+def test_publishing_keeps_the_local_file(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "local").write_bytes(bytes(3_000_000))
     storage.publish(tmp_path / "local", "a/file")
     assert storage.read_bytes("a/file") == (tmp_path / "local").read_bytes() == bytes(3_000_000)
 
 
-def test_a_folder_is_no_key(storage: Storage) -> None:
+def test_a_folder_is_not_a_key(storage: Storage) -> None:
     storage.write_bytes("a/b", b"")
     assert storage.exists("a/b")
     assert not storage.exists("a")
 
 
-def test_a_list_is_sorted_and_of_one_folder(storage: Storage) -> None:
+def test_a_list_is_sorted_and_limited_to_one_folder(storage: Storage) -> None:
     for key in ("a/2", "a/10", "a/sub/x", "ab/1", "b"):
         storage.write_bytes(key, b"")
     assert list(storage.list("a")) == ["a/10", "a/2", "a/sub/x"]
@@ -69,7 +70,7 @@ def test_a_list_is_sorted_and_of_one_folder(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("storage", ["folder", "s3"], indirect=True)
-def test_a_long_list_is_whole(storage: Storage) -> None:
+def test_a_long_list_is_complete(storage: Storage) -> None:
     keys = [f"many/{i:04d}" for i in range(1005)]
     for key in keys:
         storage.write_bytes(key, b"")
@@ -77,13 +78,13 @@ def test_a_long_list_is_whole(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", ["#tag/ä ö/☃.bin", "a+b/%20=x.bin", "q?/x&y.bin"])
-def test_keys_may_hold_anything(storage: Storage, key: str) -> None:
+def test_keys_may_contain_special_characters(storage: Storage, key: str) -> None:
     storage.write_bytes(key, b"x")
     assert storage.read_bytes(key) == b"x"
     assert list(storage.list("")) == [key]
 
 
-def test_what_is_missing_is_named_in_one_line(storage: Storage) -> None:
+def test_a_missing_file_is_named_in_one_line(storage: Storage) -> None:
     with pytest.raises(StorageError, match=r"cannot read .*none\.bin") as caught:
         storage.read_bytes("none.bin")
     assert "\n" not in str(caught.value)
@@ -98,13 +99,13 @@ def test_a_failing_publish_leaves_nothing(storage: Storage, tmp_path: Path) -> N
     assert list(storage.list("")) == ["a/kept"]
 
 
-def test_it_travels_to_another_process(storage: Storage) -> None:
+def test_storage_can_be_pickled(storage: Storage) -> None:
     storage.write_bytes("x", b"here")
     copy: Storage = pickle.loads(pickle.dumps(storage))
     assert (copy.root, copy.uri("x"), copy.read_bytes("x")) == (storage.root, storage.uri("x"), b"here")
 
 
-def test_json_and_tables_come_back(storage: Storage) -> None:
+def test_json_and_tables_are_read_as_written(storage: Storage) -> None:
     write_json(storage, "x.json", {"caption": "é☃", "n": [1, None]})
     assert read_json(storage, "x.json") == {"caption": "é☃", "n": [1, None]}
     table = pa.table({"a": [1, 2], "b": ["x", None]})
@@ -113,7 +114,7 @@ def test_json_and_tables_come_back(storage: Storage) -> None:
     assert read_table(storage, "x.parquet", ["b"]) == table.select(["b"])
 
 
-def test_what_interrupted_writes_left_is_swept(storage: Storage) -> None:
+def test_partial_writes_are_deleted(storage: Storage) -> None:
     storage.write_bytes("a/kept", b"whole")
     storage.write_bytes("b/kept", b"whole")
     if isinstance(storage, S3Storage):
@@ -123,7 +124,7 @@ def test_what_interrupted_writes_left_is_swept(storage: Storage) -> None:
     else:
         for folder in ("a", "b"):
             Path(storage.uri(f"{folder}/.torn.0.part")).write_bytes(b"a part")
-    storage.sweep("a")
+    storage.delete_partial_writes("a")
     if isinstance(storage, S3Storage):
         left = storage.client.list_multipart_uploads(Bucket=storage.bucket)["Uploads"]
         assert [upload["Key"] for upload in left] == names[1:]
@@ -132,7 +133,7 @@ def test_what_interrupted_writes_left_is_swept(storage: Storage) -> None:
     assert [*storage.list("a"), *storage.list("b")] == ["a/kept", "b/kept"]
 
 
-def test_many_tables_come_in_order_and_none_is_read_long_before_it_is_asked_for(storage: Storage) -> None:
+def test_tables_are_read_in_order_and_a_bounded_number_ahead(storage: Storage) -> None:
     keys = [f"{i}.parquet" for i in range(3 * TABLES_AHEAD)]
     for i, key in enumerate(keys):
         publish_table(storage, key, pa.table({"a": [i], "b": [0]}))
@@ -153,7 +154,7 @@ def test_a_table_that_is_missing_among_many_is_a_storage_error(storage: Storage)
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff"])
-def test_json_of_another_kind_is_a_storage_error(storage: Storage, content: bytes) -> None:
+def test_invalid_json_is_a_storage_error(storage: Storage, content: bytes) -> None:
     storage.write_bytes("x.json", content)
     with pytest.raises(StorageError, match=r"x\.json"):
         read_json(storage, "x.json")
@@ -165,7 +166,7 @@ def test_a_broken_table_is_a_storage_error(storage: Storage) -> None:
         read_table(storage, "x.parquet")
 
 
-def test_a_local_write_is_not_seen_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_write_is_invisible_until_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = LocalStorage(str(tmp_path))
     seen: list[list[str]] = []
     rename = Path.replace
@@ -186,6 +187,17 @@ def test_a_local_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -
         LocalStorage(str(tmp_path / "file")).write_bytes("x", b"")
 
 
+def test_a_local_folder_that_cannot_be_listed_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "rglob", fail)
+    with pytest.raises(UnavailableError, match=r"cannot list .*: Input/output error"):
+        list(LocalStorage(str(tmp_path)).list("a"))
+
+
 OPERATIONS: list[Callable[[Storage], object]] = [
     lambda s: s.read_bytes("x"),
     lambda s: s.write_bytes("x", b""),
@@ -195,7 +207,7 @@ OPERATIONS: list[Callable[[Storage], object]] = [
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_bucket_that_is_not_there_is_a_storage_error(s3_bucket: str, operation: Callable[[Storage], object]) -> None:
+def test_a_missing_bucket_is_a_storage_error(s3_bucket: str, operation: Callable[[Storage], object]) -> None:
     with pytest.raises(StorageError, match=r"cannot .* s3://nobody") as caught:
         operation(S3Storage("s3://nobody/x"))
     assert "\n" not in str(caught.value)
@@ -214,15 +226,15 @@ def test_a_server_that_cannot_be_reached_is_a_storage_error(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("answer", "passes"),
+    ("answer", "temporary"),
     [
         (("503 Slow Down", "SlowDown"), True),
         (("500 Internal Server Error", "InternalError"), True),
         (("403 Forbidden", "AccessDenied"), False),
     ],
 )
-def test_what_may_pass_is_told_from_what_does_not(
-    s3_bucket: str, s3_server: S3Server, answer: tuple[str, str], passes: bool
+def test_temporary_errors_are_distinguished_from_permanent_ones(
+    s3_bucket: str, s3_server: S3Server, answer: tuple[str, str], temporary: bool
 ) -> None:
     import boto3
     from botocore.config import Config
@@ -233,10 +245,10 @@ def test_what_may_pass_is_told_from_what_does_not(
     for operation in (lambda: storage.read_bytes("x"), lambda: storage.exists("x")):
         with pytest.raises(StorageError) as caught:
             operation()
-        assert isinstance(caught.value, UnavailableError) == passes
+        assert isinstance(caught.value, UnavailableError) == temporary
 
 
-def test_a_missing_file_does_not_come_back(storage: Storage) -> None:
+def test_a_missing_file_is_a_permanent_error(storage: Storage) -> None:
     with pytest.raises(StorageError) as caught:
         storage.read_bytes("none.bin")
     assert not isinstance(caught.value, UnavailableError)
@@ -256,19 +268,17 @@ def test_forbidden_is_a_storage_error(s3_bucket: str, monkeypatch: pytest.Monkey
         storage.exists("x")
 
 
-def test_a_large_file_goes_in_parts_and_is_whole(s3_bucket: str, tmp_path: Path) -> None:
+def test_a_large_file_is_sent_in_parts_and_is_complete(s3_bucket: str, tmp_path: Path) -> None:
     data = b"".join(bytes([i]) * 2**20 for i in range(18))
     (tmp_path / "large").write_bytes(data)
     storage = S3Storage(f"s3://{s3_bucket}/x")
     storage.publish(tmp_path / "large", "large")
     etag = storage.client.head_object(Bucket=s3_bucket, Key="x/large")["ETag"]
-    assert "-" in etag, "the tag of an object that was sent in parts has their number"
+    assert "-" in etag, "the ETag of an object that was sent in parts ends with their number"
     assert storage.read_bytes("large") == data
 
 
-def test_a_large_file_that_is_refused_on_the_way_leaves_nothing(
-    s3_bucket: str, s3_server: S3Server, tmp_path: Path
-) -> None:
+def test_an_upload_that_is_refused_halfway_leaves_nothing(s3_bucket: str, s3_server: S3Server, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(18 * 2**20))
     storage = S3Storage(f"s3://{s3_bucket}/x")
     storage.write_bytes("large", b"old")
@@ -280,7 +290,7 @@ def test_a_large_file_that_is_refused_on_the_way_leaves_nothing(
     assert "Uploads" not in storage.client.list_multipart_uploads(Bucket=s3_bucket)
 
 
-def test_a_busy_server_is_asked_again(s3_bucket: str, s3_server: S3Server) -> None:
+def test_requests_to_a_busy_server_are_retried(s3_bucket: str, s3_server: S3Server) -> None:
     busy = ["first"]
     s3_server.refuse = lambda method, _: (
         ("503 Slow Down", "SlowDown") if method == "PUT" and busy and busy.pop() else None
@@ -293,7 +303,7 @@ def test_a_busy_server_is_asked_again(s3_bucket: str, s3_server: S3Server) -> No
 
 @pytest.fixture
 def small_files_only() -> Iterator[None]:
-    """No file of this process may be larger than a MB, as on a disk that is full."""
+    """Limit the files of this process to 1 MiB, to simulate a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     yield
@@ -301,7 +311,7 @@ def small_files_only() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_files_only")
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "ws"))
     storage.write_bytes("a/kept", b"old")
     with pytest.raises(StorageError, match=r"cannot write .*/a/kept: File too large; nothing was published"):

@@ -1,4 +1,4 @@
-"""Assignment of crawls that came after a run: on a real local Ray, with a model whose answers are known."""
+"""Tests of the assignment of later crawls on a local Ray cluster, with a model whose assignments are known."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pipeline.orchestration.new_crawls import assign_collection
 from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import Crawl
 from pipeline.reporting.assignment import new_crawl
+from pipeline.reporting.run import Run
 from pipeline.reporting.stage import report
 from pipeline.reporting.tables.cluster_files import write_clusters_csv
 from pipeline.reporting.tables.manifest import SOURCES
@@ -35,18 +36,18 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 ROOT = Path(__file__).parents[2]
 DARK_RED = (170, 20, 20)
-"""Nearest to red, and explained by no prototype."""
+"""A colour whose nearest prototype is red, but which no prototype explains."""
 
 
-def leave_crawl(storage: LocalStorage, crawl_id: str, shards: Sequence[Sequence[tuple[str, Color]]]) -> Crawl:
-    """A complete crawl of the collection, which keeps repeats: plain pictures all look the same."""
+def write_crawl(storage: LocalStorage, crawl_id: str, shards: Sequence[Sequence[tuple[str, Color]]]) -> Crawl:
+    """Write a complete crawl that keeps duplicates, as plain pictures would all count as near-duplicates."""
     crawl = replace(make_crawl(storage, "paris", crawl_id, shards), keep_duplicates=True)
     write_json(storage, CrawlPaths("paris", crawl_id).marker, asdict(crawl))
     return crawl
 
 
-def leave_run(workspace: Path) -> LocalStorage:
-    """A reported run of the crawl monday: two red images, a green and a blue one, and their three prototypes."""
+def write_run(workspace: Path) -> LocalStorage:
+    """Report a run with three prototypes on the crawl monday, which has two red images, a green and a blue one."""
     storage, paths = LocalStorage(str(workspace)), RunPaths("paris", "run-1")
     config = JobConfig(
         collection="paris",
@@ -56,17 +57,17 @@ def leave_run(workspace: Path) -> LocalStorage:
         clustering=ClusteringConfig(k=[3], transforms=["color", "projective"]),
         reporting=ReportingConfig(strip_images=1, motion_images=0, tile_px=32),
     )
-    monday = leave_crawl(storage, "monday", [[("r1", RED), ("g1", GREEN)], [("r2", RED), ("b1", BLUE)]])
+    monday = write_crawl(storage, "monday", [[("r1", RED), ("g1", GREEN)], [("r2", RED), ("b1", BLUE)]])
     result = make_trial(storage, paths, config.clustering, [RED, GREEN, BLUE])
     write_json(storage, paths.trial_marker(result.trial.name), result.to_json())
     storage.write_bytes(paths.config, dump_config(config).encode())
-    report(storage, config, paths.run_id, [monday], [result], result, "the only K")
+    report(storage, Run(paths.run_id, config, [monday], [result], result, "the only K"))
     return storage
 
 
-def leave_tuesday(storage: LocalStorage) -> Crawl:
-    """Five more images: a red one, one of a red that no prototype is, three blue ones, no green one."""
-    return leave_crawl(
+def write_tuesday(storage: LocalStorage) -> Crawl:
+    """Write the crawl tuesday with five images: a red one, a dark red one and three blue ones."""
+    return write_crawl(
         storage, "tuesday", [[("r3", RED), ("b2", BLUE)], [("d1", DARK_RED), ("b3", BLUE), ("b4", BLUE)]]
     )
 
@@ -79,28 +80,28 @@ def assign(
 
 
 def files(storage: LocalStorage) -> dict[str, int]:
-    """When each file of all assignments was written, in ns."""
+    """Return the modification time of each file of all assignments, in ns."""
     keys = storage.list("paris/runs/run-1/assignments")
     return {key: Path(storage.uri(key)).stat().st_mtime_ns for key in keys}
 
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the run; to be copied."""
-    return Path(leave_run(tmp_path_factory.mktemp("reported")).root)
+    """Workspace with the run, which tests copy."""
+    return Path(write_run(tmp_path_factory.mktemp("reported")).root)
 
 
 @pytest.fixture
 def storage(reported: Path, tmp_path: Path) -> LocalStorage:
-    """A workspace with the run, of the test's own."""
+    """A copy of the workspace with the run, for one test."""
     return LocalStorage(str(shutil.copytree(reported, tmp_path / "workspace")))
 
 
 @pytest.fixture(scope="module")
 def assigned(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStorage:
-    """A workspace in which tuesday is assigned to the prototypes of monday."""
+    """A workspace in which the crawl tuesday is assigned to the prototypes of the run."""
     storage = LocalStorage(str(shutil.copytree(reported, tmp_path_factory.mktemp("assigned") / "workspace")))
-    leave_tuesday(storage)
+    write_tuesday(storage)
     assert assign(storage) == [f"assigned  {storage.uri('paris/runs/run-1/assignments/tuesday')}"]
     return storage
 
@@ -128,7 +129,7 @@ def test_shares_are_compared_with_those_of_the_run(assigned: LocalStorage) -> No
     assert float(here[2]) == pytest.approx(float(there[2]))
 
 
-def test_the_document_counts_what_no_prototype_explains(assigned: LocalStorage) -> None:
+def test_the_document_counts_unexplained_images(assigned: LocalStorage) -> None:
     document = read_json(assigned, PATHS.marker)
     assert document["counts"] == {"records": 7, "images": 5, "cluster_sizes": [2, 0, 3], "unexplained": 1}
     assert [row["cluster"] for row in document["changes"]["rise"]] == [2]
@@ -139,7 +140,7 @@ def test_the_document_counts_what_no_prototype_explains(assigned: LocalStorage) 
         assert picture.format == "PNG"
 
 
-def test_the_same_command_again_does_nothing_and_says_what_changed(
+def test_the_same_command_again_changes_nothing_and_prints_the_changes(
     assigned: LocalStorage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(assigned)
@@ -150,16 +151,16 @@ def test_the_same_command_again_does_nothing_and_says_what_changed(
     assert "assignments/tuesday is done already" in console
     assert "more often: #2 25.0% to 60.0%" in console
     assert "less often: #1 25.0% to 0.0%, #0 50.0% to 40.0%" in console
-    assert "1 of 5 images (20.0%) is explained worse than 99% of the run's own" in console
+    assert "1 of 5 images (20.0%) has a higher loss than 99% of the run's images" in console
 
 
-def test_a_crawl_of_the_run_is_assigned_as_the_run_did(assigned: LocalStorage) -> None:
+def test_a_crawl_of_the_run_is_assigned_as_in_the_run(assigned: LocalStorage) -> None:
     assign(assigned, "monday", run="run-1")
     again = read_table(assigned, RunPaths("paris", "run-1").assignment("monday").clusters)
     assert again.equals(read_table(assigned, RunPaths("paris", "run-1").clusters))
 
 
-def test_without_examples_the_tables_name_no_source(assigned: LocalStorage) -> None:
+def test_without_examples_the_tables_contain_no_source(assigned: LocalStorage) -> None:
     reporting = ReportingConfig(examples=False)
     assign(assigned, "tuesday", reporting=reporting)
     clusters = read_table(assigned, PATHS.clusters)
@@ -172,8 +173,8 @@ def test_without_examples_the_tables_name_no_source(assigned: LocalStorage) -> N
 def test_an_interrupted_job_continues_with_what_is_missing(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave_tuesday(storage)
-    leave_crawl(storage, "wednesday", [[("g9", GREEN)]])
+    write_tuesday(storage)
+    write_crawl(storage, "wednesday", [[("g9", GREEN)]])
 
     def interrupted(where: LocalStorage, key: str, clusters: pa.Table) -> None:
         if "wednesday" in key:
@@ -194,8 +195,8 @@ def test_an_interrupted_job_continues_with_what_is_missing(
     assert {key for key in before if after[key] != before[key]} == {wednesday.clusters}
 
 
-def test_an_assignment_that_lost_a_file_is_made_again(storage: LocalStorage) -> None:
-    leave_tuesday(storage)
+def test_an_assignment_with_a_missing_file_is_made_again(storage: LocalStorage) -> None:
+    write_tuesday(storage)
     assign(storage)
     storage.delete(PATHS.picture)
     assign(storage)
@@ -206,7 +207,7 @@ def test_a_run_without_later_crawls_has_nothing_to_do(
     storage: LocalStorage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert assign(storage) == []
-    assert "nothing to do: run run-1 learned from every complete crawl" in capsys.readouterr().out
+    assert "nothing to do: run run-1 has learned from all complete crawls" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -214,13 +215,19 @@ def test_a_run_without_later_crawls_has_nothing_to_do(
     [
         ({"run": "run-2"}, "run 'run-2': no report of that name"),
         ({"collection": "rome"}, "collection 'rome': no report in"),
-        ({"ingest": IngestConfig(image_size=64)}, "ingest.image_size: run run-1 learned from images with 16, not 64"),
+        (
+            {"ingest": IngestConfig(image_size=64)},
+            "ingest.image_size: the images of run run-1 were ingested with 16, not 64",
+        ),
         ({"source": "/photos", "crawl_ids": ["tuesday"]}, "not both"),
-        ({"crawl_ids": ["friday"]}, "crawl 'friday': no complete crawl of that name"),
-        ({"crawl_ids": ["large"]}, "crawl large: its images are 32 px, rgb, JPEG, without repeats, run run-1 learned"),
+        ({"crawl_ids": ["friday"]}, "crawl 'friday': no complete crawl with this id"),
+        (
+            {"crawl_ids": ["large"]},
+            "crawl large: its images are 32 px, rgb, JPEG, without duplicates, but those of run run-1",
+        ),
     ],
 )
-def test_what_can_never_be_done_is_refused(assigned: LocalStorage, asked: dict[str, Any], message: str) -> None:
+def test_invalid_requests_are_refused(assigned: LocalStorage, asked: dict[str, Any], message: str) -> None:
     crawl = Crawl("paris", "large", 1, 1, 1, {}, 32, "digest-large")
     write_json(assigned, CrawlPaths("paris", "large").marker, asdict(crawl))
     before = files(assigned)
@@ -229,15 +236,15 @@ def test_what_can_never_be_done_is_refused(assigned: LocalStorage, asked: dict[s
     assert files(assigned) == before
 
 
-def test_a_model_that_is_gone_is_missed_before_any_work(storage: LocalStorage) -> None:
-    leave_tuesday(storage)
+def test_a_missing_model_is_reported_before_any_work(storage: LocalStorage) -> None:
+    write_tuesday(storage)
     storage.delete(RunPaths("paris", "run-1").checkpoint("k=3-seed=0"))
     with pytest.raises(StorageError, match=r"checkpoint.pt is missing; run the job that trained it"):
         assign(storage)
 
 
-def test_images_that_vanished_leave_no_assignment(storage: LocalStorage) -> None:
-    crawl = leave_tuesday(storage)
+def test_missing_images_leave_no_assignment(storage: LocalStorage) -> None:
+    crawl = write_tuesday(storage)
     write_json(storage, CrawlPaths("paris", "tuesday").marker, asdict(replace(crawl, accepted=6)))
     with pytest.raises(PipelineError, match="tuesday: 5 images were assigned, 6 were ingested"):
         assign(storage)

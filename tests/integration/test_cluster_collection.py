@@ -1,4 +1,4 @@
-"""The job as its user runs it: as a script, killed and started again, and submitted to a cluster."""
+"""The job run as a script, killed and started again, and submitted to a cluster."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from pipeline.config import load_config
 from pipeline.shards import complete_crawls, shard_keys
 from pipeline.storage import LocalStorage
 from tests.support.crawl_files import encoded, photograph
+from tests.support.trial_tasks import trial_task
 
 ROOT = Path(__file__).parents[2]
 JOB = "jobs/cluster_collection.py"
@@ -33,14 +34,14 @@ SMALL = [
     "--k=2,3",
     "--transforms=color,affine,tps",
     "--set=clustering.batch_size=8",
-    "--set=clustering.cpus_per_worker=1",  # as the whole trial that results are compared with
+    "--set=clustering.cpus_per_worker=1",  # as in the uninterrupted trial with which results are compared
     "--set=clustering.checkpoint_every_s=0",
     "--set=clustering.schedule={window: 5, min_iterations: 10, max_iterations: 60, final_iterations: 10}",
 ]
 
 
 def environment() -> dict[str, str]:
-    """This environment, in which `python` is the one that runs the tests and no cluster is known."""
+    """Return the environment variables without those of Ray; `python` is the interpreter that runs the tests."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {**kept, "PATH": path}
@@ -54,7 +55,7 @@ def run_job(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def trials(workspace: Path) -> dict[str, float]:
-    """Loss of every finished trial."""
+    """Return the losses of all finished trials, by name."""
     markers = workspace.glob("things/runs/*/trials/*/trial.json")
     return {marker.parent.name: json.loads(marker.read_text())["loss"] for marker in markers}
 
@@ -70,7 +71,7 @@ def crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(crawl: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Workspace and console of a job that was killed in its first trial and then run again."""
+    """Workspace and console output of a job that was killed in its first trial and then run again."""
     workspace = tmp_path_factory.mktemp("workspace")
     arguments = ["--collection=things", f"--source={crawl}", f"--workspace={workspace}", *SMALL]
     job = subprocess.Popen(
@@ -87,14 +88,14 @@ def finished(crawl: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         time.sleep(0.01)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
-    assert not trials(workspace), "killed too late to show anything"
+    assert not trials(workspace), "the job was killed after it had finished a trial"
     again = run_job(*arguments)
     assert again.returncode == 0, again.stderr
     return workspace, again.stdout
 
 
 @pytest.mark.slow
-def test_one_command_leaves_everything(finished: tuple[Path, str]) -> None:
+def test_one_command_writes_all_results(finished: tuple[Path, str]) -> None:
     workspace, console = finished
     (run,) = (workspace / "things" / "runs").iterdir()
     document = json.loads((run / "run.json").read_text())
@@ -112,7 +113,7 @@ def test_one_command_leaves_everything(finished: tuple[Path, str]) -> None:
     assert re.search(
         r"^cluster +things k=3-seed=0: done, loss .*; [\d,]+ images in .* images/s$", console, re.MULTILINE
     )
-    assert re.search(r"^cluster +2 trials in .* trials/s; within a trial .* images/s$", console, re.MULTILINE)
+    assert re.search(r"^cluster +2 trials trained in [\d.]+ (s|min.*)$", console, re.MULTILINE)
     assert [line.split()[1] for line in console.splitlines()[-3:-1]] == [str(run), str(run / "report.html")]
     assert f"sqlite:///{workspace / 'mlflow.db'}" in console.splitlines()[-1]
 
@@ -128,7 +129,7 @@ def test_the_same_command_again_does_nothing(crawl: Path, finished: tuple[Path, 
 
 
 @pytest.mark.slow
-def test_a_killed_job_continues_where_it_was(finished: tuple[Path, str]) -> None:
+def test_a_killed_job_continues_where_it_stopped(finished: tuple[Path, str]) -> None:
     _, console = finished
     assert "is complete already" in console, "the crawl was ingested again"
     assert "k=2-seed=0: continues at iteration" in console
@@ -136,7 +137,7 @@ def test_a_killed_job_continues_where_it_was(finished: tuple[Path, str]) -> None
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """What a worker has where two trials share two CPUs: another number rounds otherwise."""
+    """Number of threads of a worker when two trials share two CPUs; rounding depends on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -144,7 +145,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_killed_job_ends_as_if_it_had_not_been_killed(
+def test_a_killed_job_gives_the_result_of_an_uninterrupted_one(
     finished: tuple[Path, str], tmp_path: Path, one_thread: None
 ) -> None:
     workspace, _ = finished
@@ -153,13 +154,11 @@ def test_a_killed_job_ends_as_if_it_had_not_been_killed(
     storage = LocalStorage(str(workspace))
     (shard,) = shard_keys(complete_crawls(storage, "things"))
     images = ImageSet.of(torch.from_numpy(decode_shard(storage, shard)))
-    elsewhere = LocalStorage(str(tmp_path))
+    other_storage = LocalStorage(str(tmp_path))
     for k in config.k:
         trial = Trial(k, config.seed)
-        whole = TrialTraining(
-            config, trial, images, elsewhere, f"{trial.name}.pt", "best.pt", torch.device("cpu")
-        ).run()
-        assert trials(workspace)[trial.name] == whole.loss
+        uninterrupted = TrialTraining(trial_task(other_storage, config, trial), images, torch.device("cpu")).run()
+        assert trials(workspace)[trial.name] == uninterrupted.loss
 
 
 @pytest.mark.parametrize(
@@ -172,7 +171,7 @@ def test_a_killed_job_ends_as_if_it_had_not_been_killed(
         (["--workers=64"], "64 CPUs are needed"),
     ],
 )
-def test_the_impossible_is_refused_before_any_work(
+def test_invalid_arguments_are_refused_before_any_work(
     crawl: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     workspace = tmp_path / "workspace"
@@ -184,7 +183,7 @@ def test_the_impossible_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize(("job", "flag"), [(JOB, "--select-k"), ("jobs/assign_collection.py", "--crawl")])
-def test_help_waits_for_no_heavy_import(job: str, flag: str) -> None:
+def test_help_imports_no_heavy_package(job: str, flag: str) -> None:
     check = (
         "import runpy, sys; sys.argv = ['job', '--help']\n"
         f"try: runpy.run_path('{job}', run_name='__main__')\n"
@@ -204,7 +203,7 @@ def free_port() -> str:
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
-    """Address of a cluster started as an administrator starts one."""
+    """Address of the dashboard of a cluster that `ray start` started."""
     port = free_port()
     head = subprocess.Popen(
         [
@@ -232,7 +231,7 @@ def dashboard() -> Iterator[str]:
 
 
 def submit(dashboard: str, name: str, *arguments: str) -> tuple[int, int | None]:
-    """Exit codes of `ray job submit` and of the job's driver."""
+    """Submit a job; return the exit codes of `ray job submit` and of the driver of the job."""
     command = ["ray", "job", "submit", "--address", dashboard, "--submission-id", name, "--working-dir", "."]
     done = subprocess.run(
         [*command, "--", "python", JOB, *arguments],
@@ -255,7 +254,7 @@ def test_a_submitted_job_on_two_workers(dashboard: str, crawl: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_driver_s_exit_code_is_the_script_s(dashboard: str, crawl: Path, tmp_path: Path) -> None:
+def test_the_driver_has_the_exit_code_of_the_script(dashboard: str, crawl: Path, tmp_path: Path) -> None:
     arguments = [
         "--collection=things",
         f"--source={crawl}",

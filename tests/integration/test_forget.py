@@ -1,4 +1,4 @@
-"""Images that are to be forgotten leave everything that a collection has, on a real local Ray, and do not come back."""
+"""Takedown on a real local Ray: removed images are deleted everywhere in a collection, and stay out of later crawls."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.ingest.stage import ingest
 from pipeline.orchestration.collection import run_collection
-from pipeline.orchestration.forget import forget
-from pipeline.orchestration.forgetting import check_not_forgetting
+from pipeline.orchestration.forget import check_no_takedown, forget
 from pipeline.orchestration.new_crawls import assign_collection
-from pipeline.paths import CrawlPaths, RunPaths, forgotten_of
+from pipeline.paths import CrawlPaths, RunPaths, forgotten_list
 from pipeline.records import Crawl
 from pipeline.reporting.assignment.new_crawl import assign_crawl
-from pipeline.reporting.run import past_run
+from pipeline.reporting.run import Run, load_run
 from pipeline.reporting.stage import report
 from pipeline.reporting.tracking.sync import sync_tracking
 from pipeline.session import run_bounded
@@ -46,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def content(number: float) -> bytes:
-    """A photograph; with a fraction, the same one posted again in another quality."""
+    """Return the file of a photograph; a fraction in `number` means a repost of it in another quality."""
     return encoded(photograph(int(number), 96, 96, details=24), quality=round(90 - 40 * (number % 1)))
 
 
@@ -60,14 +59,14 @@ def image_id(number: float) -> str:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    """Each path ends in the number of the photograph that it answers."""
+    """HTTP server that answers a path with the photograph whose number is the last part of the path."""
     with serving() as site:
         site.pages["/photo"] = lambda handler: handler.reply(200, content(float(handler.path.rpartition("/")[2])))
         yield site
 
 
 def table_of(folder: Path, site: Site, name: str, *numbers: float) -> Path:
-    """A table of addresses; what it says of each names the table and the photograph."""
+    """Write a table of URLs whose captions contain the names of the table and the photograph."""
     path = folder / f"{name}.csv"
     lines = [f"{site.url(f'/photo/{name}/{number}')},says {name}-{number}-\n" for number in numbers]
     path.write_text("url,caption\n" + "".join(lines))
@@ -75,7 +74,7 @@ def table_of(folder: Path, site: Site, name: str, *numbers: float) -> Path:
 
 
 def dump_of(folder: Path, *numbers: float) -> Path:
-    """An instagram-scraper dump."""
+    """Write an instagram-scraper dump of the photographs `numbers`."""
     source = folder / "dump"
     source.mkdir()
     for number in numbers:
@@ -113,7 +112,7 @@ def unwanted(folder: Path, *entries: str) -> Path:
 
 
 def rows(workspace: Path, crawl: Crawl) -> list[dict[str, Any]]:
-    """All rows of a crawl, which agree with its tars and with its marker."""
+    """Return all rows of a crawl, after checking that they agree with its tars and its marker."""
     storage, paths = LocalStorage(str(workspace)), CrawlPaths("c", crawl.crawl_id)
     found = [read_table(storage, paths.rows(index)).to_pylist() for index in range(crawl.n_shards)]
     for index, part in enumerate(found):
@@ -133,18 +132,20 @@ def outcomes(workspace: Path, crawl: Crawl) -> list[str]:
 
 
 def everywhere(workspace: Path) -> dict[str, str]:
-    """All that any file of the workspace says, hidden ones included; but the list, which has ids."""
-    said = {}
+    """Return the contents of all files of the workspace, also hidden ones, except the list of removed images."""
+    contents = {}
     for path in workspace.rglob("*"):
-        if path.is_file() and path != workspace / forgotten_of("c"):
+        if path.is_file() and path != workspace / forgotten_list("c"):
             name, data = str(path.relative_to(workspace)), path.read_bytes()
-            said[name] = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else data.decode("latin-1")
-    return said
+            contents[name] = (
+                str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else data.decode("latin-1")
+            )
+    return contents
 
 
 def assert_nowhere(workspace: Path, *words: str) -> None:
-    said = everywhere(workspace)
-    assert [(word, name) for word in words for name, text in said.items() if word in text] == []
+    contents = everywhere(workspace)
+    assert [(word, name) for word in words for name, text in contents.items() if word in text] == []
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Collection:
 
 @pytest.fixture(scope="module")
 def reported(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Collection:
-    """Two crawls with reposts and the report on them."""
+    """A collection of two crawls with reposts, with a report and assignments."""
     folder = tmp_path_factory.mktemp("reported")
     workspace = folder / "ws"
     dump = dump_of(folder, 30, 31, 32, 33, 34, 35, 35.5)
@@ -171,12 +172,12 @@ def reported(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Collection
     result = make_trial(storage, paths, config.clustering, [RED, BLUE])
     write_json(storage, paths.trial_marker(result.trial.name), result.to_json())
     checkpoint = paths.checkpoint(result.trial.name)
-    began = Snapshots()
-    began.take(torch.rand(2, 3, 16, 16), 0, 0, [])  # with photos, as training does
-    state = load_checkpoint(storage, checkpoint) | {"snapshots": began.state()}
+    snapshots = Snapshots()
+    snapshots.take(torch.rand(2, 3, 16, 16), 0, 0, [])  # prototypes start from photos
+    state = load_checkpoint(storage, checkpoint) | {"snapshots": snapshots.state()}
     CheckpointWriter(storage, checkpoint, print).finish(state)
-    report(storage, config, paths.run_id, list(crawls), [result], result, "the only K")
-    run_again = past_run(storage, "c", paths.run_id)
+    report(storage, Run(paths.run_id, config, list(crawls), [result], result, "the only K"))
+    run_again = load_run(storage, "c", paths.run_id)
     for crawl in crawls:
         assign_crawl(storage, run_again, crawl, examples=True)
     return Collection(workspace, dump, table, crawls, paths)
@@ -184,36 +185,36 @@ def reported(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Collection
 
 @pytest.fixture
 def collection(reported: Collection) -> Iterator[Collection]:
-    """The collection as it was made, at its own place: reports and MLflow keep absolute addresses."""
+    """The collection in its initial state, at its original path, because reports and MLflow keep absolute paths."""
     workspace, kept = reported.workspace, reported.workspace.with_name("kept")
     shutil.copytree(workspace, kept)
     yield reported
-    for place in ("c", "mlartifacts"):
-        shutil.rmtree(workspace / place)
-    shutil.copytree(kept, workspace, dirs_exist_ok=True)  # MLflow holds on to its database
+    for folder in ("c", "mlartifacts"):
+        shutil.rmtree(workspace / folder)
+    shutil.copytree(kept, workspace, dirs_exist_ok=True)  # MLflow keeps its database open
     shutil.rmtree(kept)
 
 
-def test_forgotten_images_are_nowhere_in_the_workspace(
+def test_removed_images_are_nowhere_in_the_workspace(
     collection: Collection, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace, (first, second) = collection.workspace, collection.crawls
     storage = LocalStorage(str(workspace))
-    named = {
-        # Reposted under an address.
+    entries = {
+        # Reposted under a URL.
         image_id(31): ["photo-31-.jpg", "says table-31-", "/photo/table/31"],
         # Posted twice.
         site.url("/photo/table/10"): [image_id(10), "says table-10-", "/photo/table/10"],
-        # The repost of another one.
+        # The repost of another image.
         sha256(32.5): [image_id(32), "photo-32-.jpg", "says table-32.5-", "/photo/table/32.5"],
-        # Where the scraper found it, and not where it was read from.
+        # The URL from which the scraper downloaded it; it was read from a file.
         "https://cdn.example/a/photo-35-.jpg": [image_id(35), "photo-35-.jpg", "photo-35.5-.jpg"],
     }
-    words = [*named, *(word for of_image in named.values() for word in of_image)]
-    said = everywhere(workspace).values()
-    assert all(any(word in text for text in said) for word in words)
+    words = [*entries, *(word for of_image in entries.values() for word in of_image)]
+    contents = everywhere(workspace).values()
+    assert all(any(word in text for text in contents) for word in words)
     assert getattr(Image.open(workspace / collection.paths.timelapse), "n_frames", 1) == 2
-    file = unwanted(tmp_path, *named, "9" * 20)
+    file = unwanted(tmp_path, *entries, "9" * 20)
     lines = forget(storage, "c", file)
 
     assert_nowhere(workspace, *words)
@@ -224,7 +225,7 @@ def test_forgotten_images_are_nowhere_in_the_workspace(
     assert {name for row in cleared for name, value in row.items() if value is not None} == {
         "record", "status", "reason", "detail",
     }  # fmt: skip
-    listed = str(read_table(storage, forgotten_of("c")).to_pylist())
+    listed = str(read_table(storage, forgotten_list("c")).to_pylist())
     assert not [word for word in words if len(word) not in {20, 64} and word in listed]
 
     document = read_json(storage, collection.paths.marker)
@@ -244,20 +245,20 @@ def test_forgotten_images_are_nowhere_in_the_workspace(
     assert f"crawl {second.crawl_id}: 1 image removed, 3 further records cleared; 6 records: 2 accepted" in out
     assert out.count("matched nothing") == out.count("unwanted.txt, line 5: matched nothing") == 1
     assert lines[0].startswith("forgotten 4 images; ")
-    assert lines[1].startswith("models    those of earlier runs have learned from them")
+    assert lines[1].startswith("models    those of earlier runs have learned from these images")
 
     forget(storage, "c", file)
     out = capsys.readouterr().out
     assert not [word for word in ("removed", "reported again", "matched nothing") if word in out]
 
 
-def test_assignments_that_show_none_of_them_stay(collection: Collection, site: Site, tmp_path: Path) -> None:
+def test_assignments_without_removed_images_are_kept(collection: Collection, site: Site, tmp_path: Path) -> None:
     forget(LocalStorage(str(collection.workspace)), "c", unwanted(tmp_path, image_id(30)))
     assigned = {path.parent.name for path in collection.workspace.glob("c/runs/*/assignments/*/assignment.json")}
     assert assigned == {collection.crawls[1].crawl_id}
 
 
-def test_later_crawls_keep_them_out(collection: Collection, site: Site, tmp_path: Path) -> None:
+def test_later_crawls_do_not_add_removed_images(collection: Collection, site: Site, tmp_path: Path) -> None:
     workspace, (first, second) = collection.workspace, collection.crawls
     storage = LocalStorage(str(workspace))
     forget(storage, "c", unwanted(tmp_path, image_id(31), site.url("/photo/table/10")))
@@ -297,13 +298,13 @@ def test_a_report_without_images_is_deleted(
     everything = [*map(image_id, (30, 31, 32, 33, 34, 35, 10, 11, 12))]
     forget(LocalStorage(str(workspace)), "c", unwanted(tmp_path, *everything))
     assert_nowhere(workspace, *everything)
-    assert "has no image left, its report is deleted" in capsys.readouterr().out
+    assert "no image is left, so its report is deleted" in capsys.readouterr().out
     left = {path.name for path in workspace.glob("c/runs/*/**/*") if path.is_file()}
     assert left == {"config.yaml", "identity.json", "tracked.json", "checkpoint.pt", "trial.json"}
     assert not list(workspace.glob("mlartifacts/c/*/artifacts"))
 
 
-def test_a_report_that_cannot_be_made_again_is_deleted_all_the_same(collection: Collection, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_made_again_is_deleted_nevertheless(collection: Collection, tmp_path: Path) -> None:
     storage = LocalStorage(str(collection.workspace))
     storage.delete(collection.paths.checkpoint("k=2-seed=0"))
     file = unwanted(tmp_path, image_id(31))
@@ -314,11 +315,9 @@ def test_a_report_that_cannot_be_made_again_is_deleted_all_the_same(collection: 
         assert not storage.exists(collection.paths.marker)
 
 
-def test_what_was_tracked_must_be_deleted(
-    collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tracked_runs_must_be_deleted(collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, file = LocalStorage(str(collection.workspace)), unwanted(tmp_path, image_id(31))
-    with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9: what it has of run run-.* cannot be deleted"):
+    with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9: the records of run run-.* cannot be deleted"):
         forget(storage, "c", file, "http://127.0.0.1:9")
     assert not storage.exists(collection.paths.marker)
     forget(storage, "c", file)
@@ -326,7 +325,7 @@ def test_what_was_tracked_must_be_deleted(
     assert_nowhere(collection.workspace, image_id(31), "photo-31-.jpg")
 
 
-def test_every_place_where_a_run_was_recorded_loses_it(collection: Collection, tmp_path: Path) -> None:
+def test_a_run_is_deleted_wherever_it_was_recorded(collection: Collection, tmp_path: Path) -> None:
     storage, other = LocalStorage(str(collection.workspace)), f"sqlite:///{tmp_path}/other.db"
     sync_tracking(storage, load_config(None, {"collection": "c", "tracking_uri": other, "stages": ["cluster"]}, []))
     recorded = list(collection.workspace.glob("mlartifacts/c/*/artifacts/clusters.csv"))
@@ -336,7 +335,7 @@ def test_every_place_where_a_run_was_recorded_loses_it(collection: Collection, t
     assert read_json(storage, collection.paths.marker)["tracking"]["uri"] == other
 
 
-def test_a_workspace_that_was_moved_forgets_what_mlflow_has_there(collection: Collection, tmp_path: Path) -> None:
+def test_images_are_removed_from_mlflow_in_a_moved_workspace(collection: Collection, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(collection.workspace, moved)
     forget(LocalStorage(str(moved)), "c", unwanted(tmp_path, image_id(31)))
@@ -346,29 +345,31 @@ def test_a_workspace_that_was_moved_forgets_what_mlflow_has_there(collection: Co
     )
 
 
-def test_what_interrupted_writes_left_goes(collection: Collection, tmp_path: Path) -> None:
+def test_partial_writes_are_deleted(collection: Collection, tmp_path: Path) -> None:
     part = collection.workspace / CrawlPaths("c", collection.crawls[0].crawl_id).shards / ".shard-000000.tar.0.part"
     part.write_text("photo-31-.jpg")
     forget(LocalStorage(str(collection.workspace)), "c", unwanted(tmp_path, image_id(31)))
     assert_nowhere(collection.workspace, "photo-31-.jpg")
 
 
-def test_nothing_else_happens_to_a_collection_before_it_has_forgotten(collection: Collection, tmp_path: Path) -> None:
+def test_other_jobs_are_refused_until_an_interrupted_takedown_is_complete(
+    collection: Collection, tmp_path: Path
+) -> None:
     storage, file = LocalStorage(str(collection.workspace)), unwanted(tmp_path, image_id(31))
     with pytest.raises(KeyboardInterrupt):
         forget(Dying(storage.root, 4), "c", file)
     config = job(collection.dump, collection.workspace)
-    with pytest.raises(ConfigError, match="--forget runs or was interrupted"):
+    with pytest.raises(ConfigError, match="--forget is running or was interrupted"):
         run_collection(storage, config, lambda works: None)
-    with pytest.raises(ConfigError, match="--forget runs or was interrupted"):
+    with pytest.raises(ConfigError, match="--forget is running or was interrupted"):
         assign_collection(storage, config, "latest", [])
     forget(storage, "c", unwanted(tmp_path, image_id(1)))
     assert_nowhere(collection.workspace, image_id(31), "photo-31-.jpg")
-    check_not_forgetting(storage, "c")
+    check_no_takedown(storage, "c")
 
 
 class Dying(LocalStorage):
-    """Storage of a driver that dies when it writes or deletes for the nth time; its tasks live."""
+    """Storage that raises KeyboardInterrupt in the driver at the nth write or deletion, but not in its tasks."""
 
     def __init__(self, root: str, n: int) -> None:
         super().__init__(root)
@@ -395,7 +396,7 @@ class Dying(LocalStorage):
         super().delete(key)
 
 
-def test_the_same_command_goes_on_wherever_it_was_killed(site: Site, tmp_path: Path) -> None:
+def test_the_same_command_continues_wherever_it_was_killed(site: Site, tmp_path: Path) -> None:
     source = table_of(tmp_path, site, "killed", 20, 21, 20, 22)
     crawl = run(source, tmp_path / "crawled")
     file = unwanted(tmp_path, image_id(20))
@@ -417,12 +418,12 @@ def test_the_same_command_goes_on_wherever_it_was_killed(site: Site, tmp_path: P
         assert outcomes(workspace, crawl) == ["forgotten", "accepted", "forgotten", "accepted"]
         assert_nowhere(workspace, image_id(20), "says killed-20-", "/photo/killed/20")
         assert not list(workspace.rglob("forgetting.json"))
-    assert (
-        deaths == 9
-    )  # that it began, the list, the old marker put aside, repeats, plan, the new marker, the old one deleted, the end
+    # Writes and deletions of the driver: takedown marker, list, copy of the crawl's marker, deletion of that marker,
+    # duplicates, plan, new marker, deletion of the copy, deletion of the takedown marker.
+    assert deaths == 9
 
 
-def test_a_job_that_was_killed_between_two_shards_goes_on(
+def test_a_job_that_was_killed_between_two_shards_continues(
     collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def first_alone(submit: Any, items: Any) -> Iterator[Any]:
@@ -462,13 +463,13 @@ def test_a_report_that_was_interrupted_is_made_again(
     assert_nowhere(collection.workspace, image_id(30), "photo-30-.jpg")
 
 
-def test_a_crawl_that_is_not_complete_forgets_as_well(site: Site, tmp_path: Path) -> None:
+def test_images_are_removed_from_an_incomplete_crawl(site: Site, tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
     storage = LocalStorage(str(workspace))
     source = table_of(tmp_path, site, "begun", 20, 21, 22, 23, 20)
     crawl = run(source, workspace)
     paths = CrawlPaths("c", crawl.crawl_id)
-    for key in (paths.marker, paths.rows(1), paths.rows(2)):  # shard 1 has a tar that nothing describes
+    for key in (paths.marker, paths.rows(1), paths.rows(2)):  # shard 1 then has a tar without rows
         storage.delete(key)
     forget(storage, "c", unwanted(tmp_path, image_id(20), site.url("/photo/begun/22")))
     assert_nowhere(workspace, image_id(20), "says begun-22-", image_id(22))
@@ -478,7 +479,7 @@ def test_a_crawl_that_is_not_complete_forgets_as_well(site: Site, tmp_path: Path
     assert_nowhere(workspace, image_id(20), "says begun-20-", "says begun-22-", image_id(22))
 
 
-def test_a_post_s_address_is_no_name_of_one_of_its_images(tmp_path: Path) -> None:
+def test_the_url_of_a_post_does_not_identify_one_of_its_images(tmp_path: Path) -> None:
     source = tmp_path / "crawl"
     source.mkdir()
     for number in (1, 2, 3):
@@ -490,7 +491,7 @@ def test_a_post_s_address_is_no_name_of_one_of_its_images(tmp_path: Path) -> Non
     assert len({row["source_url"] for row in rows(workspace, crawl)}) == 2
     forget(LocalStorage(str(workspace)), "c", unwanted(tmp_path, image_id(1), image_id(3)))
     assert outcomes(workspace, crawl) == ["forgotten", "accepted", "forgotten"]
-    listed = read_table(LocalStorage(str(workspace)), forgotten_of("c"))["name"].to_pylist()
+    listed = read_table(LocalStorage(str(workspace)), forgotten_list("c"))["name"].to_pylist()
     names = [
         hashlib.sha256(f"https://photos.example/p/{post}".encode()).hexdigest() in listed for post in ("one", "other")
     ]
@@ -498,7 +499,7 @@ def test_a_post_s_address_is_no_name_of_one_of_its_images(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("collection_name", "entry"), [("c", "nonsense"), ("typo", "0" * 20)])
-def test_what_is_refused_changes_nothing(collection_name: str, entry: str, tmp_path: Path) -> None:
+def test_a_refused_takedown_changes_nothing(collection_name: str, entry: str, tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
     run(dump_of(tmp_path, 1), workspace)
     before = everywhere(workspace)
@@ -509,30 +510,32 @@ def test_what_is_refused_changes_nothing(collection_name: str, entry: str, tmp_p
 
 
 @pytest.mark.parametrize("flags", [["--source", "x"], ["--stages", "ingest"], ["--manifest", "x.csv"]])
-def test_forgetting_is_no_stage(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_takedown_runs_no_stage(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["cluster_collection.py", "--collection", "c", "--forget", "x.txt", *flags])
-    with pytest.raises(ConfigError, match="--forget: each is for one collection and runs no stage"):
+    with pytest.raises(
+        ConfigError, match="--forget: --forget and --sync-tracking work on one collection and run no stage"
+    ):
         cluster_collection.main()
 
 
 @pytest.mark.slow
-def test_the_command_says_what_it_did(tmp_path: Path) -> None:
+def test_the_command_reports_what_it_did(tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
     run(dump_of(tmp_path, 1, 2), workspace)
     command = [sys.executable, "jobs/cluster_collection.py", "--collection", "c", "--workspace", str(workspace)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
-    def forgetting(entry: str) -> tuple[int, list[str], list[str]]:
+    def run_takedown(entry: str) -> tuple[int, list[str], list[str]]:
         done = subprocess.run(
             [*command, "--forget", str(unwanted(tmp_path, entry))],
             cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
-    code, _, err = forgetting("nonsense")
+    code, _, err = run_takedown("nonsense")
     assert (code, len(err)) == (2, 1), err
     assert err[0].startswith(f"error: --forget {tmp_path}/unwanted.txt, line 1: expected an image id")
-    code, out, err = forgetting(image_id(1))
+    code, out, err = run_takedown(image_id(1))
     assert (code, err) == (0, [])
     assert out[-2].startswith("forgotten 1 image; ")
     assert_nowhere(workspace, image_id(1), "photo-1-.jpg")

@@ -1,4 +1,4 @@
-"""The ingest stage over a real local Ray."""
+"""The ingest stage with a real local Ray."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, PipelineError, SourceError, StorageError, user_error
 from pipeline.ingest import stage
 from pipeline.ingest.plan import Plan, write_plan
+from pipeline.ingest.sources.metadata import storable
 from pipeline.ingest.stage import ingest
-from pipeline.ingest.tasks import ray_task
-from pipeline.ingest.text import storable
 from pipeline.paths import CrawlPaths
 from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, Crawl, CrawlRecord
-from pipeline.session import run_bounded
+from pipeline.session import ray_task, run_bounded
 from pipeline.shards import complete_crawls, read_shard
 from pipeline.storage import LocalStorage, read_json, read_table, write_table
 from tests.support.crawl_files import encoded, node, photograph, png_bomb, write_metadata
@@ -57,14 +56,14 @@ def rows(workspace: Path, crawl: Crawl) -> list[dict[str, Any]]:
 
 
 def contents(workspace: Path) -> dict[str, bytes]:
-    """Every published file but the marker, which holds times."""
+    """All published files by key, without the marker, which contains times."""
     storage = LocalStorage(str(workspace))
     return {key: storage.read_bytes(key) for key in storage.list("") if not key.endswith("/crawl.json")}
 
 
 @pytest.fixture
 def crawl_folder(tmp_path: Path) -> Path:
-    """Twenty-one records: twelve photographs, two repeats, and what else a scraper leaves."""
+    """A crawl of 21 records: 12 photographs, 2 duplicates, and 7 other files that a scraper may leave."""
     folder = tmp_path / "crawl"
     folder.mkdir()
     files = {f"{i:02d}.jpg": encoded(photograph(i)) for i in range(12)}
@@ -223,7 +222,7 @@ def test_totals_that_do_not_add_up_are_never_published(crawl_folder: Path, tmp_p
     storage, paths = LocalStorage(str(tmp_path / "ws")), CrawlPaths("c", crawl.crawl_id)
     storage.delete(paths.marker)
     write_table(storage, paths.rows(4), read_table(storage, paths.rows(4)).slice(1))
-    with pytest.raises(PipelineError, match=r"of 21 records; delete .* and ingest again"):
+    with pytest.raises(PipelineError, match=r"all 21 records; delete .* and ingest again"):
         run(crawl_folder, tmp_path / "ws")
     assert not storage.exists(paths.marker)
 
@@ -245,7 +244,7 @@ def test_a_sample_of_a_labelled_array_goes_all_the_way(tmp_path: Path) -> None:
     storage, paths = LocalStorage(str(tmp_path / "ws")), CrawlPaths("c", crawl.crawl_id)
     for sample in (s for i in range(crawl.n_shards) for s in read_shard(storage, paths.shard(i))):
         assert np.array_equal(sample.pixels()[..., 0], images[int(sample.metadata["label"])])
-    # All of it: what the sample brought is known already.
+    # The whole source: the images of the sample are known already.
     whole = run(tmp_path / "x.npz", tmp_path / "ws", source_type="npz", **form)
     assert (whole.accepted, whole.rejected) == (28, {"duplicate": 12})
     assert run(tmp_path / "x.npz", tmp_path / "ws", source_type="auto", **form) == whole
@@ -273,8 +272,8 @@ def test_hostile_sources_lose_no_record_and_write_nowhere_else(tmp_path: Path) -
     deep = b"[" * 10_000 + b"]" * 10_000
     put(source / "sub", {"x.tar": tar(members), "deep.jpg": encoded(photograph(6)), "deep.jpg.json": deep})
     put(source / "sub", {"cut.jpg": encoded(photograph(7)), "cut.jpg.json": b'{"caption": "cut'})
-    told = {"caption": MARKUP, "x": "y" * 10**6}
-    put(source / "sub", {"told.jpg": encoded(photograph(8)), "told.jpg.json": json.dumps(told).encode()})
+    metadata = {"caption": MARKUP, "x": "y" * 10**6}
+    put(source / "sub", {"markup.jpg": encoded(photograph(8)), "markup.jpg.json": json.dumps(metadata).encode()})
     (source / "sub" / "round").symlink_to(source, target_is_directory=True)
     (source / "loop.jpg").symlink_to("loop.jpg")
     (source / "out.jpg").symlink_to("/etc/passwd")
@@ -286,12 +285,12 @@ def test_hostile_sources_lose_no_record_and_write_nowhere_else(tmp_path: Path) -
     assert crawl.records == len(table) == len(images) + len(traps) + 10 + 2
     assert {name: found[f"{name}.jpg"] for name in images} == dict.fromkeys(images, "accepted")
     assert all(found[f"{name}.jpg"] in reasons for name, (_, reasons) in REJECTED.items())
-    for name in ("escape", "absolute", "deep", "cut", "told"):
+    for name in ("escape", "absolute", "deep", "cut", "markup"):
         assert found[f"{name}.jpg"] == "accepted"
     assert (found["loop.jpg"], found["out.jpg"], found["notes.csv"]) == ("unreadable", "outside_source", "not_an_image")
     assert found["deep.jpg.json"] == found["cut.jpg.json"] == "broken_metadata"
     assert found[storable(stray)] == found["\n\x1b[2J\u202e.jpg"] == "accepted"
-    (row,) = (row for row in table if row["file_name"] == "told.jpg")
+    (row,) = (row for row in table if row["file_name"] == "markup.jpg")
     assert row["caption"] == MARKUP
     storage, paths = LocalStorage(str(tmp_path / "ws")), CrawlPaths("c", crawl.crawl_id)
     samples = [s for i in range(crawl.n_shards) for s in read_shard(storage, paths.shard(i))]
@@ -302,7 +301,7 @@ def test_hostile_sources_lose_no_record_and_write_nowhere_else(tmp_path: Path) -
     assert not Path("/absolute.jpg").exists()
 
 
-def test_images_pass_by_the_driver_and_the_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_bypass_the_driver_and_the_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = put(tmp_path / "crawl", {f"{i}.bmp": encoded(photograph(i, 300, 300), "BMP") for i in range(24)})
     sent: list[int] = []
     returned: list[Any] = []
@@ -331,8 +330,8 @@ def test_images_pass_by_the_driver_and_the_object_store(tmp_path: Path, monkeypa
     monkeypatch.setattr(stage, "run_bounded", watched)
     assert run(source, tmp_path / "ws", records_per_shard=2).accepted == 24
     assert returned == [2] * 12
-    assert max(sent) < 10_000, "a shard's images have 540,000 bytes, its records some hundred"
-    assert most <= 4, "twice the CPUs"
+    assert max(sent) < 10_000, "more than the records of a shard was sent; its images would be 540,000 bytes"
+    assert most <= 4, "more tasks at once than twice the number of CPUs"
     sizes = [path.stat().st_size for path in (tmp_path / "ws").rglob("*.tar")]
     assert len(sizes) == 12
     assert max(sizes) < 20_000
@@ -367,7 +366,7 @@ def test_sources_of_every_layout_are_one_crawl_with_their_metadata(crawl_folder:
 
 def test_a_made_crawl_is_sorted_out_as_its_labels_say(tmp_path: Path) -> None:
     if not MAKE_CRAWL.exists():
-        pytest.skip(f"{MAKE_CRAWL} is not there")
+        pytest.skip(f"{MAKE_CRAWL} does not exist")
     photos = MAKE_CRAWL.parents[1] / "data" / "photos"
     command = [
         sys.executable,

@@ -1,6 +1,6 @@
-"""Processes, nodes and drivers that are killed, full disks and refused writes: no record is lost, none is there twice.
+"""Killed processes, nodes and drivers, full disks and refused writes: no record is lost, and none is stored twice.
 
-One cluster runs all jobs of this file. A web server holds its answers back until the test has killed what it wants.
+One cluster runs all jobs of this file. A web server holds back its responses until the test has killed its targets.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def cluster(s3_endpoint: str) -> Iterator[Cluster]:
 
 @dataclass
 class Gate:
-    """A web server of photographs that keeps some of its visitors waiting."""
+    """A web server of photographs that holds back some of its responses until `open` is set."""
 
     site: Site
     open: threading.Event = field(default_factory=threading.Event)
     free: int = 0
-    """Photographs of lower numbers are sent at once."""
+    """Photographs with lower numbers are sent immediately."""
 
     def __post_init__(self) -> None:
         self.site.pages["/photo"] = self._photo
@@ -72,7 +72,7 @@ class Gate:
         number = int(handler.path[7:])
         if number >= self.free:
             self.open.wait(PATIENCE_S)
-        handler.reply(200, encoded(photograph(number % (RECORDS - 4))))  # the last four are repeats
+        handler.reply(200, encoded(photograph(number % (RECORDS - 4))))  # the last four are duplicates
 
     def close(self, free: int = 0) -> None:
         self.free = free
@@ -97,7 +97,7 @@ def urls(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, gate: Gate, urls: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a crawl of `urls` leaves that nothing happens to."""
+    """Published files of an undisturbed crawl of `urls`."""
     workspace = tmp_path_factory.mktemp("undisturbed")
     gate.open.set()
     code, out, err = run(cluster, urls, str(workspace))
@@ -107,7 +107,7 @@ def undisturbed(cluster: Cluster, gate: Gate, urls: Path, tmp_path_factory: pyte
 
 
 def contents(storage: Storage) -> dict[str, bytes]:
-    """Every published file but the marker, which holds times."""
+    """All published files by key, without the marker, which contains times."""
     return {key: storage.read_bytes(key) for key in storage.list("") if not key.endswith("/crawl.json")}
 
 
@@ -167,26 +167,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def small_disk(path: Path, kilobytes: int) -> Iterator[None]:
-    """A file system of its own at `path`."""
+    """Mount a small separate file system at `path`."""
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)], check=False).returncode:
-        pytest.skip("mounting a small disk takes rights that this user does not have")
+        pytest.skip("this user is not permitted to mount a file system")
     try:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def assert_one_line(code: int | None, err: str, start: str, why: str) -> None:
-    """The job failed, and said what it should in one line."""
+def assert_one_line(code: int | None, err: str, start: str, cause: str) -> None:
+    """Check that the job failed with an error of one line that begins with `start` and has `cause`."""
     assert code == 1
-    (line,) = [line for line in err.splitlines() if "\tINFO " not in line]  # of Ray, when it connects to a cluster
+    (line,) = [line for line in err.splitlines() if "\tINFO " not in line]  # Ray logs that it connects to a cluster
     assert line.startswith(start)
-    assert why in line
+    assert cause in line
 
 
 @pytest.fixture(scope="module")
 def whole(cluster: Cluster, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a crawl of `folder` leaves where every write succeeds."""
+    """Published files of a crawl of `folder` in which every write succeeds."""
     workspace = tmp_path_factory.mktemp("whole")
     code, _, err = run(cluster, folder, str(workspace))
     assert code == 0, err
@@ -214,22 +214,22 @@ def test_a_full_disk_is_one_line_and_no_half_shard(
 def test_a_refused_write_is_one_line_and_no_half_shard(
     cluster: Cluster, folder: Path, whole: dict[str, bytes], s3_server: S3Server, s3_bucket: str
 ) -> None:
-    place = f"s3://{s3_bucket}/ws"
+    workspace = f"s3://{s3_bucket}/ws"
 
     def refuse(method: str, path: str) -> tuple[str, str] | None:
         refused = method == "PUT" and "/shards/shard-000002.tar" in path
         return ("403 Forbidden", "AccessDenied") if refused else None
 
     s3_server.refuse = refuse
-    code, _, err = run(cluster, folder, place)
-    assert_one_line(code, err, f"error: cannot write {place}/c/crawls/", "AccessDenied")
-    left = set(open_storage(place).list(""))
+    code, _, err = run(cluster, folder, workspace)
+    assert_one_line(code, err, f"error: cannot write {workspace}/c/crawls/", "AccessDenied")
+    left = set(open_storage(workspace).list(""))
     assert any(key.endswith("/plan.parquet") for key in left)
     assert not [key for key in left if "/shard-000002." in key or key.endswith("/crawl.json")]
     s3_server.refuse = lambda method, path: None
-    code, _, err = run(cluster, folder, place)
+    code, _, err = run(cluster, folder, workspace)
     assert code == 0, err
-    assert contents(open_storage(place)) == whole
+    assert contents(open_storage(workspace)) == whole
 
 
 def test_a_task_that_dies_in_every_attempt_is_one_line(

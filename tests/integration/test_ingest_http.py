@@ -1,4 +1,4 @@
-"""Crawls of URLs through the ingest stage, over a real local Ray and a real local server."""
+"""The ingest stage on crawls of URLs, with a real local Ray and a real local server."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_urls_become_shards_in_the_order_of_the_plan(site: Site, crawler: Crawle
 
     site.pages["/slow"] = slow
     photos = [f"/photo/{i}" for i in range(10)]
-    # The slow one comes first in the plan, so it is the original of /photo/0, which is there earlier.
+    # The slow page comes first in the plan, so /photo/0 is its duplicate although it is downloaded earlier.
     crawler.urls = [site.url(path) for path in ["/slow", *photos, "/html", "/json", "/empty", "/noai", "/no"]]
     crawler.urls[3] = crawler.urls[3].replace("//", "//user:secret@")
     with socket.socket() as closed:
@@ -110,7 +110,7 @@ def test_private_hosts_are_refused_by_default(site: Site, crawler: Crawler) -> N
     assert not site.seen
 
 
-def test_only_what_failed_in_passing_is_tried_in_another_round(
+def test_only_temporary_failures_are_retried_in_another_round(
     site: Site, crawler: Crawler, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crawler.urls = [site.url(f"/photo/{i}") for i in range(12)]
@@ -134,19 +134,19 @@ def test_only_what_failed_in_passing_is_tried_in_another_round(
     assert crawl == undisturbed
     assert crawler.shards(crawl) == expected
     assert sorted(n for n in site.hits().values()) == [1] * 9 + [2] * 3
-    assert "3 records of 2 shards are unreachable, tried again in 0.1 s" in capsys.readouterr().out
+    assert "unreachable: 3 records of 2 shards; retrying in 0.1 s" in capsys.readouterr().out
 
 
-def test_a_complete_crawl_is_opened_again_for_the_unreachable_alone(
+def test_a_complete_crawl_is_reopened_only_for_unreachable_records(
     site: Site, crawler: Crawler, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crawler.urls = [site.url(f"/{page}/{i}") for page in ("photo", "later") for i in range(6)]
     site.pages["/later"] = lambda handler: handler.reply(503)
     first = crawler.run()
     assert (first.accepted, first.rejected) == (6, {"unreachable": 6})
-    assert "--retry-unreachable with the same command" in capsys.readouterr().out
+    assert "run the same command with --retry-unreachable" in capsys.readouterr().out
     site.seen.clear()
-    assert crawler.run(threads=3) == first  # how fast is not what
+    assert crawler.run(threads=3) == first  # the pace is not part of the crawl id
     assert not site.seen
     site.pages["/later"] = lambda handler: handler.reply(200, encoded(photograph(100 + int(handler.path[7:]))))
     second = crawler.run(retry_unreachable=True)
@@ -178,9 +178,7 @@ def test_a_round_that_was_interrupted_goes_on(site: Site, crawler: Crawler, monk
     assert {path.split("/")[1] for path in site.hits()} == {"later"}
 
 
-def test_what_a_killed_retry_put_into_a_tar_alone_leaves_it_even_where_there_is_one_round(
-    site: Site, crawler: Crawler
-) -> None:
+def test_images_that_a_killed_retry_left_in_a_tar_are_removed_even_with_one_round(site: Site, crawler: Crawler) -> None:
     crawler.urls = [site.url("/photo/0"), site.url("/later/1")]
     site.pages["/later"] = lambda handler: handler.reply(503)
     first = crawler.run(rounds=1)
@@ -215,7 +213,7 @@ def test_limits_of_a_host_hold_across_processes(site: Site) -> None:
     assert [n for _, n in done] == [25, 25]
     assert site.most_at_once <= 3
     times = sorted(seen.at for seen in site.seen)
-    # In no second more than 40 requests and what was saved up before; some lag of the server is allowed for.
+    # At most 40 requests per second (20 in half a second), the saved-up burst, and a margin for delays of the server.
     most = max(sum(1 for at in times if begin <= at < begin + 0.5) for begin in times)
     assert most <= 20 + 8 + 4
 

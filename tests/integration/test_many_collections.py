@@ -1,4 +1,4 @@
-"""A table of collections through one local cluster, as its user runs it."""
+"""The job for a table of collections on a local Ray, run as a script."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_table(table: Path, workspace: Path, *arguments: str) -> subprocess.Compl
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], Path]:
-    """Workspace, console and table of a job over two good collections and three broken ones."""
+    """Workspace, finished process and table of a job over two valid collections and three invalid ones."""
     folder = tmp_path_factory.mktemp("many")
     for name, first in (("rome", 0), ("oslo", 100)):
         (folder / name).mkdir()
@@ -56,11 +56,13 @@ def test_broken_collections_fail_alone_and_are_listed(
     assert job.returncode == 1, job.stderr
     listed = [line for line in job.stdout.splitlines() if line.startswith("failed")]
     assert len(listed) == 3
-    assert any(line.startswith("failed    row 5 (oslo): collection oslo: named by an earlier row") for line in listed)
+    assert any(
+        line.startswith("failed    row 5 (oslo): collection oslo: an earlier row already names it") for line in listed
+    )
     assert any("gone: " in line and "nothing-here" in line for line in listed)
     assert any("many: clustering.k: 64 is above the 20 " in line for line in listed)
     assert job.stderr.strip().splitlines()[-1] == (
-        "error: 3 of 5 collections failed; the same command tries them again"
+        "error: 3 of 5 collections failed; run the same command again to retry them"
     )
     assert "Traceback" not in job.stdout + job.stderr
     kept = {
@@ -69,7 +71,7 @@ def test_broken_collections_fail_alone_and_are_listed(
     assert kept == {"rome": 2, "oslo": 2}
 
 
-def test_the_same_table_again_does_only_what_is_left(
+def test_the_same_table_again_repeats_no_finished_work(
     ended: tuple[Path, subprocess.CompletedProcess[str], Path],
 ) -> None:
     workspace, _, table = ended
@@ -84,16 +86,16 @@ def test_the_same_table_again_does_only_what_is_left(
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         ("source\nx\n", "expected a header with a column named collection"),
         ("collection,source\n", "no rows below the header"),
         ("collection,source\na,b,c\n", "row 2: more cells than the header has"),
     ],
 )
-def test_a_table_that_is_none_is_refused(content: str, complaint: str, tmp_path: Path) -> None:
+def test_an_invalid_table_is_refused(content: str, message: str, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text(content)
     job = run_table(table, tmp_path / "workspace")
     assert (job.returncode, job.stdout) == (2, "")
-    assert job.stderr == f"error: --manifest {table}" + (", " if "row 2" in complaint else ": ") + complaint + "\n"
+    assert job.stderr == f"error: --manifest {table}" + (", " if "row 2" in message else ": ") + message + "\n"

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: opened from disk, clicked, searched, linked to."""
+"""Tests of the page in headless Chromium: opening it from disk, clicking, searching and following links."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ CAPTIONS = ["sunset over the Tiber", "<b>bold</b> & brave", "morning"]
 
 @dataclass
 class Reader:
-    """One page in a window, and everything that went wrong or over the network."""
+    """A page in a browser window, with its console messages, errors and requests."""
 
     window: Any
     faults: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
     def cards(self) -> list[str]:
-        """Numbers of the clusters that the mosaic shows, in order."""
+        """Return the numbers of the clusters that the mosaic shows, in order."""
         return list(
             self.window.eval_on_selector_all("#mosaic li:not([hidden])", "all => all.map(e => e.dataset.cluster)")
         )
 
     def sections(self) -> list[str]:
+        """Return the numbers of the clusters whose sections are shown, in order."""
         return list(self.window.eval_on_selector_all("article:not([hidden])", "all => all.map(e => e.dataset.cluster)"))
 
     def until(self, condition: str) -> None:
-        """Wait until the expression `condition` holds; Playwright's own way would need the page to allow eval."""
+        """Wait until the expression `condition` is true; Playwright's own function needs a page that allows eval."""
         deadline = time.monotonic() + 30
         while not self.window.evaluate(condition):
             assert time.monotonic() < deadline, condition
             time.sleep(0.05)
 
     def status(self) -> str:
+        """Return the text that counts the clusters and images shown."""
         return str(self.window.text_content("#shown"))
 
 
@@ -52,6 +54,7 @@ def browser() -> Iterator[Any]:
 
 
 def opened(browser: Any, page: Page, folder: Path, **window: Any) -> Reader:
+    """Write `page` to a file and open it in a new window with the options `window`."""
     file = folder / "report.html"
     file.write_bytes(render(page))
     reader = Reader(browser.new_page(**window))
@@ -72,7 +75,7 @@ def reader(browser: Any, tmp_path: Path) -> Iterator[Reader]:
     found.window.close()
 
 
-def test_the_best_comes_first_until_the_largest_is_asked_for(reader: Reader) -> None:
+def test_clusters_are_sorted_by_quality_and_on_request_by_size(reader: Reader) -> None:
     assert reader.cards() == reader.sections() == ["4", "3", "2", "1", "0"]
     reader.window.select_option("#order", "size")
     assert reader.cards() == reader.sections() == ["0", "1", "2", "3", "4"]
@@ -94,7 +97,7 @@ def test_a_search_finds_numbers_hashtags_and_captions(reader: Reader, words: str
     assert reader.window.is_visible("#nothing") == (expected == [])
 
 
-def test_quality_and_size_filter_and_a_click_shows_all_again(reader: Reader) -> None:
+def test_clusters_are_filtered_by_quality_and_size_until_reset(reader: Reader) -> None:
     reader.window.fill("#quality", "0.5")
     some = reader.cards()
     assert some[0] == "4"
@@ -114,14 +117,14 @@ def test_a_click_on_a_prototype_leads_to_its_cluster(reader: Reader) -> None:
     reader.until("Math.abs(document.getElementById('cluster-1').getBoundingClientRect().top) < innerHeight / 2")
 
 
-def test_a_link_to_a_cluster_shows_it_although_it_is_filtered_out(reader: Reader) -> None:
+def test_a_link_to_a_filtered_cluster_resets_the_filters(reader: Reader) -> None:
     reader.window.fill("#search", "#3")
     reader.window.evaluate("location.hash = '#cluster-0'")
     reader.until("!document.getElementById('cluster-0').hidden")
     assert reader.window.input_value("#search") == ""
 
 
-def test_examples_are_chosen_with_a_click_or_an_arrow_key(reader: Reader) -> None:
+def test_groups_of_examples_are_selected_with_a_click_or_an_arrow_key(reader: Reader) -> None:
     groups = "#cluster-4 .group"
     visible = f"Array.from(document.querySelectorAll('{groups}')).map(e => e.checkVisibility())"
     assert reader.window.evaluate(visible) == [True, False, False]
@@ -132,7 +135,7 @@ def test_examples_are_chosen_with_a_click_or_an_arrow_key(reader: Reader) -> Non
     assert reader.window.evaluate(visible) == [False, True, False]
 
 
-def test_the_keyboard_reaches_search_and_clusters_and_shows_where_it_is(reader: Reader) -> None:
+def test_search_and_clusters_are_reachable_by_keyboard_with_visible_focus(reader: Reader) -> None:
     reached = []
     for _ in range(12):
         reader.window.keyboard.press("Tab")
@@ -146,7 +149,7 @@ def test_the_keyboard_reaches_search_and_clusters_and_shows_where_it_is(reader: 
     assert "#cluster-4" in reached
 
 
-def test_captions_are_words_and_photos_lead_to_their_source(reader: Reader) -> None:
+def test_captions_are_escaped_and_photos_link_to_their_source(reader: Reader) -> None:
     photos = reader.window.eval_on_selector_all("#cluster-0 img.photo", "all => all.map(e => e.alt)")
     assert "Photo: <b>bold</b> & brave" in photos
     link = reader.window.locator("#cluster-0 .group a").first
@@ -191,15 +194,15 @@ CONTRAST = """selector => {
 }"""
 
 
-def test_without_scripts_everything_is_there(browser: Any, tmp_path: Path) -> None:
+def test_without_scripts_all_clusters_are_shown(browser: Any, tmp_path: Path) -> None:
     reader = opened(browser, made_page(), tmp_path, java_script_enabled=False)
     assert reader.window.locator("article.cluster").count() == 5
     assert not reader.window.locator(".tools").is_visible()
     reader.window.close()
 
 
-def test_it_works_where_mlflow_shows_it(browser: Any, tmp_path: Path) -> None:
-    """In a frame with scripts, but without an origin, storage or new windows."""
+def test_the_page_works_in_the_artifact_view_of_mlflow(browser: Any, tmp_path: Path) -> None:
+    """MLflow shows the page in a sandboxed frame with scripts, but without an origin, storage or new windows."""
     (tmp_path / "report.html").write_bytes(render(made_page()))
     (tmp_path / "viewer.html").write_text('<iframe sandbox="allow-scripts" src="report.html" width=900 height=700>')
     window = browser.new_page()
@@ -210,11 +213,11 @@ def test_it_works_where_mlflow_shows_it(browser: Any, tmp_path: Path) -> None:
     window.close()
 
 
-def test_a_large_page_opens_at_once(browser: Any, tmp_path: Path) -> None:
+def test_a_large_page_opens_quickly(browser: Any, tmp_path: Path) -> None:
     started = time.monotonic()
     reader = opened(browser, made_page(k=40, images=15_000), tmp_path)
     loaded = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd / 1000"
-    # Two seconds on a quiet machine; this one may have other work.
+    # About two seconds on an idle machine; this machine may be busy.
     assert reader.window.evaluate(loaded) < 10
     assert time.monotonic() - started < 120
     assert len(reader.cards()) == 40

@@ -1,4 +1,4 @@
-"""The reporting stage on a real local Ray, with a real model whose answers are known."""
+"""Tests of the reporting stage on a local Ray cluster, with a model whose assignments are known."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError, StorageError
 from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import Crawl
 from pipeline.reporting.assignment.shards import assign_crawls
+from pipeline.reporting.run import Run
 from pipeline.reporting.stage import report
 from pipeline.reporting.tables.manifest import SOURCES
 from pipeline.storage import LocalStorage, read_json, read_table, write_json
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @dataclass(frozen=True)
 class Job:
-    """A collection of two crawls and two trained trials, ready to be reported."""
+    """A collection with two crawls and two trained trials, ready to be reported."""
 
     storage: LocalStorage
     config: JobConfig
@@ -45,11 +46,12 @@ class Job:
     def report(self, selected: int = 1, **changes: Any) -> dict[str, Any]:
         config = self.config.model_copy(update=changes)
         run_id = self.paths.run_id
-        return report(self.storage, config, run_id, self.crawls, self.results, self.results[selected], "elbow")
+        run = Run(run_id, config, self.crawls, self.results, self.results[selected], "elbow")
+        return report(self.storage, run)
 
 
 def make_job(workspace: Path, labels: Mapping[str, str] = MappingProxyType({})) -> Job:
-    """8 images, of which one is in both crawls; the prototypes of the larger trial are colours, one without image."""
+    """Return a job with 8 images, one of them in both crawls; the larger trial has 4 plain prototypes, one unused."""
     storage, paths = LocalStorage(str(workspace)), RunPaths("paris", "run-1")
     config = JobConfig(
         collection="paris",
@@ -71,13 +73,13 @@ def make_job(workspace: Path, labels: Mapping[str, str] = MappingProxyType({})) 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, dict[str, Any]]:
-    """A job and the document that its report returned."""
+    """A job and the document that reporting it returned."""
     job = make_job(tmp_path_factory.mktemp("workspace"))
     return job, job.report()
 
 
 def written(job: Job) -> dict[str, int]:
-    """When each file of the run was written, in ns."""
+    """Return the modification time of each file of the run, in ns."""
     folder = job.paths.folder
     return {key: Path(job.storage.uri(key)).stat().st_mtime_ns for key in job.storage.list(folder)}
 
@@ -138,16 +140,17 @@ def test_the_animation_of_training_ends_with_the_prototypes_in_the_mosaic_s_orde
     pixels = np.asarray(Image.open(io.BytesIO(data), formats=["WEBP"]).convert("RGB")).astype(int)
     shown = [color for color in (GREEN, WHITE, RED, BLUE) if (abs(pixels - color) < 12).all(-1).sum() > 400]
     assert shown == [GREEN, WHITE, RED, BLUE]
-    # A model of unknown training has one moment, which is no animation.
+    # A model without snapshots of its training has a single frame, so the page shows no animation.
     assert "Watch the prototypes form" not in job.storage.read_bytes(job.paths.page).decode()
     (uploaded,) = Path(job.storage.uri("mlartifacts")).rglob("training.webp")
     assert uploaded.read_bytes() == data
 
 
-def test_run_json_says_what_was_done(done: tuple[Job, dict[str, Any]]) -> None:
+def test_run_json_describes_the_report(done: tuple[Job, dict[str, Any]]) -> None:
     job, document = done
     assert document == read_json(job.storage, job.paths.marker)
-    assert document["counts"] == {"records": 11, "images": 8, "assigned": 8, "cluster_sizes": [2, 0, 5, 1]}
+    counts = {"records": 11, "images": 8, "assigned": 8, "cluster_sizes": [2, 0, 5, 1]}
+    assert document["counts"] == {**counts, "clear_clusters": 0, "clear_images": 0}
     assert document["selected"] == {"k": 4, "seed": 0, "loss": job.results[1].loss, "reason": "elbow"}
     assert [trial["k"] for trial in document["trials"]] == [2, 4]
     assert document["tracking"]["error"] is None
@@ -167,7 +170,7 @@ def test_labelled_images_give_every_trial_its_metrics(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("pipeline.reporting.stage.assign_crawls", counted)
     document = job.report()
-    # K = 4: green holds one class, red is two to one. K = 2: all is red, and one class is matched to it.
+    # K = 4: green contains one class, red contains both, two to one. K = 2: all images are red, matched to one class.
     expected = {"accuracy": 0.75, "labelled_images": 4, "classes": 2}
     assert document["metrics"] == {**expected, "nmi": pytest.approx(0.344, abs=1e-3)}
     assert document["trials"][1]["metrics"] == document["metrics"]
@@ -188,13 +191,13 @@ def test_every_path_in_run_json_exists(done: tuple[Job, dict[str, Any]]) -> None
     assert [path for path in paths if not Path(path).exists()] == []
 
 
-def test_run_json_says_how_long_each_part_took(done: tuple[Job, dict[str, Any]]) -> None:
+def test_run_json_contains_the_duration_of_each_part(done: tuple[Job, dict[str, Any]]) -> None:
     _, document = done
     assert set(document["seconds"]) == {"assign", "survey", "page", "tables", "pictures"}
     assert all(seconds > 0 for seconds in document["seconds"].values())
 
 
-def test_the_tracked_run_carries_the_final_run_json(done: tuple[Job, dict[str, Any]]) -> None:
+def test_the_tracked_run_contains_the_final_run_json(done: tuple[Job, dict[str, Any]]) -> None:
     job, document = done
     (uploaded,) = Path(job.storage.uri("mlartifacts")).rglob("run.json")
     assert json.loads(uploaded.read_text()) == document
@@ -216,7 +219,7 @@ def test_another_selection_replaces_the_whole_report(tmp_path: Path, capsys: pyt
     job.report()
     capsys.readouterr()
     document = job.report(selected=0)
-    counted = {"assign": "8 images", "survey": "8 images", "page": "2 clusters", "draw": "4 pictures"}
+    counted = {"assign": "8 images", "survey": "8 images", "page": "2 clusters", "draw": "2 clusters"}
     console = capsys.readouterr().out
     for part, what in counted.items():
         assert re.search(rf"^{part} +{what} in [\d.]+ s, [\d.,]+ {what[2:]}/s$", console, re.MULTILINE), console
@@ -225,7 +228,7 @@ def test_another_selection_replaces_the_whole_report(tmp_path: Path, capsys: pyt
     assert pictures == {picture(cluster) for cluster in (0, 1) for picture in (job.paths.strip, job.paths.motion)}
 
 
-def test_a_run_that_is_reported_again_is_no_later_run(tmp_path: Path) -> None:
+def test_reporting_a_run_again_keeps_the_time_of_its_first_report(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     document = job.report()
     assert document["created_at"] == document["reported_at"]
@@ -237,7 +240,7 @@ def test_a_run_that_is_reported_again_is_no_later_run(tmp_path: Path) -> None:
     assert read_json(job.storage, job.paths.marker) == again
 
 
-def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_path: Path) -> None:
+def test_a_failing_report_leaves_the_earlier_one_unchanged(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     job.report()
     job.storage.delete(job.paths.checkpoint("k=2-seed=0"))
@@ -251,7 +254,7 @@ def test_a_report_that_turns_out_to_be_impossible_leaves_the_earlier_one(tmp_pat
     assert written(job) == before
 
 
-def test_a_report_that_lost_a_picture_is_made_again(tmp_path: Path) -> None:
+def test_a_report_with_missing_files_is_made_again(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     job.report()
     for lost in (
@@ -269,7 +272,7 @@ def test_a_report_that_lost_a_picture_is_made_again(tmp_path: Path) -> None:
     assert all(job.storage.exists(key) for key in (job.paths.clusters, job.paths.page, job.paths.spreadsheet))
 
 
-def test_only_the_tracking_is_tried_again_after_the_server_was_down(tmp_path: Path) -> None:
+def test_only_tracking_is_repeated_after_the_server_was_down(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -319,7 +322,7 @@ def test_the_page_shows_the_photos_of_every_cluster(done: tuple[Job, dict[str, A
     assert uploaded.read_text() == page
 
 
-def test_images_that_vanished_from_a_shard_fail_the_report(tmp_path: Path) -> None:
+def test_images_missing_from_a_shard_fail_the_report(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     write_shard_at(job.storage, CrawlPaths("paris", "tuesday").shard(0), [sample("r1", RED)])
     with pytest.raises(PipelineError, match="tuesday: 1 images were assigned, 4 were ingested"):

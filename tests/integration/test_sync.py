@@ -1,4 +1,4 @@
-"""Reports that MLflow lacks are recorded later, with a real database."""
+"""Tests of recording reports later that MLflow lacks, with a real database."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def config(workspace: Path, uri: str | None = None) -> JobConfig:
 
 
 def recorded_as(storage: LocalStorage, run_id: str) -> str:
-    """MLflow's id of a run that is completely recorded."""
+    """Return the id in MLflow of a run, which must be completely recorded."""
     tracking = read_json(storage, RunPaths("#paris", run_id).marker)["tracking"]
     assert tracking["error"] is None
     return str(tracking["run_id"])
 
 
-def test_all_that_is_missing_is_recorded_and_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_runs_are_recorded_and_others_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage, uri = LocalStorage(str(tmp_path)), database(tmp_path)
     make_report(storage, "#paris", "run-1", "2026-01")
     sync_tracking(storage, config(tmp_path))
@@ -39,8 +39,8 @@ def test_all_that_is_missing_is_recorded_and_nothing_twice(tmp_path: Path, capsy
     before = recorded_as(storage, "run-1")
     capsys.readouterr()
     sync_tracking(storage, config(tmp_path))
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sync")]
-    assert said == [f"sync      run-1 is in {uri} already", f"sync      run-2 is recorded in {uri}"]
+    console = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sync")]
+    assert console == [f"sync      run-1 is already in {uri}", f"sync      run-2 is recorded in {uri}"]
     expected = {f"{tmp_path.name}/run-1": before, f"{tmp_path.name}/run-2": recorded_as(storage, "run-2")}
     assert {name: version.run_id for name, version in versions(uri).items()} == expected
 
@@ -69,7 +69,7 @@ def test_a_run_whose_model_was_never_recorded_is_not_complete(tmp_path: Path) ->
     assert len(versions(database(tmp_path))) == 1
 
 
-def test_a_damaged_report_leaves_the_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_report_does_not_affect_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage = LocalStorage(str(tmp_path))
     make_report(storage, "#paris", "run-1", "2026-01")
     make_report(storage, "#paris", "run-2", "2026-02")
@@ -80,7 +80,7 @@ def test_a_damaged_report_leaves_the_others_alone(tmp_path: Path, capsys: pytest
     assert "run-2" in runs(database(tmp_path))
 
 
-def test_a_server_that_is_still_down_leaves_things_as_they_are(tmp_path: Path) -> None:
+def test_a_server_that_is_still_down_leaves_run_json_unchanged(tmp_path: Path) -> None:
     storage, marker = LocalStorage(str(tmp_path)), RunPaths("#paris", "run-1").marker
     make_report(storage, "#paris")
     before = storage.read_bytes(marker)
@@ -99,5 +99,5 @@ def test_a_table_of_collections_is_refused() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "error: --sync-tracking: each is for one collection and runs no stage; leave out --manifest"
+        "error: --sync-tracking: --forget and --sync-tracking work on one collection and run no stage; give one of them"
     )

@@ -1,4 +1,4 @@
-"""What MLflow holds after a job, with real databases and a real server."""
+"""Tests of what a run records in MLflow, with real databases."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 
 from pipeline.paths import RunPaths
 from pipeline.reporting.report_files import report_files
-from pipeline.reporting.run import past_run
-from pipeline.reporting.tracking.record import record
+from pipeline.reporting.run import load_run
 from pipeline.reporting.tracking.runs import Tracking, untrack
-from pipeline.reporting.tracking.server import without_credentials
+from pipeline.reporting.tracking.server import redact_credentials
+from pipeline.reporting.tracking.track import record_run
 from pipeline.storage import LocalStorage, S3Storage
 from tests.support.made_collection import BLUE, GREEN, RED, WHITE, plain, trial_result
 from tests.support.made_report import WINDOWS, make_report
@@ -31,7 +31,7 @@ JANUARY, FEBRUARY, MARCH = (f"2026-0{month}-01T00:00:00+00:00" for month in (1, 
 
 
 def database(workspace: Path) -> str:
-    """Where the runs of a workspace are recorded unless the user says otherwise."""
+    """Return the URI of the default tracking database of a workspace."""
     return f"sqlite:///{workspace}/mlflow.db"
 
 
@@ -39,11 +39,11 @@ def track_report(workspace: Path, uri: str | None = None, run_id: str = "run-1",
     """Report a run of the collection ``#paris`` and record it at `uri`."""
     storage = LocalStorage(str(workspace))
     make_report(storage, "#paris", run_id, created_at)
-    return Tracking(**record(storage, past_run(storage, "#paris", run_id, uri))["tracking"])
+    return Tracking(**record_run(storage, load_run(storage, "#paris", run_id, uri))["tracking"])
 
 
 def all_runs(uri: str) -> list[Any]:
-    """All runs of the experiment that are not deleted."""
+    """Return all runs of the experiment that are not deleted."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -51,16 +51,16 @@ def all_runs(uri: str) -> list[Any]:
 
 
 def runs(uri: str) -> dict[str, Any]:
-    """The same, by name."""
+    """Return all runs of the experiment that are not deleted, by name."""
     found = all_runs(uri)
     named = {run.info.run_name: run for run in found}
-    assert len(named) == len(found), "two runs of one name"
+    assert len(named) == len(found), "two runs have the same name"
     return named
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tracking]:
-    """A job recorded in the database of its workspace."""
+    """A run recorded in the database of its workspace: the URI of the database, and the result of tracking."""
     workspace = tmp_path_factory.mktemp("work space")
     tracking = track_report(workspace)
     return database(workspace), tracking
@@ -76,7 +76,7 @@ def test_a_job_is_a_finished_parent_with_a_finished_run_per_trial(recorded: tupl
     assert parents == {"run-1": None, "k=2-seed=0": tracking.run_id, "k=4-seed=0": tracking.run_id}
 
 
-def test_a_trial_s_metrics_stand_at_their_iterations(recorded: tuple[str, Tracking]) -> None:
+def test_a_trial_s_metrics_are_logged_at_their_iterations(recorded: tuple[str, Tracking]) -> None:
     from mlflow import MlflowClient
 
     uri, _ = recorded
@@ -95,7 +95,7 @@ def test_a_labelled_collection_has_its_metrics_in_every_run(recorded: tuple[str,
     assert found == {"run-1": (0.25, 0.5), "k=2-seed=0": (0.5, 0.5), "k=4-seed=0": (0.25, 0.5)}
 
 
-def test_the_parent_knows_what_became_of_the_crawl(recorded: tuple[str, Tracking]) -> None:
+def test_the_parent_has_the_metrics_of_ingest(recorded: tuple[str, Tracking]) -> None:
     uri, _ = recorded
     metrics = runs(uri)["run-1"].data.metrics
     found = {name: value for name, value in metrics.items() if name.startswith("ingest.")}
@@ -108,7 +108,7 @@ def test_a_trial_s_parameters_are_its_own(recorded: tuple[str, Tracking]) -> Non
     assert runs(uri)["k=2-seed=0"].data.params["clustering.k"] == "2"
 
 
-def test_the_parent_knows_configuration_and_selection(recorded: tuple[str, Tracking]) -> None:
+def test_the_parent_has_the_configuration_and_the_selection(recorded: tuple[str, Tracking]) -> None:
     uri, _ = recorded
     parent = runs(uri)["run-1"].data
     assert parent.params["clustering.schedule.window"] == "60"
@@ -116,7 +116,7 @@ def test_the_parent_knows_configuration_and_selection(recorded: tuple[str, Track
     assert [parent.tags[name] for name in tags] == ["#paris", "monday", "4", "0"]
 
 
-def test_artifacts_lie_in_the_workspace(recorded: tuple[str, Tracking]) -> None:
+def test_artifacts_are_stored_in_the_workspace(recorded: tuple[str, Tracking]) -> None:
     from mlflow.artifacts import download_artifacts
 
     uri, tracking = recorded
@@ -126,14 +126,14 @@ def test_artifacts_lie_in_the_workspace(recorded: tuple[str, Tracking]) -> None:
     assert tracking.run_id in mosaic.parts
     folder = Path(download_artifacts(run_id=tracking.run_id, tracking_uri=uri))
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    run, paths = past_run(LocalStorage(str(workspace)), "#paris", "run-1"), RunPaths("#paris", "run-1")
-    keys = [paths.config, *report_files(paths, 4, run.config), paths.marker]
+    run, paths = load_run(LocalStorage(str(workspace)), "#paris", "run-1"), RunPaths("#paris", "run-1")
+    keys = [paths.config, *report_files(run), paths.marker]
     assert names == {Path(key).relative_to(paths.folder).as_posix() for key in keys}
     assert (folder / "mosaic.png").read_bytes() == b"content of #paris/runs/run-1/mosaic.png"
     assert (folder / "clusters/cluster-003.webp").is_file()
 
 
-def test_the_parent_says_who_ran_what_on_which_images(recorded: tuple[str, Tracking]) -> None:
+def test_the_parent_has_tags_for_user_program_and_images(recorded: tuple[str, Tracking]) -> None:
     uri, _ = recorded
     tags = runs(uri)["run-1"].data.tags
     assert tags["mlflow.source.git.commit"] == "c0ffee"
@@ -157,7 +157,7 @@ def test_the_images_are_the_parent_s_data_set(recorded: tuple[str, Tracking]) ->
 
 
 def predicted(uri: str, model: str) -> Any:
-    """What the model at the address `model` answers for a blue, a red, a green and a white image."""
+    """Return the predictions of the model at the URI `model` for a blue, a red, a green and a white image."""
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -198,7 +198,7 @@ def test_images_of_another_form_are_refused(
         mlflow.pyfunc.load_model(tracking.model).predict(images)
 
 
-def test_the_model_holds_no_picture(recorded: tuple[str, Tracking]) -> None:
+def test_the_model_contains_no_picture(recorded: tuple[str, Tracking]) -> None:
     import mlflow
 
     uri, tracking = recorded
@@ -210,13 +210,13 @@ def test_the_model_holds_no_picture(recorded: tuple[str, Tracking]) -> None:
     assert {path.suffix for path in (folder / "code").rglob("*") if path.is_file()} == {".py"}
 
 
-FRESH = """
+LOAD_WITHOUT_PROJECT = """
 import importlib.util, sys
 sys.path[:] = [path for path in sys.path if not path or "site-packages" in path or "lib/python" in path]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 sys.path_hooks[:] = [hook for hook in sys.path_hooks if "editable" not in repr(hook)]
 sys.path_importer_cache.clear()
-assert importlib.util.find_spec("pipeline") is None, "it would be imported from here"
+assert importlib.util.find_spec("pipeline") is None, "this project is still importable"
 import mlflow, numpy
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/#paris@current")
@@ -229,7 +229,7 @@ def test_the_model_is_loaded_where_this_project_is_not_installed(
     recorded: tuple[str, Tracking], tmp_path: Path
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", FRESH, recorded[0]]
+    command = [sys.executable, "-c", LOAD_WITHOUT_PROJECT, recorded[0]]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     answer = done.stdout.splitlines()[-1]
@@ -238,7 +238,7 @@ def test_the_model_is_loaded_where_this_project_is_not_installed(
 
 
 def versions(uri: str) -> dict[str, Any]:
-    """The versions of the collection's registered model by the workspace's folder and run."""
+    """Return the versions of the collection's registered model, by folder of the workspace and run."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -247,19 +247,19 @@ def versions(uri: str) -> dict[str, Any]:
         f"{Path(version.tags['visual_trends.workspace']).name}/{version.tags['visual_trends.run_id']}": version
         for version in found
     }
-    assert len(named) == len(found), "two versions of one run"
+    assert len(named) == len(found), "a run has two versions"
     return named
 
 
 def current(uri: str) -> str:
-    """The run whose version is current."""
+    """Return the id of the run whose version is current."""
     from mlflow import MlflowClient
 
     found = MlflowClient(tracking_uri=uri).get_model_version_by_alias("#paris", "current")
     return str(found.tags["visual_trends.run_id"])
 
 
-def test_a_version_says_what_it_is(recorded: tuple[str, Tracking]) -> None:
+def test_a_version_has_tags_that_describe_it(recorded: tuple[str, Tracking]) -> None:
     uri, tracking = recorded
     (version,) = versions(uri).values()
     assert (version.tags["k"], version.tags["loss"]) == ("4", str(KEPT.loss))
@@ -287,7 +287,7 @@ def test_the_run_that_was_first_reported_last_is_current(tmp_path: Path) -> None
     track_report(tmp_path, run_id="newer", created_at=FEBRUARY)
     track_report(tmp_path, run_id="older", created_at=JANUARY)
     assert current(uri) == "newer"
-    # Even where an interruption cost the workspace the time of the first report.
+    # This holds even if the workspace lost the time of the first report by an interruption.
     track_report(tmp_path, run_id="older", created_at=MARCH)
     assert current(uri) == "newer"
     track_report(tmp_path, run_id="newest", created_at=MARCH)
@@ -308,7 +308,7 @@ def test_a_version_that_somebody_else_registered_is_left_alone(tmp_path: Path) -
     assert current(database(tmp_path)) == "run-1"
 
 
-def test_artifacts_of_what_is_replaced_are_deleted_even_where_the_user_deleted_its_run(tmp_path: Path) -> None:
+def test_artifacts_of_replaced_runs_are_deleted_even_if_the_user_deleted_the_run(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     first = track_report(tmp_path)
@@ -320,7 +320,7 @@ def test_artifacts_of_what_is_replaced_are_deleted_even_where_the_user_deleted_i
     assert second.error is None
 
 
-def test_what_was_recorded_of_a_run_is_deleted_and_nothing_of_another(tmp_path: Path) -> None:
+def test_untracking_deletes_the_records_of_one_run_only(tmp_path: Path) -> None:
     kept = track_report(tmp_path, run_id="run-1", created_at=JANUARY)
     track_report(tmp_path, run_id="run-2", created_at=FEBRUARY)
     storage, uri = LocalStorage(str(tmp_path)), database(tmp_path)
@@ -362,7 +362,7 @@ def test_the_console_stays_quiet(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_a_server_that_is_down_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_down_causes_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"http://user:secret@127.0.0.1:{closed_port()}"
     started = time.monotonic()
     tracking = track_report(tmp_path, uri)
@@ -371,17 +371,17 @@ def test_a_server_that_is_down_costs_one_warning(tmp_path: Path, capsys: pytest.
     assert tracking.error
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 1
-    assert without_credentials(uri) in printed
+    assert redact_credentials(uri) in printed
     assert "secret" not in printed + tracking.uri + tracking.error
 
 
-def test_an_artifact_that_cannot_be_attached_costs_a_warning_and_nothing_else(
+def test_an_artifact_that_cannot_be_uploaded_only_causes_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage, paths = LocalStorage(str(tmp_path)), RunPaths("#paris", "run-1")
     run = make_report(storage, "#paris")
     storage.delete(paths.mosaic)
-    tracking = Tracking(**record(storage, run)["tracking"])
+    tracking = Tracking(**record_run(storage, run)["tracking"])
     assert tracking.error
     assert tracking.error.startswith("mosaic.png: ")
     assert tracking.model == "models:/#paris/1"
@@ -392,11 +392,11 @@ def test_an_artifact_that_cannot_be_attached_costs_a_warning_and_nothing_else(
     assert runs(database(tmp_path))["run-1"].info.status == "FINISHED"
 
 
-def test_a_model_that_is_gone_costs_a_warning_and_nothing_else(tmp_path: Path) -> None:
+def test_a_missing_model_only_causes_a_warning(tmp_path: Path) -> None:
     storage, paths = LocalStorage(str(tmp_path)), RunPaths("#paris", "run-1")
     run = make_report(storage, "#paris")
     storage.delete(paths.checkpoint("k=4-seed=0"))
-    tracking = Tracking(**record(storage, run)["tracking"])
+    tracking = Tracking(**record_run(storage, run)["tracking"])
     assert tracking.error
     assert tracking.error.startswith("model: cannot read")
     assert tracking.model is None
@@ -409,7 +409,7 @@ def test_a_hashtag_s_artifacts_have_a_folder_of_their_own_in_s3(tmp_path: Path, 
     for key in local.list("#paris"):
         remote.write_bytes(key, local.read_bytes(key))
     uri = f"sqlite:///{tmp_path}/elsewhere.db"
-    tracking = record(remote, past_run(remote, "#paris", "run-1", uri))["tracking"]
+    tracking = record_run(remote, load_run(remote, "#paris", "run-1", uri))["tracking"]
     assert tracking["error"] is None
     kept = list(remote.list("mlartifacts"))
     assert f"mlartifacts/%23paris/{tracking['run_id']}/artifacts/run.json" in kept
@@ -417,18 +417,18 @@ def test_a_hashtag_s_artifacts_have_a_folder_of_their_own_in_s3(tmp_path: Path, 
     assert predicted(uri, "models:/#paris@current")["cluster"].tolist() == [3, 2, 0, 1]
 
 
-def test_any_name_of_a_collection_is_a_name_of_a_registered_model(tmp_path: Path) -> None:
+def test_any_name_of_a_collection_is_valid_for_a_registered_model(tmp_path: Path) -> None:
     import mlflow
 
     storage, name = LocalStorage(str(tmp_path)), "#été=1+2.3_x-"
-    tracking = record(storage, make_report(storage, name))["tracking"]
+    tracking = record_run(storage, make_report(storage, name))["tracking"]
     mlflow.set_tracking_uri(database(tmp_path))
     for address in (f"models:/{name}@current", tracking["model"]):
         assert mlflow.pyfunc.load_model(address).predict(plain(RED)[None])["cluster"].tolist() == [2]
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "expected"),
     [
         ("http://user:secret@host:5000/x", "http://host:5000/x"),
         ("postgresql://me:p%40ss@db/mlflow", "postgresql://db/mlflow"),
@@ -439,5 +439,5 @@ def test_any_name_of_a_collection_is_a_name_of_a_registered_model(tmp_path: Path
         ),
     ],
 )
-def test_credentials_are_never_shown(uri: str, shown: str) -> None:
-    assert without_credentials(uri) == shown
+def test_credentials_are_redacted(uri: str, expected: str) -> None:
+    assert redact_credentials(uri) == expected

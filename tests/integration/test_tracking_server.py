@@ -1,4 +1,4 @@
-"""What a real MLflow server holds after a job, with its artifacts in a folder and in S3."""
+"""Tests of what a run records on a real MLflow server, with artifacts in a folder and in S3."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def s3_backed_server(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[str]:  # noqa: F811
-    """A server that alone knows how to reach the bucket of its artifacts."""
+    """A server with artifacts in a bucket to which only the server has access."""
     s3_of(s3_endpoint).create_bucket(Bucket="mlflow")
     variables = {**CREDENTIALS, "MLFLOW_S3_ENDPOINT_URL": s3_endpoint}
     with mlflow_server(tmp_path_factory.mktemp("server"), "s3://mlflow/artifacts", variables) as uri:
@@ -55,7 +55,7 @@ def server(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
 
-def test_a_server_takes_runs_artifacts_and_model_over_http(server: str, tmp_path: Path) -> None:
+def test_runs_artifacts_and_model_are_recorded_over_http(server: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
 
@@ -101,21 +101,21 @@ def sync(workspace: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_a_server_missed_while_it_was_down_is_recorded_by_a_command(folder_server: str, tmp_path: Path) -> None:
+def test_a_command_records_the_runs_that_a_server_missed(folder_server: str, tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "missed"))
     down = f"http://127.0.0.1:{closed_port()}"
     for run_id, created_at in (("run-1", "2027-01"), ("run-2", "2027-02")):
         make_report(storage, "#paris", run_id, created_at, tracked=down)
     failed = sync(tmp_path / "missed")
     assert failed.returncode == 1
-    assert failed.stderr == f"error: run-1 cannot be recorded in {down}; the same command tries again\n"
+    assert failed.stderr == f"error: run-1 cannot be recorded in {down}; run the same command again\n"
     done = sync(tmp_path / "missed", "--tracking-uri", folder_server)
     assert (done.returncode, done.stderr) == (0, "")
-    said = [line for line in done.stdout.splitlines() if line.startswith("sync")]
-    assert said == [f"sync      {run_id} is recorded in {folder_server}" for run_id in ("run-1", "run-2")]
+    console = [line for line in done.stdout.splitlines() if line.startswith("sync")]
+    assert console == [f"sync      {run_id} is recorded in {folder_server}" for run_id in ("run-1", "run-2")]
     assert {"missed/run-1", "missed/run-2"} <= set(versions(folder_server))
     assert current(folder_server) == "run-2"
     assert read_json(storage, "#paris/runs/run-1/run.json")["tracking"]["uri"] == folder_server
-    # Where it is recorded now is where it is looked for.
+    # Without --tracking-uri, the latest location of each run is checked.
     again = sync(tmp_path / "missed")
-    assert again.stdout.splitlines() == [f"sync      run-{n} is in {folder_server} already" for n in (1, 2)]
+    assert again.stdout.splitlines() == [f"sync      run-{n} is already in {folder_server}" for n in (1, 2)]

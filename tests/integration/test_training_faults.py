@@ -1,6 +1,6 @@
-"""Training on a cluster of which parts die or are stuck: the result is the one that there would have been.
+"""Training on a cluster whose workers or nodes die or hang gives the same result as undisturbed training.
 
-Two nodes with a CPU each, and a worker on each.
+The cluster has two nodes with one CPU each, and one worker runs on each node.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def command(source: Path, workspace: str) -> tuple[str, ...]:
 
 
 def loss(workspace: str) -> float:
-    """Of the finished trial."""
+    """Return the loss of the finished trial."""
     storage = open_storage(workspace)
     (marker,) = (key for key in storage.list("c/runs") if key.endswith("/trial.json"))
     return float(read_json(storage, marker)["loss"])
 
 
 def wait_for_a_checkpoint(workspace: str, node: Node) -> int:
-    """The process of the worker on `node`, once there is something to go on from."""
+    """Wait for a checkpoint; return the process id of the worker on `node`."""
     wait_until(lambda: any(key.endswith("/checkpoint.pt") for key in open_storage(workspace).list("c")))
     (worker,) = node.workers(TRAINS)
     return worker
@@ -83,7 +83,7 @@ def wait_for_a_checkpoint(workspace: str, node: Node) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """Loss where nothing happens."""
+    """Loss of training without faults."""
     workspace = str(tmp_path_factory.mktemp("undisturbed"))
     with cluster.another_node(cpus=1):
         cluster.wait_for_nodes(2)
@@ -99,7 +99,7 @@ def test_a_killed_worker_changes_nothing(
     kill(wait_for_a_checkpoint(str(tmp_path), other))
     code, out, err = ended(job, PATIENCE_S)
     assert code == 0, err
-    assert f"c {TRIAL}: its workers died, it goes on from its last checkpoint" in out
+    assert f"c {TRIAL}: its workers died; it continues from its last checkpoint" in out
     assert f"c {TRIAL}: continues at iteration" in out
     assert loss(str(tmp_path)) == undisturbed
 
@@ -111,21 +111,21 @@ def test_a_stuck_worker_ends_the_attempt(
     os.kill(wait_for_a_checkpoint(str(tmp_path), other), signal.SIGSTOP)
     code, out, err = ended(job, PATIENCE_S)
     assert code == 0, err
-    assert f"c {TRIAL}: its workers died, it goes on from its last checkpoint" in out
+    assert f"c {TRIAL}: its workers died; it continues from its last checkpoint" in out
     assert loss(str(tmp_path)) == undisturbed
 
 
 def test_a_lost_node_changes_nothing(
     cluster: Cluster, photographs: Path, undisturbed: float, other: Node, tmp_path: Path
 ) -> None:
-    """Another takes its place."""
+    """Another node takes the place of the lost one."""
     job = cluster.start(*command(photographs, str(tmp_path)))
     wait_for_a_checkpoint(str(tmp_path), other)
     other.kill()
     with cluster.another_node(cpus=1):
         code, out, err = ended(job, PATIENCE_S)
     assert code == 0, err
-    assert f"c {TRIAL}: its workers died, it goes on from its last checkpoint" in out
+    assert f"c {TRIAL}: its workers died; it continues from its last checkpoint" in out
     assert loss(str(tmp_path)) == undisturbed
 
 

@@ -1,4 +1,4 @@
-"""Array files of small labelled collections."""
+"""Array files in the IDX format, as tests need them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IDX_CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0
 
 
 def idx(values: np.ndarray[Any, Any]) -> bytes:
-    """The content of an IDX file of `values`."""
+    """Return the content of an IDX file with `values`."""
     code = IDX_CODES[values.dtype.str[1:]]
     header = bytes([0, 0, code, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
     return header + values.astype(values.dtype.newbyteorder(">")).tobytes()

@@ -1,4 +1,4 @@
-"""Headless Chromium for tests, where the machine has one."""
+"""Headless Chromium for tests, if it is installed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser of Playwright's; skips the test, saying so, where Playwright or Chromium is missing."""
+    """Context with a Playwright browser; skips the test if Playwright or Chromium is not installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, see pyproject.toml")
     executable = next((path for name in NAMES if (path := shutil.which(name))), None)
     if executable is None:
-        pytest.skip("needs Chromium, such as Debian's package of that name")
+        pytest.skip("needs Chromium, such as the Debian package chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage"])
         try:

@@ -14,20 +14,20 @@ from PIL import Image
 
 
 def photograph(seed: int = 0, width: int = 48, height: int = 48, details: int = 4) -> Image.Image:
-    """An RGB image like no other seed's, with so many `details` along each side."""
+    """Return an RGB image of random colours that depends on `seed`, with `details` patches along each side."""
     coarse = np.random.default_rng(seed).integers(0, 256, (details, details, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, file_format: str = "JPEG", **options: Any) -> bytes:
-    """The content of a file of `image`."""
+    """Return the content of an image file of `image`; `options` are those of Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
 def png_bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims `width` x `height` pixels."""
+    """Return a PNG of a few bytes whose header claims `width` x `height` pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -37,7 +37,7 @@ def png_bomb(width: int, height: int) -> bytes:
 
 
 def node(name: str, **values: Any) -> dict[str, Any]:
-    """A node of the metadata for the file `name`."""
+    """Return the metadata of the file `name`, as instagram-scraper writes it, with `values` in place of defaults."""
     return {
         "id": f"id of {name}",
         "shortcode": f"code of {name}",
@@ -50,5 +50,5 @@ def node(name: str, **values: Any) -> dict[str, Any]:
 
 
 def write_metadata(folder: Path, nodes: list[Any]) -> None:
-    """Write the metadata of a dump into `folder`."""
+    """Write `nodes` to `folder` as the metadata file of an instagram-scraper dump."""
     (folder / "tag.json").write_text(json.dumps({"GraphImages": nodes}), encoding="utf-8")

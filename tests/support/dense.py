@@ -1,7 +1,7 @@
-"""The oracle: Algorithm 1 and equation 4 as printed, every prototype transformed onto every image under autograd.
+"""Reference implementation of Algorithm 1 and equation 4, which transforms all prototypes onto all images.
 
-Transformations are written here from the paper's formulas, one image and one prototype at a time, in the precision of
-the input (float64 in tests), without any code of the product's own transformations.
+Gradients come from autograd. The transformations are implemented from the formulas of the paper, for one image and one
+prototype at a time, in the precision of the input (float64 in tests), and share no code with those of the pipeline.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.functional import grid_sample
 
 
 def pixel_centres(height: int, width: int) -> Tensor:
-    """(H, W, 3): homogeneous (x, y, 1) of each pixel's centre, the picture's area being [-1, 1] x [-1, 1]."""
+    """Return (H, W, 3): homogeneous (x, y, 1) of all pixel centres, where the picture covers [-1, 1] x [-1, 1]."""
     rows = []
     for i in range(height):
         for j in range(width):
@@ -24,20 +24,20 @@ def pixel_centres(height: int, width: int) -> Tensor:
 
 
 def affine_points(beta: Tensor, points: Tensor) -> Tensor:
-    """[I | 0] + beta, applied to homogeneous points."""
+    """Apply [I | 0] + beta to homogeneous points."""
     matrix = torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64) + beta.reshape(2, 3)
     return torch.einsum("ij,hwj->hwi", matrix, points)
 
 
 def projective_points(beta: Tensor, points: Tensor) -> Tensor:
-    """I + beta with the last entry fixed at one."""
+    """Apply I + beta, whose last entry is fixed at one, to homogeneous points."""
     matrix = torch.eye(3, dtype=torch.float64) + torch.cat([beta, beta.new_zeros(1)]).reshape(3, 3)
     mapped = torch.einsum("ij,hwj->hwi", matrix, points)
     return mapped[..., :2] / mapped[..., 2:].clamp(min=0.1)
 
 
 def tps_points(beta: Tensor, points: Tensor, grid: int = 4) -> Tensor:
-    """Thin plate spline through the moved control points: the linear system of Bookstein, solved each time."""
+    """Apply the thin plate spline through the moved control points, from Bookstein's linear system."""
     axis = [-1 + 2 * i / (grid - 1) for i in range(grid)]
     control = torch.tensor([[x, y] for y in axis for x in axis], dtype=torch.float64)
     targets = control + beta.reshape(-1, 2)
@@ -63,7 +63,7 @@ POINTS = {"affine": affine_points, "projective": projective_points, "tps": tps_p
 
 
 def morphology_sum(picture: Tensor, beta: Tensor) -> Tensor:
-    """Equation 6 of one picture (C, H, W), position of the window by position; zeros beyond the border."""
+    """Evaluate equation 6 for one picture (C, H, W), one window position at a time, with zeros beyond the border."""
     alpha, raw = beta[0], beta[1:]
     side = math.isqrt(len(raw))
     reach = side // 2
@@ -75,7 +75,7 @@ def morphology_sum(picture: Tensor, beta: Tensor) -> Tensor:
         for v in range(side):
             b = raw[u * side + v]
             centre = u == v == reach
-            # The paper's sigmoid(b - 5), less its value at b = 0, so that b = 0 is the identity.
+            # sigmoid(b - 5) as in the paper, minus its value at b = 0, so that b = 0 is the identity.
             a = 1 / (1 + torch.exp(-b - 5)) if centre else 1 / (1 + torch.exp(5 - b)) - 1 / (1 + math.exp(5))
             a = torch.clamp(a, min=0)
             x = padded[:, u : u + height, v : v + width]
@@ -87,9 +87,10 @@ def morphology_sum(picture: Tensor, beta: Tensor) -> Tensor:
 def transform(
     picture_CHW: Tensor, names: Sequence[str], beta: dict[str, Tensor], colors: int, padding: str = "border"
 ) -> Tensor:
-    """T_M o ... o T_1 of one picture, module by module; the first `colors` channels take colour and morphology.
+    """Apply T_M o ... o T_1 to one picture, module by module.
 
-    Neighbouring spatial modules are one sampling. What lies beyond the border is the border, or zeros.
+    Colour and morphology apply to the first `colors` channels. Adjacent spatial modules are one sampling. Beyond the
+    border, values are those of the border or zeros (`padding`).
     """
     out, pending = picture_CHW, []
     for name in [n for n in names if n in beta]:
@@ -119,7 +120,7 @@ def _warp(picture: Tensor, names: Sequence[str], beta: dict[str, Tensor], paddin
 
 
 def pixel_weights(height: int, width: int, std: float | None) -> Tensor:
-    """(H, W): exp(-d^2 / (2 std^2)) of the distance d in px to the middle of the picture; 1 for None."""
+    """Return (H, W): exp(-d^2 / (2 std^2)) with the distance d in px to the centre; 1 everywhere if `std` is None."""
     rows = []
     for i in range(height):
         for j in range(width):
@@ -138,7 +139,7 @@ def log_gaussians(
     padding: str = "border",
     weight_std: float | None = None,
 ) -> Tensor:
-    """(B, K): log G(x_i; T(mu_k), T*(Sigma_k) + sigma_min^2), parameters (B, K, p) per module."""
+    """Return (B, K): log G(x_i; T(mu_k), T*(Sigma_k) + sigma_min^2), with parameters (B, K, p) per module."""
     weight = pixel_weights(images.shape[2], images.shape[3], weight_std)
     rows = []
     for i, image in enumerate(images):
@@ -154,7 +155,7 @@ def log_gaussians(
 
 
 def gmm_step(log_g: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss to back-propagate, negative log-likelihood and responsibilities of Algorithm 1."""
+    """Return the loss to back-propagate, the negative log-likelihood and the responsibilities of Algorithm 1."""
     log_pi = torch.log(torch.softmax(eta, 0))
     joint = log_g + log_pi
     gamma = torch.softmax(joint, 1).detach()
@@ -169,7 +170,7 @@ def squared_errors(
     padding: str = "border",
     weight_std: float | None = None,
 ) -> Tensor:
-    """(B, K): mean over pixels of (x_i - T(c_k))^2, weighted."""
+    """Return (B, K): the weighted mean of (x_i - T(c_k))^2 over pixels and channels."""
     weight = pixel_weights(images.shape[2], images.shape[3], weight_std)
     rows = []
     for i, image in enumerate(images):

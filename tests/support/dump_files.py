@@ -1,4 +1,4 @@
-"""Small dumps of every layout, as bytes by path, and ways to put them into a folder, a tar or a bucket."""
+"""Small dumps of every supported layout, as bytes by path, and functions that write them to a folder or a tar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Files = dict[str, bytes]
 
 
 def put(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """Write `files` below `folder`."""
+    """Write `files` below `folder`; return `folder`."""
     for name, data in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def put(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def tar(files: Iterable[tuple[str, bytes]], mode: Any = "w", **options: Any) -> bytes:
-    """A tar of `files`; `mode` ``w:gz`` compresses it."""
+    """Return a tar of `files`; the `mode` ``w:gz`` compresses it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode, **options) as writer:
         for name, data in files:
@@ -39,14 +39,14 @@ def tar(files: Iterable[tuple[str, bytes]], mode: Any = "w", **options: Any) -> 
 
 
 def parquet(columns: Mapping[str, Any], **options: Any) -> bytes:
-    """A Parquet table of `columns`."""
+    """Return a Parquet file of `columns`."""
     buffer = io.BytesIO()
     pq.write_table(pa.table(dict(columns)), buffer, **options)
     return buffer.getvalue()
 
 
 def instaloader_node(code: str, **values: Any) -> bytes:
-    """A ``.json.xz`` of the post `code`."""
+    """Return the ``.json.xz`` file that instaloader writes for the post `code`."""
     node = {
         "shortcode": code,
         "id": f"id of {code}",
@@ -64,7 +64,7 @@ def instaloader_node(code: str, **values: Any) -> bytes:
 
 
 def instaloader_dump() -> Files:
-    """A picture, a carousel with a video and a part that is missing, a video, and what is no post."""
+    """Return a picture, a carousel with a video and a missing part, a video, and files that are not posts."""
     picture = encoded(photograph(1))
     children = [{"node": {"display_url": f"https://cdn.example/c{i}.jpg", "is_video": i == 2}} for i in (1, 2, 3)]
     carousel = instaloader_node("carousel", edge_sidecar_to_children={"edges": children})
@@ -87,7 +87,7 @@ def instaloader_dump() -> Files:
 
 
 def gallery_dl_sidecar(media_id: int, **values: Any) -> bytes:
-    """The ``.json`` beside a file."""
+    """Return the ``.json`` file that gallery-dl writes for the media `media_id`."""
     document = {
         "category": "instagram",
         "post_shortcode": f"post{media_id}",
@@ -108,7 +108,7 @@ def gallery_dl_sidecar(media_id: int, **values: Any) -> bytes:
 
 
 def gallery_dl_dump() -> Files:
-    """A picture, a carousel's part, a video, a picture that is missing, one without metadata."""
+    """Return a picture, a part of a carousel, a video, a missing picture, and a picture without metadata."""
     folder = "instagram/tag/trevi"
     return {
         f"{folder}/11.jpg": encoded(photograph(1)),
@@ -123,14 +123,14 @@ def gallery_dl_dump() -> Files:
 
 
 def img2dataset_dump() -> Files:
-    """One tar of two images, and the table with a third one that could not be downloaded."""
+    """Return a tar of two images, and a table with these images and a third one whose download failed."""
     urls = [f"https://example.org/{i}.jpg" for i in range(3)]
     members: list[tuple[str, bytes]] = []
     for i in (0, 1):
         key = f"00000000{i}"
-        said = {"url": urls[i], "caption": f"photo {i} #Trevi", "key": key, "status": "success",
+        metadata = {"url": urls[i], "caption": f"photo {i} #Trevi", "key": key, "status": "success",
                 "error_message": None, "width": 48, "original_width": 96, "exif": "{}", "sha256": "x"}  # fmt: skip
-        members += [(f"{key}.jpg", encoded(photograph(i))), (f"{key}.json", json.dumps(said).encode()),
+        members += [(f"{key}.jpg", encoded(photograph(i))), (f"{key}.json", json.dumps(metadata).encode()),
                     (f"{key}.txt", f"photo {i} #Trevi".encode())]  # fmt: skip
     table = {
         "url": urls,
@@ -143,7 +143,7 @@ def img2dataset_dump() -> Files:
 
 
 def megadepth_tree() -> Files:
-    """Two scenes of version 1, one of them with two models."""
+    """Return two scenes of MegaDepth version 1, one of them with two models."""
     base = "phoenix/S6/zl548/MegaDepth_v1"
     return {
         f"{base}/0000/dense0/imgs/a.jpg": encoded(photograph(1)),

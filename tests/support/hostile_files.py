@@ -1,4 +1,4 @@
-"""Image files that were made to do harm or came broken, and what each must become."""
+"""Malicious and broken image files, with the expected outcome of each."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Return a chunk of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png_with(*chunks: bytes) -> bytes:
-    """A good PNG with `chunks` behind its header."""
+    """Return a valid PNG with `chunks` after its header."""
     whole = encoded(photograph(1), "PNG")
     header_end = len(PNG_START) + 25
     return whole[:header_end] + b"".join(chunks) + whole[header_end:]
 
 
 def jpeg_of_size(width: int, height: int, image: Image.Image) -> bytes:
-    """A JPEG of `image` whose header claims another size."""
+    """Return a JPEG of `image` whose header claims another size."""
     data = bytearray(encoded(image))
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", height, width)
@@ -36,43 +36,43 @@ def jpeg_of_size(width: int, height: int, image: Image.Image) -> bytes:
 
 
 def jpeg_segment(marker: int, content: bytes) -> bytes:
-    """An application segment of a JPEG."""
+    """Return an application segment of a JPEG."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
 
 
 def jpeg_with(*segments: bytes) -> bytes:
-    """A good JPEG with `segments` at its start."""
+    """Return a valid JPEG with `segments` at its start."""
     whole = encoded(photograph(1))
     return whole[:2] + b"".join(segments) + whole[2:]
 
 
 def jpeg_of_scans(scans: int) -> bytes:
-    """A progressive JPEG that refines the same coefficients again and again, in a few bytes each time."""
+    """Return a progressive JPEG that repeats its last scan, of a few bytes, `scans` times."""
     whole = encoded(Image.new("L", (640, 640), 255), progressive=True)
     last = whole[whole.rindex(b"\xff\xda") : -2]
     return whole[:-2] + last * scans + whole[-2:]
 
 
 def tags(count: int, size: int, first_tag: int = 40_000) -> bytes:
-    """A TIFF directory of `count` tags that all claim the same `size` bytes as theirs."""
+    """Return a TIFF directory of `count` tags, all of which point to the same `size` bytes."""
     directory = b"".join(struct.pack("<HHII", (first_tag + i) % 65_536, 7, size, 14 + 12 * count) for i in range(count))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", count) + directory + bytes(4) + bytes(size)
 
 
 def exif(tag: int, kind: int, count: int, value: bytes) -> bytes:
-    """A block of EXIF with one tag."""
+    """Return an EXIF block with one tag."""
     return b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHI", tag, kind, count) + value + bytes(4)
 
 
 def animation(file_format: str, frames: int) -> bytes:
-    """A film whose first frame is the photograph 1."""
+    """Return an animation of `frames` frames, the first of which is photograph 1."""
     first = photograph(1)
     rest = [Image.new("RGB", first.size, (i % 256, i // 256, 0)) for i in range(frames - 1)]
     return encoded(first, file_format, save_all=True, append_images=rest, duration=20)
 
 
 def zipped() -> bytes:
-    """An archive."""
+    """Return a ZIP archive with a path that leaves the folder of extraction."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../escape.txt", bytes(10**6))
@@ -80,7 +80,7 @@ def zipped() -> bytes:
 
 
 def sixteen_bits(channels: int) -> bytes:
-    """A PNG of 16 bits a channel, in colour, without or with transparency: white or nothing at all."""
+    """Return a PNG with 16 bits per channel: white with 3 channels, white and fully transparent with 4."""
     width = height = 48
     pixel = struct.pack(f">{channels}H", *([65_535] * 3 + [0])[:channels])
     rows = zlib.compress((b"\0" + pixel * width) * height)
@@ -89,12 +89,12 @@ def sixteen_bits(channels: int) -> bytes:
 
 
 def cut_tiff_tag() -> bytes:
-    """A TIFF whose tags lie behind its end."""
+    """Return a TIFF whose tags are beyond the end of the file."""
     return b"II*\0" + struct.pack("<I", 2**31) + bytes(100)
 
 
 BOMB = zlib.compress(bytes(64 * 2**20), 9)
-"""64 MiB in 64 kB."""
+"""64 MiB of zeros, compressed to 64 kB."""
 
 PHOTOGRAPHS: dict[str, bytes] = {
     "a zip behind a JPEG": encoded(photograph(1)) + zipped(),
@@ -116,7 +116,7 @@ PHOTOGRAPHS: dict[str, bytes] = {
     "a WebP of 1,000 frames": animation("WEBP", 1_000),
     "a PNG of 1,000 frames": animation("PNG", 1_000),
 }
-"""Strange, and the photograph 1 all the same."""
+"""Unusual files that are decoded to photograph 1."""
 
 WHITE: dict[str, bytes] = {
     "16 bits a colour": sixteen_bits(3),
@@ -124,7 +124,7 @@ WHITE: dict[str, bytes] = {
     "much too wide": encoded(Image.new("L", (65_500, 48), 255)),
     "many scans": jpeg_of_scans(50),
 }
-"""Strange, and white images all the same."""
+"""Unusual files that are decoded to white images."""
 
 REJECTED: dict[str, tuple[bytes, set[str]]] = {
     "GIF and script at once": (b"GIF89a/*" + bytes(20) + b"*/=1;alert(1)", {"corrupt", "truncated", "too_many_pixels"}),
@@ -143,14 +143,14 @@ REJECTED: dict[str, tuple[bytes, set[str]]] = {
     "tags behind the end": (cut_tiff_tag(), {"corrupt", "truncated"}),
     "endless scans": (jpeg_of_scans(5_000), {"corrupt"}),
 }  # fmt: skip
-"""No images, with the reasons that fit."""
+"""Rejected files, with the acceptable reasons."""
 
 ICC_BOMB = png_with(chunk(b"iCCP", b"icc\0\0" + BOMB))
-"""A profile of 64 MB: it may be left out or be too much, but it must not take memory."""
+"""A PNG with a colour profile of 64 MiB: it may be ignored or rejected, but must not use that much memory."""
 
 
 def every_format() -> dict[str, bytes]:
-    """A good file of every format that Pillow can write and that is read here."""
+    """Return a valid file of every supported format that Pillow can write, by name."""
     photo = photograph(1, 64, 64)
     deep = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     files = {

@@ -1,4 +1,4 @@
-"""A web server on loopback for tests of downloads, with and without TLS."""
+"""HTTP server on loopback for tests of downloads, with and without TLS."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers with the function that the site has for the path, by its first part."""
+    """Request handler that calls the page of the site for the first part of the path."""
 
     protocol_version = "HTTP/1.1"
     site: Site
 
     def do_GET(self) -> None:
-        """Note the request and answer it."""
+        """Record the request and answer it."""
         with self.site.lock:
             self.site.seen.append(Seen(self.path, dict(self.headers.items()), time.monotonic()))
             self.site.running += 1
@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.site.running -= 1
 
     def reply(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
-        """A whole answer."""
+        """Send a complete response."""
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -53,19 +53,19 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def drip(self, data: bytes, pause_s: float = 0.03) -> None:
-        """Send `data` byte by byte."""
+        """Send `data` byte by byte, with a pause of `pause_s` seconds after each byte."""
         for i in range(len(data)):
             self.wfile.write(data[i : i + 1])
             self.wfile.flush()
             time.sleep(pause_s)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep quiet."""
+        """Suppress the log."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A request that arrived."""
+    """A request that the server received."""
 
     path: str
     headers: dict[str, str]
@@ -74,29 +74,32 @@ class Seen:
 
 @dataclass
 class Site:
-    """What the server answers, and what it has seen."""
+    """State of the server: its pages, and the requests that it received."""
 
     pages: dict[str, Callable[[Handler], None]] = field(default_factory=dict)
+    """Functions that answer requests, by the first part of the path, such as ``/photo``."""
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
     names: list[str | None] = field(default_factory=list)
-    """Server names of the TLS handshakes."""
+    """Server names (SNI) of the TLS handshakes."""
     running: int = 0
+    """Number of requests that are being answered."""
     most_at_once: int = 0
+    """Maximum of `running` so far."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def url(self, path: str = "", host: str = "127.0.0.1") -> str:
-        """The address of `path` here."""
+        """Return the URL of `path` on this server."""
         return f"http://{host}:{self.port}{path}"
 
     def hits(self) -> Counter[str]:
-        """Requests by path."""
+        """Return the number of requests by path."""
         return Counter(seen.path for seen in self.seen)
 
 
 @contextmanager
 def serving(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
-    """A site on a free port of 127.0.0.1."""
+    """Context with a server on a free port of 127.0.0.1."""
     site = Site()
 
     class Server(ThreadingHTTPServer):
@@ -104,7 +107,7 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
         request_queue_size = 128
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Clients that leave are expected."""
+            """Ignore clients that close their connection, which tests do."""
 
     server = Server(("127.0.0.1", 0), type("SiteHandler", (Handler,), {"site": site}))
     if tls is not None:
@@ -121,7 +124,7 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
 
 
 def tls_files(folder: Path, *names: str) -> tuple[Path, ssl.SSLContext]:
-    """A new authority's certificate, as a file, and the context of a server that it vouches for as `names`."""
+    """Return the certificate file of a new authority, and the TLS context of a server that it certifies for `names`."""
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
     now = datetime.datetime.now(datetime.UTC)

@@ -1,4 +1,4 @@
-"""The ingest stage as a job of its own, which tests can kill.
+"""Job that runs only the ingest stage, in a process that tests can kill.
 
 ::
 
@@ -18,7 +18,7 @@ from pipeline.storage import open_storage
 
 
 def main() -> None:
-    """As jobs/cluster_collection.py does it, without the imports of what comes after."""
+    """Run the stage as jobs/cluster_collection.py does, without the imports of later stages."""
     config = load_config(None, json.loads(sys.argv[1]), [])
     with ray_session():
         ingest(open_storage(config.workspace), config)

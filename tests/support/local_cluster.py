@@ -1,4 +1,4 @@
-"""Real clusters on this machine, of one or several nodes, whose processes tests may kill."""
+"""Real Ray clusters of one or several nodes on this machine, whose processes tests can kill."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.support.s3_server import CREDENTIALS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
+"""Maximum time in seconds to wait for a process or a state."""
 ALIVE = """
 import sys, time
 import ray
@@ -25,10 +26,11 @@ ray.init()
 while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
     time.sleep(0.1)
 """
+"""Script that waits until the number of live nodes given as its argument is reached."""
 
 
 def processes_of(mark: str) -> dict[int, str]:
-    """Command lines of the raylet that was started with `mark` in its environment, and of all below it, by process."""
+    """Return the command lines, by process id, of the raylet with `mark` in its environment and of its descendants."""
     parents: dict[int, int] = {}
     commands: dict[int, str] = {}
     found: set[int] = set()
@@ -39,7 +41,7 @@ def processes_of(mark: str) -> dict[int, str]:
             commands[pid] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if (folder / "comm").read_text() == "raylet\n" and mark.encode() in (folder / "environ").read_bytes():
                 found.add(pid)
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
     while below := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= below
@@ -48,32 +50,35 @@ def processes_of(mark: str) -> dict[int, str]:
 
 @dataclass
 class Node:
-    """A node of a cluster on this machine: `ray start` and all that it started."""
+    """A node of a cluster on this machine: the process `ray start` and all processes that it started."""
 
     mark: str
     starter: subprocess.Popen[bytes]
 
-    def workers(self, of: str) -> set[int]:
-        """Processes whose name Ray begins with `of`, such as ``ray::build_shard`` for those that build a shard now."""
-        return {pid for pid, command in processes_of(self.mark).items() if command.startswith(of)}
+    def workers(self, prefix: str) -> set[int]:
+        """Return the ids of the processes whose name begins with `prefix`, such as ``ray::build_shard``."""
+        return {pid for pid, command in processes_of(self.mark).items() if command.startswith(prefix)}
 
     def kill(self) -> None:
-        """All at once, as when the machine loses its power."""
+        """Kill all processes of the node at once, as in a power failure."""
         for pid in [*processes_of(self.mark), self.starter.pid]:
             kill(pid)
         self.starter.wait(timeout=PATIENCE_S)
 
     def stop(self) -> None:
+        """Stop the node in the regular way."""
         self.starter.terminate()
         self.starter.wait(timeout=PATIENCE_S)
 
 
 def kill(pid: int) -> None:
+    """Kill the process `pid` if it still exists."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 def start_node(*options: str, s3: str) -> Node:
+    """Start a node with the `options` of `ray start`, and the S3 endpoint `s3` in its environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     mark = uuid.uuid4().hex
     environment = {
@@ -95,6 +100,7 @@ def start_node(*options: str, s3: str) -> Node:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait until `holds` returns true; fail after `PATIENCE_S` seconds."""
     deadline = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < deadline
@@ -103,7 +109,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 @dataclass
 class Cluster:
-    """A cluster of one node, to which others can be added, and whose jobs keep their files in S3 if they like."""
+    """A cluster of one node, to which further nodes can be added, and an S3 endpoint for its jobs."""
 
     address: str
     head: Node
@@ -111,6 +117,7 @@ class Cluster:
 
     @contextmanager
     def another_node(self, cpus: int = 2) -> Iterator[Node]:
+        """Context with a further node, which is killed at the end."""
         node = start_node(f"--address={self.address}", f"--num-cpus={cpus}", s3=self.s3)
         try:
             yield node
@@ -118,12 +125,12 @@ class Cluster:
             node.kill()
 
     def wait_for_nodes(self, n: int) -> None:
-        """Until so many have joined: they take a while after they have started."""
+        """Wait until the cluster has `n` nodes; a node joins some time after it has been started."""
         code, _, err = ended(self.start("-c", ALIVE, str(n)))
         assert code == 0, err
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """A job of this cluster: a Python command in the root of the project."""
+        """Start a job of this cluster: a Python command in the root of the project."""
         return subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
@@ -136,14 +143,14 @@ class Cluster:
 
 
 def ended(job: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> tuple[int | None, str, str]:
-    """Exit code, standard output and standard error of `job`."""
+    """Wait for `job` to end; return its exit code, standard output and standard error."""
     out, err = job.communicate(timeout=patience_s)
     return job.returncode, out, err
 
 
 @contextmanager
 def cluster_of_one(s3_endpoint: str, cpus: int = 2) -> Iterator[Cluster]:
-    """A cluster of one node with so many CPUs, started as an administrator starts one."""
+    """Context with a cluster of one node with `cpus` CPUs, started by `ray start`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Small collections with known answers, written straight into storage: shards without an ingest stage before them."""
+"""Small collections with known clusters, written directly to storage, without the ingest stage."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 40), (30, 40, 210), (255, 255
 
 
 def plain(color: Color, side: int = 16) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """A picture of one colour: uint8 (side, side, 3)."""
+    """Return a picture of one colour: uint8 (side, side, 3)."""
     return np.broadcast_to(np.array(color, np.uint8), (side, side, 3)).copy()
 
 
 def sample(image_id: str, color: Color, side: int = 16) -> Sample:
-    """A shard member of one colour."""
+    """Return a sample of a shard: an image of one colour."""
     buffer = io.BytesIO()
     Image.fromarray(plain(color, side)).save(buffer, "JPEG", quality=95)
     return Sample(image_id, buffer.getvalue(), {})
@@ -44,9 +44,11 @@ def make_crawl(
     shards: Sequence[Sequence[tuple[str, Color]]],
     labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Crawl:
-    """A crawl of plain images, given as (image id, colour) per shard; each shard also has one rejected record.
+    """Write a crawl of images of one colour, and return it; its marker is not written.
 
-    Images may have `labels` by their id.
+    Args:
+        shards: pairs of image id and colour, for each shard; each shard also receives one rejected record.
+        labels: true classes of images, by image id.
     """
     paths = CrawlPaths(collection, crawl_id)
     for index, images in enumerate(shards):
@@ -71,7 +73,7 @@ def make_crawl(
 
 
 def write_shard_at(storage: LocalStorage, key: str, samples: Sequence[Sample]) -> None:
-    """Write `samples` as the tar `key`."""
+    """Write `samples` to storage as the tar `key`."""
     path = Path(storage.uri(key))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_shard(path, samples)
@@ -80,7 +82,7 @@ def write_shard_at(storage: LocalStorage, key: str, samples: Sequence[Sample]) -
 def make_trial(
     storage: LocalStorage, paths: RunPaths, config: ClusteringConfig, colors: Sequence[Color]
 ) -> TrialResult:
-    """A trial whose prototypes are plain `colors` and whose transformations are all the identity."""
+    """Write the checkpoint of a trial whose prototypes have the `colors` and whose transformations are the identity."""
     initial_KCHW = torch.tensor(colors).float()[:, :, None, None].expand(-1, -1, 16, 16) / 255
     method = build_method(config, initial_KCHW, seed=0, device_type="cpu")
     method.activate(len(config.transforms))
@@ -90,7 +92,7 @@ def make_trial(
 
 
 def trial_result(k: int, windows: int = 3) -> TrialResult:
-    """A result whose loss falls by one with every window of ten iterations."""
+    """Return a result whose loss decreases by one in every window of ten iterations."""
     history = [HistoryPoint(10 * i, 100.0 - i, 1e-3, 1, 0, 0.5, 0.1) for i in range(1, windows + 1)]
     stages = [StageRecord([], 10 * windows, "converged")]
     return TrialResult(k, 0, 100.0 - windows - k, 10 * windows, 640 * windows, 2.5, 1, stages, history)

@@ -1,4 +1,4 @@
-"""Pages of collections that do not exist, as large and as hostile as a test wants them."""
+"""Pages of generated collections, of any size and with any captions and links."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from pipeline.reporting.pictures.mosaic import Tile, ordered
 from pipeline.reporting.pictures.pixels import to_images
 from pipeline.reporting.pictures.thumbnails import thumbnail
 from pipeline.reporting.pictures.timelapse import draw_timelapse
+from pipeline.reporting.run import Run
 from pipeline.reporting.survey.examples import (
-    MOST_UNEXPLAINED,
+    MAX_UNEXPLAINED,
+    example_budget,
     examples_of,
     farthest_rows,
-    room_for,
     unexplained_rows,
 )
 from pipeline.reporting.survey.quality import quality_of
@@ -34,7 +35,7 @@ from pipeline.reporting.tables.manifest import by_cluster, clusters_schema, clus
 
 SIDE = 96
 DIFFERENT = 60
-"""Thumbnails that are drawn; a large page shows each of them many times."""
+"""Number of different thumbnails; a large page shows each of them several times."""
 
 
 def made_clusters(
@@ -44,7 +45,7 @@ def made_clusters(
     links: Sequence[str] = ("https://example.org/photo",),
     method: Method = "dti-gmm",
 ) -> pa.Table:
-    """`images` rows in `k` clusters, the first one the largest, with captions and links in turn."""
+    """Return a table of `images` rows in `k` clusters of decreasing size; captions and links are used in turn."""
     rng = np.random.default_rng(0)
     schema = clusters_schema(ClusteringConfig(method=method, transforms=["color", "projective"]))
     share = 1 / np.arange(1, k + 1)
@@ -73,31 +74,38 @@ def made_clusters(
 
 
 def made_findings(clusters: pa.Table, k: int, options: ReportingConfig) -> Findings:
-    """Findings of `clusters` whose pictures are noise, which fills thumbnails to their bounds."""
+    """Return findings on `clusters` whose pictures are noise, so that thumbnails have their maximum size in bytes."""
     rng = np.random.default_rng(1)
-    room = room_for(k, options.page_images if options.examples else 0)
+    budget = example_budget(k, options.page_images if options.examples else 0)
     noise = rng.integers(0, 256, (DIFFERENT, SIDE, SIDE, 3), np.uint8)
-    files = [thumbnail(picture, room.form) for picture in noise]
-    apart = by_cluster(clusters, k)
-    examples = {c: examples_of(members, room.examples) for c, members in enumerate(apart)} if room.examples else {}
-    fence, unexplained = unexplained_rows(clusters)
-    worst = farthest_rows(unexplained, MOST_UNEXPLAINED if examples else 0)
-    shown = [worst, *(rows for three in examples.values() for rows in (three.nearest, three.random, three.farthest))]
-    keys = [key for rows in shown for key in image_keys(rows)]
+    files = [thumbnail(picture, budget.form) for picture in noise]
+    members_by_cluster = by_cluster(clusters, k)
+    examples = (
+        {c: examples_of(members, budget.examples) for c, members in enumerate(members_by_cluster)}
+        if budget.examples
+        else {}
+    )
+    threshold, unexplained = unexplained_rows(clusters)
+    worst = farthest_rows(unexplained, MAX_UNEXPLAINED if examples else 0)
+    tables = [
+        worst,
+        *(rows for chosen in examples.values() for rows in (chosen.nearest, chosen.random, chosen.farthest)),
+    ]
+    keys = [key for rows in tables for key in image_keys(rows)]
     thumbnails = {
         key: Thumbnails(*(files[(3 * i + j) % DIFFERENT] for j in range(3)))
         for i, key in enumerate(dict.fromkeys(keys))
     }
     photos = torch.from_numpy(noise).permute(0, 3, 1, 2).float() / 255
     tiles, qualities, sums = [], [], []
-    for cluster, members in enumerate(apart):
+    for cluster, members in enumerate(members_by_cluster):
         size = members.num_rows
         blend = (cluster + 1) / (k + 1)
-        own = photos[:2]
-        part = ClusterSums.nothing((3, SIDE, SIDE))
+        images = photos[:2]
+        part = ClusterSums.zeros((3, SIDE, SIDE))
         if size:
-            part.add(own, own * blend, own, own[0])
-        quality = quality_of(part, own[0], 1.0)
+            part.add(images, images * blend, images, images[0])
+        quality = quality_of(part, images[0], 1.0)
         sums.append(part)
         qualities.append(quality)
         tiles.append(Tile(cluster, size, size / clusters.num_rows, noise[cluster % DIFFERENT], quality.quality))
@@ -108,16 +116,16 @@ def made_findings(clusters: pa.Table, k: int, options: ReportingConfig) -> Findi
         proportions=[1 / k] * k,
         sums=sums,
         examples=examples,
-        fence=fence,
+        unexplained_above=threshold,
         unexplained=unexplained.num_rows,
         worst=worst,
         thumbnails=thumbnails,
-        form=room.form,
+        form=budget.form,
     )
 
 
 def made_trial(k: int, seed: int = 0, windows: int = 60) -> TrialResult:
-    """A trial whose loss falls, with a few reassignments at its beginning."""
+    """Return a trial with a decreasing loss and a few reassignments."""
     history = [
         HistoryPoint(30 * i, -4000 - 30 * k + 900 / i + 5 * seed, 1e-3, 1, int(i % 9 == 3), 0.3 - 0.1 / i, 0.01)
         for i in range(1, windows + 1)
@@ -127,14 +135,14 @@ def made_trial(k: int, seed: int = 0, windows: int = 60) -> TrialResult:
 
 
 def made_timelapse(findings: Findings, result: TrialResult) -> bytes:
-    """The animation of a training that left three snapshots, with the prototypes of `findings`."""
+    """Return the animation of a training with three snapshots and the prototypes of `findings`."""
     order = [tile.cluster for tile in findings.tiles]
     pictures = to_images([tile.picture for tile in sorted(findings.tiles, key=lambda tile: tile.cluster)])
-    shown = [
+    snapshots = [
         snapshot(pictures * part, window, 30 * window, result.stages[-1].modules)
         for window, part in ((0, 0.4), (20, 0.7), (60, 1.0))
     ]
-    return draw_timelapse(shown, order, 64)
+    return draw_timelapse(snapshots, order, 64)
 
 
 def made_page(
@@ -147,7 +155,7 @@ def made_page(
     timelapse: bytes | None = None,
     **options: Any,
 ) -> Page:
-    """A page of `k` clusters of `images` images; `options` are those of reporting."""
+    """Return a page of `k` clusters with `images` images in total; `options` are fields of `ReportingConfig`."""
     reporting = ReportingConfig(**options)
     config = JobConfig(collection=collection, stages=["report"], reporting=reporting)
     clusters = made_clusters(k, images, captions, links, method)
@@ -180,13 +188,5 @@ def made_page(
         "paths": {"run": "/w/rome/runs/run-1", "training": "/w/rome/runs/run-1/training.webp"},
         "versions": {"python": "3.11", "visual-trends": None},
     }
-    return page_of(
-        findings,
-        document,
-        config,
-        "sqlite:///w/mlflow.db",
-        [crawl],
-        results,
-        selected,
-        timelapse or made_timelapse(findings, selected),
-    )
+    run = Run("run-1", config, [crawl], results, selected, "the elbow of the loss", document)
+    return page_of(run, findings, "sqlite:///w/mlflow.db", timelapse or made_timelapse(findings, selected))

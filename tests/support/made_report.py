@@ -1,4 +1,4 @@
-"""A reported run, written straight into storage: what a job leaves once it is done, without Ray and training."""
+"""A reported run, written directly to storage, without Ray and training."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pipeline.config import ClusteringConfig, IngestConfig, JobConfig, Reporting
 from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import Crawl
 from pipeline.reporting.report_files import report_files
-from pipeline.reporting.run import PastRun, past_run
+from pipeline.reporting.run import Run, load_run
 from pipeline.reporting.tracking.runs import Tracking
 from pipeline.storage import LocalStorage, write_json
 from tests.support.made_collection import BLUE, GREEN, RED, WHITE, Color, make_trial, trial_result
 
 COLORS = (GREEN, WHITE, RED, BLUE)
-"""Prototypes of the kept trial."""
+"""Colours of the prototypes of the kept trial."""
 WINDOWS = 300
-"""Of the kept trial: its metrics are more than an MLflow server takes at once."""
+"""Number of windows of the kept trial; its metrics exceed the limit of one request to an MLflow server."""
 
 
 def make_report(
@@ -28,10 +28,11 @@ def make_report(
     tracked: str | None = None,
     colors: tuple[Color, ...] = COLORS,
     reporting: ReportingConfig | None = None,
-) -> PastRun:
-    """The run `run_id` of one crawl, with a trial of two prototypes and the kept one, whose prototypes are `colors`.
+) -> Run:
+    """Write the run `run_id` of one crawl, with two trials: one of two prototypes, and the kept one with `colors`.
 
-    Its files hold a few bytes each, its model is real. It was to be recorded at `tracked`, in vain.
+    The model is real; the files of the report contain only a few bytes each. The marker says that the attempt to record
+    the run at `tracked` failed.
     """
     paths, crawl = RunPaths(collection, run_id), make_crawl_marker(storage, collection)
     config = JobConfig(
@@ -48,7 +49,8 @@ def make_report(
     results = [trial_result(2), trial_result(len(colors), WINDOWS)]
     for result in results:
         write_json(storage, paths.trial_marker(result.trial.name), result.to_json())
-    for key in report_files(paths, len(colors), config.model_copy(update={"reporting": reporting})):
+    reported_config = config.model_copy(update={"reporting": reporting})
+    for key in report_files(Run(run_id, reported_config, [crawl], results, results[1], "elbow of the loss")):
         storage.write_bytes(key, b"content of " + key.encode())
     document: dict[str, Any] = {
         "run_id": run_id,
@@ -64,11 +66,11 @@ def make_report(
         "versions": {"commit": "c0ffee"},
     }
     write_json(storage, paths.marker, document)
-    return past_run(storage, collection, run_id)
+    return load_run(storage, collection, run_id)
 
 
 def make_crawl_marker(storage: LocalStorage, collection: str) -> Crawl:
-    """A complete crawl without its shards."""
+    """Write the marker of a complete crawl without shards; return the crawl."""
     statistics = {"bytes": 5e6, "seconds": 2.5}
     crawl = Crawl(collection, "monday", 1, 7, 6, {"truncated": 1}, 16, "digest", statistics=statistics)
     write_json(storage, CrawlPaths(collection, "monday").marker, asdict(crawl))

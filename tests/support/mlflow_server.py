@@ -1,4 +1,4 @@
-"""A real MLflow server on loopback, which keeps artifacts itself or in S3."""
+"""A real MLflow server on loopback, with artifacts in a local folder or in S3."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import requests
 
 
 def closed_port() -> int:
-    """A port of this machine at which nobody listens."""
+    """Return a free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -23,12 +23,12 @@ def closed_port() -> int:
 
 @contextmanager
 def mlflow_server(folder: Path, artifacts: str, variables: Mapping[str, str]) -> Iterator[str]:
-    """Address of a server, which stops at the end.
+    """Context with a server, given by its address.
 
     Args:
-        folder: for its database and log.
-        artifacts: folder or ``s3://bucket/prefix`` where it keeps artifacts.
-        variables: environment of the server alone, such as its credentials for S3.
+        folder: folder for the database and the log of the server.
+        artifacts: folder or ``s3://bucket/prefix`` for artifacts.
+        variables: environment variables of the server, such as its credentials for S3; clients do not have them.
     """
     port = closed_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

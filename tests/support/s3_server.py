@@ -14,11 +14,11 @@ from pipeline.ingest.sources import s3
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 Refusal = tuple[str, str]
-"""Status line and S3's code of an error, such as ``403 Forbidden`` and ``AccessDenied``."""
+"""HTTP status line and S3 error code, such as ``403 Forbidden`` and ``AccessDenied``."""
 
 
 class S3Server:
-    """The server, which refuses some of the requests if it is told to."""
+    """S3 server that can be told to refuse requests."""
 
     def __init__(self) -> None:
         from moto.moto_server.threaded_moto_server import MotoRequestHandler
@@ -29,7 +29,7 @@ class S3Server:
         self._server = make_server("127.0.0.1", 0, self._answer, True, request_handler=MotoRequestHandler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.refuse: Callable[[str, str], Refusal | None] = lambda method, path: None
-        """What to answer instead to a request of this method and path with its query."""
+        """Function of the method and the path (with its query) that returns the refusal of a request, or None."""
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -50,7 +50,7 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """The server, of all tests of the session."""
+    """The server, shared by all tests of the session."""
     server = S3Server()
     yield server
     server.stop()
@@ -64,7 +64,7 @@ def s3_endpoint(s3_server: S3Server) -> str:
 
 @pytest.fixture
 def s3_bucket(s3_server: S3Server, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Name of a bucket that is empty, with boto3's variables set to reach it."""
+    """Name of an empty bucket; the environment variables of boto3 point to the server."""
     import boto3
 
     for name, value in {"AWS_ENDPOINT_URL_S3": s3_endpoint, **CREDENTIALS}.items():

@@ -1,4 +1,4 @@
-"""Imports go one way: orchestration → reporting → clustering → root, orchestration → ingest → root."""
+"""Imports have one direction: orchestration → reporting → clustering → root, and orchestration → ingest → root."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ MAY_IMPORT = {
 
 
 def stage_of(module: str) -> str:
+    """Return the name of the stage that contains `module`, or root."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "root"
 
 
 def imports(file: Path) -> set[str]:
-    """All modules of the pipeline that `file` imports, at its top or inside functions."""
+    """Return all modules of the pipeline that `file` imports, at its top or inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -34,7 +35,7 @@ def imports(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("pipeline/**/*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(file: Path) -> None:
+def test_imports_have_one_direction(file: Path) -> None:
     stage = stage_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
     assert {stage_of(name) for name in imports(file)} <= MAY_IMPORT[stage]
 

@@ -58,7 +58,7 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
         ({}, ["clustering.k.x=1"], "clustering.k is a value|clustering.k"),
         ({"clustering.transforms": ["rotation"]}, [], "transforms.*'color', 'affine'"),
         ({"clustering.k": ["0"]}, [], "clustering.k.0"),
-        ({"clustering.k": ["4", "4"]}, [], "each value may stand there once"),
+        ({"clustering.k": ["4", "4"]}, [], "values must be unique"),
         ({"clustering.k": []}, [], "clustering.k"),
         ({"clustering.select_k": 5, "clustering.k": [4]}, [], "select_k 5 is not among k"),
         ({"clustering.workers": 3}, [], "batch_size 64 cannot be divided among 3 workers"),
@@ -70,11 +70,11 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
         ({}, ["clustering.learning_rate=.nan"], "learning_rate"),
         ({}, ["clustering.seed=99999999999"], "seed"),
         ({}, ["clustering.workers=true"], "workers"),
-        ({}, ["clustering.k=[true]"], "k: expected a value"),
+        ({}, ["clustering.k=[true]"], "k: expected a number or a string"),
         ({}, [".=3"], "expected section.key=value"),
         ({"source": ""}, [], "source"),
         ({"source": []}, [], "source"),
-        ({"source": ["a", "a"]}, [], "each value may stand there once"),
+        ({"source": ["a", "a"]}, [], "values must be unique"),
         ({"source": ["a", ""]}, [], "source"),
         ({"ingest.source_type": "no"}, [], "source_type"),
         ({"workspace": "ftp://host/x"}, [], "workspace 'ftp://host/x'"),
@@ -88,7 +88,7 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
         ({"clustering.seeds": 3}, ["clustering.seed=4294967295"], "above 2\\^32 - 1"),
     ],
 )
-def test_the_impossible_is_refused_in_one_line(flags: dict[str, Any], overrides: list[str], message: str) -> None:
+def test_invalid_values_are_refused_in_one_line(flags: dict[str, Any], overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(None, {**BASE, "clustering.k": [4], **flags}, overrides)
     assert "\n" not in str(caught.value)
@@ -96,7 +96,7 @@ def test_the_impossible_is_refused_in_one_line(flags: dict[str, Any], overrides:
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words"])
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_invalid_configuration_file_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"job\.yaml"):
@@ -115,7 +115,7 @@ def test_every_name_in_the_configuration_has_its_implementation() -> None:
 
 
 @pytest.mark.parametrize("method", ["kmeans", "gmm"])
-def test_pixel_methods_need_not_be_told_that_nothing_moves(method: str) -> None:
+def test_pixel_methods_have_no_transforms_by_default(method: str) -> None:
     assert load_config(None, {**BASE, "clustering.method": method}, []).clustering.transforms == []
 
 
@@ -124,12 +124,12 @@ def test_every_field_is_documented() -> None:
         assert field.description
 
 
-def test_only_what_is_yes_or_no_takes_true(tmp_path: Path) -> None:
+def test_only_boolean_fields_accept_true(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("ingest: {http: {allow_private_hosts: true}}\n")
     assert load_config(file, BASE, []).ingest.http.allow_private_hosts
     assert not load_config(file, {**BASE, "ingest.http.allow_private_hosts": False}, []).ingest.http.allow_private_hosts
-    with pytest.raises(ConfigError, match="threads: expected a value, found true or false"):
+    with pytest.raises(ConfigError, match="threads: expected a number or a string, found true or false"):
         load_config(file, BASE, ["ingest.http.threads=true"])
 
 

@@ -1,4 +1,4 @@
-"""The files in jobs/configs against the table of the benchmarks that they reproduce."""
+"""Check the files in jobs/configs against the settings of the benchmarks that they reproduce."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.config import JobConfig, load_config
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 MORPHOLOGICAL, COLOR, PHOTO = ["affine", "morphological", "tps"], ["color", "affine", "tps"], ["color", "projective"]
 
-# Images; epochs after which a stage of the curriculum ends, the last one that at a tenth of the learning rate;
-# batch, iterations between checks for empty clusters, K, modules; side in px and colour mode.
+# Number of images; epochs after which the stages end, the last of them at a tenth of the learning rate; batch size;
+# iterations between checks for empty clusters; K; transformation modules; image side in px; colour mode.
 BENCHMARKS: dict[str, tuple[int, list[int], int, int, int, list[str], int, str]] = {
     "mnist": (70_000, [5, 15, 20, 35, 40], 128, 50, 10, MORPHOLOGICAL, 28, "grayscale"),
     "mnist-test": (10_000, [50, 150, 200, 280, 300], 128, 50, 10, MORPHOLOGICAL, 28, "grayscale"),
@@ -48,7 +48,7 @@ def test_a_benchmark_is_trained_as_in_the_paper(name: str) -> None:
     lengths = [end - start for start, end in zip([0, *epochs], epochs, strict=False)]
     paper = [round(length * images / batch_size) for length in lengths]
     if name == "mnist-test":
-        assert all(mine <= its for mine, its in zip(stages, paper, strict=True))
+        assert all(length <= bound for length, bound in zip(stages, paper, strict=True))
         assert sum(stages) * batch_size <= 1_000_000, "image passes"
     else:
         assert stages == paper
@@ -64,7 +64,7 @@ def test_collections_differ_from_the_defaults_where_the_paper_says_so() -> None:
     assert {name: c.ingest.sample for name, c in configs.items() if c.ingest.sample} == {"mnist-1k": 1000}
 
 
-def test_no_benchmark_names_a_place_of_this_machine() -> None:
+def test_no_benchmark_names_a_local_path() -> None:
     for name in BENCHMARKS:
         text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
         assert "source:" not in text.replace("--source:", "")

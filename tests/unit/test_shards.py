@@ -60,7 +60,7 @@ def test_an_empty_shard_is_a_shard(tmp_path: Path) -> None:
     assert list(read_shard(LocalStorage(str(tmp_path)), "shard.tar")) == []
 
 
-def test_a_shard_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_missing_shard_is_a_storage_error(tmp_path: Path) -> None:
     remedy = rf"delete the crawl folder {tmp_path}/c/crawls/x and run the same command again"
     with pytest.raises(StorageError, match=rf"shard-000001\.tar: missing, .*; {remedy}"):
         list(read_shard(LocalStorage(str(tmp_path)), CrawlPaths("c", "x").shard(1)))
@@ -82,7 +82,9 @@ def test_a_broken_image_is_a_storage_error_that_names_it(tmp_path: Path) -> None
 def test_a_crawl_json_without_its_fields_is_a_storage_error(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     storage.write_bytes(CrawlPaths("c", "x").marker, b"{}")
-    with pytest.raises(StorageError, match=r"x/crawl\.json: has no .*; delete the file and run the ingest stage again"):
+    with pytest.raises(
+        StorageError, match=r"x/crawl\.json: the field .* is missing; delete the file and run the ingest stage again"
+    ):
         complete_crawls(storage, "c")
 
 

@@ -1,1 +1,1 @@
-"""The images of a run as batches: decoded once, shared by the workers of a node."""
+"""Batches of the images of a run, which are decoded once and shared by the workers of a node."""

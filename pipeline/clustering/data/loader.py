@@ -1,6 +1,6 @@
-"""Images → batches: the same number on every worker, in an order that depends on the seed alone.
+"""Batches of images: the same number on every worker, in an order that depends only on the seed.
 
-Global batch i is a function of seed and i, whatever the number of workers: each worker takes its part of it, and a
+Global batch i is a function of the seed and i for any number of workers: each worker takes its share of it, and a
 resumed run continues at its iteration.
 """
 
@@ -17,23 +17,23 @@ from torch.nn.functional import adaptive_avg_pool2d
 from pipeline.clustering.data.images import ImageSet, to_float
 from pipeline.clustering.seeding import generator
 
-FETCHING = 4
-"""Shards that a worker reads ahead at once."""
+PREFETCH_THREADS = 4
+"""Number of shards that a worker reads ahead at once."""
 THUMBNAIL_PX = 16
-"""Side of the images between which k-means++ measures distances."""
+"""Side of the reduced images between which k-means++ measures distances."""
 
 
 class EpochOrder:
     """The order of all images in each epoch.
 
-    Images that fit in memory are drawn in any order. Of more, the shards are put in a random order and cut into
-    windows of as many as fit; the images of a window are drawn in any order, one window after the other (a shuffle
-    buffer that is emptied before it is filled again, so that an image's place is known without reading any).
+    If all images fit in memory, they are permuted at random. Otherwise the shards are permuted and divided into windows
+    that fit in memory, and the images of each window are permuted. One window follows the other, like a shuffle buffer
+    that is emptied before it is filled again; the position of an image is therefore known without reading any images.
 
     Args:
-        sizes: images of each shard.
-        seed: of the order.
-        window: images that a window holds at most, unless a single shard has more. Default: all.
+        sizes: number of images of each shard.
+        seed: seed of the order.
+        window: maximum number of images of a window, unless a single shard has more. Default: all.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, window: int | None = None) -> None:
@@ -44,14 +44,14 @@ class EpochOrder:
         self._recent: dict[int, Tensor] = {}
 
     def permutation(self, epoch: int) -> Tensor:
-        """int64 (n_images): the images of `epoch` in order."""
+        """Return the indices of the images of `epoch` in order, int64 (n_images)."""
         with self._lock:  # batches are made in threads
             if epoch not in self._recent:
-                self._recent = {known: order for known, order in self._recent.items() if abs(known - epoch) == 1}
-                self._recent[epoch] = self._drawn(generator(self.seed, epoch))
+                self._recent = {other: order for other, order in self._recent.items() if abs(other - epoch) == 1}
+                self._recent[epoch] = self._draw(generator(self.seed, epoch))
             return self._recent[epoch]
 
-    def _drawn(self, random: torch.Generator) -> Tensor:
+    def _draw(self, random: torch.Generator) -> Tensor:
         if self.window >= self.n_images:
             return torch.randperm(self.n_images, generator=random)
         images = torch.arange(self.n_images).split(self.sizes)
@@ -63,20 +63,20 @@ class EpochOrder:
                 room = self.window
             windows[-1].append(images[shard])
             room -= self.sizes[shard]
-        together = [torch.cat(window) for window in windows]
-        return torch.cat([window[torch.randperm(len(window), generator=random)] for window in together])
+        merged = [torch.cat(window) for window in windows]
+        return torch.cat([window[torch.randperm(len(window), generator=random)] for window in merged])
 
 
 class BatchStream:
-    """Endless batches: epochs of all images, each in a new order, one after the other without a gap.
+    """Endless sequence of batches: all epochs one after the other, each in a new order.
 
-    A batch may span two epochs, so every batch is full and every image is seen equally often, even where a batch is
+    A batch may span several epochs, so every batch is full and every image is seen equally often, even if a batch is
     larger than the collection.
 
     Args:
-        order: of the images in each epoch.
-        batch_size: images per global batch; divisible by `world_size`.
-        rank, world_size: this worker's place among the workers.
+        order: order of the images in each epoch.
+        batch_size: number of images per global batch; divisible by `world_size`.
+        rank, world_size: rank of this worker and number of workers.
     """
 
     def __init__(self, order: EpochOrder, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -84,7 +84,7 @@ class BatchStream:
         self.rank, self.world_size = rank, world_size
 
     def indices(self, iteration: int) -> Tensor:
-        """int64 (batch_size / world_size): this worker's images in global batch `iteration`."""
+        """Return the indices of this worker's images in global batch `iteration`, int64 (batch_size / world_size)."""
         local = self.batch_size // self.world_size
         start = iteration * self.batch_size + self.rank * local
         parts = []
@@ -98,32 +98,32 @@ class BatchStream:
 
 
 class Loader:
-    """Batches on a worker's device; the next one is made while the worker learns from the one before.
+    """Loads batches onto a worker's device; the next one is prepared while the worker trains on the current one.
 
     Args:
-        images: that the batches are of.
-        stream: says which.
-        device: where they go; to a GPU from pinned memory, while it computes.
+        images: all images.
+        stream: sequence of batches.
+        device: device of the worker; batches are copied to a GPU from pinned memory, while it computes.
     """
 
     def __init__(self, images: ImageSet, stream: BatchStream, device: torch.device) -> None:
         self._images, self._stream, self._device = images, stream, device
         self._thread = ThreadPoolExecutor(1, "loader")
         self._next: tuple[int, Future[Tensor]] | None = None
-        # Half a window ahead, the shards of the next window begin to be read.
+        # Shards are read half a window ahead.
         window = stream.order.window
         self._ahead = window // (2 * stream.batch_size) if window < stream.order.n_images else None
-        self._fetching = ThreadPoolExecutor(FETCHING, "fetch")
+        self._fetching = ThreadPoolExecutor(PREFETCH_THREADS, "fetch")
 
     def batch(self, iteration: int) -> Tensor:
-        """(B, C, H, W) float in [0, 1]: this worker's part of global batch `iteration`."""
-        known, made = self._next or (None, None)
-        images = made.result() if made is not None and known == iteration else self._gather(iteration)
+        """Return this worker's share of global batch `iteration`: (B, C, H, W), float in [0, 1]."""
+        next_iteration, future = self._next or (None, None)
+        images = future.result() if future is not None and next_iteration == iteration else self._gather(iteration)
         self._next = iteration + 1, self._thread.submit(self._gather, iteration + 1)
         return to_float(images.to(self._device, non_blocking=True))
 
     def close(self) -> None:
-        """Make no more batches."""
+        """Stop preparing batches."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._fetching.shutdown(wait=False, cancel_futures=True)
 
@@ -135,17 +135,18 @@ class Loader:
 
 
 def initial_images(images: ImageSet, k: int, seed: int, how: str = "random") -> Tensor:
-    """(K, C, H, W) float: `k` different images of the collection, chosen by `seed`.
+    """Choose `k` different images of the collection, (K, C, H, W) float in [0, 1], by `seed`.
 
-    ``k-means++`` draws each with a probability that grows with its squared distance to those before it (Arthur and
-    Vassilvitskii, 2007), seen at no more than `THUMBNAIL_PX`; where fewer than `k` look different, any others follow.
+    ``random`` draws any images. ``k-means++`` draws each image with a probability that grows with its squared distance
+    to those before it (Arthur and Vassilvitskii, 2007), between images reduced to at most `THUMBNAIL_PX`; if fewer than
+    `k` images look different, random ones follow.
     """
     chosen = torch.randperm(len(images), generator=generator(seed))
     if how == "k-means++":
         from sklearn.cluster import kmeans_plusplus
 
         small = (min(THUMBNAIL_PX, images.shape[1]), min(THUMBNAIL_PX, images.shape[2]))
-        thumbnails = [adaptive_avg_pool2d(to_float(part), small).flatten(1) for part in images.parts(1024)]
-        far = kmeans_plusplus(torch.cat(thumbnails).numpy(), k, random_state=seed)[1].tolist()
-        chosen = torch.tensor(list(dict.fromkeys([*far, *chosen.tolist()])))
+        thumbnails = [adaptive_avg_pool2d(to_float(batch), small).flatten(1) for batch in images.batches(1024)]
+        distant = kmeans_plusplus(torch.cat(thumbnails).numpy(), k, random_state=seed)[1].tolist()
+        chosen = torch.tensor(list(dict.fromkeys([*distant, *chosen.tolist()])))
     return to_float(images[chosen[:k]])

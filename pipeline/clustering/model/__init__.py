@@ -1,1 +1,1 @@
-"""The models: prototypes, the transformations that align them, and the networks that predict those."""
+"""The models: prototypes, the transformations that align them to images, and the networks that predict these."""

@@ -1,4 +1,4 @@
-"""Method names to models."""
+"""Builds the model for the name of a method."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ METHODS: dict[Method, type[DTI]] = {
     "dti-kmeans": DTIKMeans,
     "ti-gmm": TIGaussianMixture,
     "ti-kmeans": TIKMeans,
-    # Without transformations nothing is left to predict: the mixture and K-means of pixels, by gradient descent.
+    # Without transformations there is nothing to predict: a mixture and K-means of pixels, by gradient descent.
     "gmm": DTIGaussianMixture,
     "kmeans": DTIKMeans,
 }
 
 
 def build_method(config: ClusteringConfig, initial_KCHW: Tensor, seed: int, device_type: str = "cpu") -> DTI:
-    """The configured method; networks are initialised from `seed`, whatever random numbers were drawn before."""
+    """Build the configured method from initial prototypes, float in [0, 1].
+
+    Networks are initialised from `seed` alone, whatever random numbers were drawn before.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return METHODS[config.method](config, initial_KCHW, device_type)

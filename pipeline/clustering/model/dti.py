@@ -1,7 +1,7 @@
 """Deep Transformation-Invariant clustering: the Gaussian mixture (Algorithm 1) and K-means (equation 4).
 
-A dense implementation keeps autograd's record of every prototype transformed onto every image. Here a step takes two
-passes instead. The first scores all pairs without gradients; from the scores come the responsibilities, which
+A dense implementation lets autograd record every prototype transformed onto every image. Here a step takes two passes
+instead. The first scores all pairs without gradients; from the scores come the responsibilities, which
 Algorithm 1 treats as constants in the M-step anyway. The second repeats, with gradients, only the pairs that carry
 responsibility: in thousands of dimensions that is about one per image. Both passes together give the gradients of
 the dense computation for a fraction of its time and memory.
@@ -26,24 +26,26 @@ from pipeline.clustering.model.transforms import TransformSequence, every
 from pipeline.config import ClusteringConfig
 
 NEGLIGIBLE = 1e-6
-"""Responsibility below which a pair contributes nothing to the M-step."""
+"""Responsibility at or below which a pair is left out of the M-step."""
 CONVOLVED_MULTIPLE = 32
-"""Where pictures are convolved, the M-step works on a number of pairs divisible by this."""
+"""Where pictures are convolved, the number of pairs in the M-step is padded to a multiple of this."""
 SURVIVORS = 3
-"""Prototypes per image that are scored on all pixels after the others were ruled out on some of them."""
+"""Number of prototypes per image that are scored on all pixels, after screening has ruled out the others."""
 SMALLEST_SCREEN_PX = 16
-"""Screening looks at no fewer pixels than this along a side; smaller images are scored in full."""
+"""Minimum number of pixels along each side that screening uses; smaller images are scored on all pixels."""
 CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
-"""Transformed prototypes that a pass holds at once: on a CPU what its caches hold, on a GPU what keeps it busy."""
+"""Size of the transformed prototypes that a pass holds at once: it fits a CPU's caches, and keeps a GPU busy."""
 
 
 class DTI(nn.Module):
-    """Prototypes, and networks that align each of them to an image. Subclasses say how a pair is scored.
+    """Prototypes, and networks that align each of them to an image. Subclasses define the score of a pair.
+
+    The canvas of a prototype holds everything that is transformed with it: its pixels, and further maps if any.
 
     Args:
         config: transformation names, encoder, precision.
-        initial_KCHW: images, float in [0, 1], that the prototypes start from.
-        device_type: where it will be trained, ``cpu`` or ``cuda``; decides the precision of ``auto``.
+        initial_KCHW: initial prototypes, float in [0, 1].
+        device_type: type of the device of training, ``cpu`` or ``cuda``; it decides the precision ``auto``.
     """
 
     def __init__(self, config: ClusteringConfig, initial_KCHW: Tensor, device_type: str = "cpu") -> None:
@@ -62,7 +64,7 @@ class DTI(nn.Module):
             "pixel_weights_HW", gaussian_weights(*self.image_shape[1:], config.loss_weight_std), persistent=False
         )
         self.active_modules = 0
-        """How many modules of the sequence the curriculum has switched on."""
+        """Number of modules of the sequence that the curriculum has switched on."""
         self.encoder: nn.Module | None = None
         self.heads = nn.ModuleDict()
         if config.transforms:
@@ -72,43 +74,46 @@ class DTI(nn.Module):
         self.activate(0)
 
     sums_pixels: bool
-    """Whether a score is a sum over pixels, not their mean."""
+    """Whether a score is a sum over pixels; otherwise it is a mean."""
     pixel_weights_HW: Tensor | None
-    """Weight of each pixel's term in a score; None for 1."""
+    """Weight of each pixel in a score; None if all weights are 1."""
 
-    # -- what a pair is worth -----------------------------------------------------------------------------------
+    # -- scores of pairs ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def canvas(self) -> Tensor:
-        """(K, C', H, W): everything of a prototype that moves with it; the first C channels are its pixels."""
+        """Return the canvases (K, C', H, W) of all prototypes; the first C channels are the pixels."""
 
     @abstractmethod
     def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
-        """Score of transformed canvases (..., C', H, W) on images (..., C, H, W); higher is better.
+        """Return the scores (...) of transformed canvases (..., C', H, W) on images (..., C, H, W); higher is better.
 
-        `weights` are those of the pixels (H, W), or None for 1.
+        `weights` (H, W) are the weights of the pixels; None if all are 1.
         """
 
     @abstractmethod
     def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(B, K): `pair_scores` where nothing moves, as matrix products; `color` holds gain and bias (B, K, C)."""
+        """Return the scores (B, K) of all pairs without spatial transformations, computed as matrix products.
+
+        `color` holds gain and bias, each (B, K, C); None leaves colours unchanged.
+        """
 
     @abstractmethod
     def log_prior(self) -> Tensor:
-        """(K,): what a prototype's score starts from."""
+        """Return the log prior (K,) that is added to the scores of each prototype."""
 
     @abstractmethod
     def responsibilities(self, scores_BK: Tensor) -> Tensor:
-        """(B, K): how much of each image each prototype explains, from scores with prior (E-step)."""
+        """Return the responsibility (B, K) of each prototype for each image, from scores with prior (E-step)."""
 
     @abstractmethod
     def losses(self, scores_BK: Tensor) -> Tensor:
-        """(B,): the loss of each image, from scores with prior."""
+        """Return the loss (B,) of each image, from scores with prior."""
 
-    # -- ClusteringMethod ---------------------------------------------------------------------------------------
+    # -- the interface ClusteringMethod ---------------------------------------------------------------------------
 
     def forward(self, images_BCHW: Tensor) -> StepOutput:
-        """The training loss on a batch; the same as `loss`, under the name that DDP calls."""
+        """Return the training loss of a batch, as `loss` does; DDP requires the name `forward`."""
         parameters = self._predict(images_BCHW)
         canvas, log_prior = self.canvas(), self.log_prior()
         with torch.no_grad():
@@ -125,13 +130,13 @@ class DTI(nn.Module):
         )
 
     def loss(self, images_BCHW: Tensor) -> StepOutput:
-        """One training step's loss on a batch of float images in [0, 1] (M-step of Algorithm 1)."""
+        """Return the loss of one training step on a batch of float images in [0, 1] (M-step of Algorithm 1)."""
         output: StepOutput = self(images_BCHW)
         return output
 
     @torch.no_grad()
     def assign(self, images_BCHW: Tensor) -> Assignment:
-        """The prototype of each image by posterior, mixing proportions included."""
+        """Assign each image to the prototype with the largest posterior, which includes the mixing proportions."""
         predicted = self._predict(images_BCHW)
         scores_BK = self._all_scores(self.canvas(), images_BCHW, predicted) + self.log_prior()
         posterior_BK = self.responsibilities(scores_BK)
@@ -148,27 +153,27 @@ class DTI(nn.Module):
         )
 
     def prototypes_KCHW(self) -> Tensor:
-        """The prototypes as images, clamped to [0, 1]."""
+        """Return the prototypes as images, clamped to [0, 1]."""
         return self.prototypes.detach().clamp(0, 1)
 
     def shares_K(self) -> Tensor:
-        """Mixing proportions, summing to 1."""
+        """Return the mixing proportions, which sum to 1."""
         return self.log_prior().detach().softmax(0)
 
     @torch.no_grad()
     def transform(self, cluster_B: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """(B, C, H, W): prototypes `cluster_B` transformed by `parameters`, clamped to [0, 1]."""
+        """Return prototypes `cluster_B` transformed by `parameters` (B, C, H, W), clamped to [0, 1]."""
         return self._transformed(self.canvas(), cluster_B, parameters)[:, : self.image_shape[0]].clamp(0, 1)
 
     @torch.no_grad()
     def align_back(self, images_BCHW: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """(B, C, H, W): images as seen from their prototype: the inverse transformation applied to them."""
+        """Return images aligned to their prototypes by the inverse transformation (B, C, H, W), clamped to [0, 1]."""
         return self.sequence.invert(images_BCHW, parameters).clamp(0, 1)
 
     # -- hooks for training -------------------------------------------------------------------------------------
 
     def activate(self, modules: int) -> None:
-        """Use the first `modules` transformations; whatever is unused needs no gradient."""
+        """Use the first `modules` transformations; networks that are not used require no gradients."""
         self.active_modules = modules
         if self.encoder is not None:
             self.encoder.requires_grad_(modules > 0)
@@ -181,33 +186,36 @@ class DTI(nn.Module):
         return self.sequence.names[: self.active_modules]
 
     def prototype_parameters(self) -> list[nn.Parameter]:
-        """All parameters whose dimension 0 is the prototype; together they are all that a prototype has."""
+        """Return all parameters that belong to a prototype; their dimension 0 is the prototype."""
         own = [p for name, p in self.named_parameters() if "." not in name]
         return own + list(self.heads.parameters())
 
     def network_parameters(self) -> list[nn.Parameter]:
-        """Encoder and predictors: what weight decay applies to."""
+        """Return the parameters of encoder and predictors, to which weight decay applies."""
         return [p for name, p in self.named_parameters() if "." in name]
 
     def broken_part(self) -> str | None:
-        """Where a number is not finite: ``prototypes``, ``encoder``, a module's predictors, …; None if all is well."""
+        """Name the part with a number that is not finite, such as ``prototypes``, ``encoder`` or a module's predictors.
+
+        Return None if all numbers are finite.
+        """
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
                 part, _, rest = name.partition(".")
                 return f"the predictors of module {rest.split('.')[0]}" if part == "heads" else part
         return None
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- internals ------------------------------------------------------------------------------------------------
 
     def _build_predictors(self, config: ClusteringConfig) -> None:
-        """Make what `_predict` needs."""
+        """Build the networks that `_predict` uses."""
         encoder = build_encoder(config.encoder, *self.image_shape)
         self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, size in self.sequence.sizes.items():
             self.heads[name] = PrototypeHeads(self.k, encoder.features, size)
 
     def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Per active module: (B, K, p)."""
+        """Return the parameters (B, K, p) of each active module, for all pairs."""
         if self.encoder is None or not self.active_modules:
             return {}
         dtype = torch.bfloat16 if self.encode_in_bfloat16 else images_BCHW.dtype
@@ -219,9 +227,9 @@ class DTI(nn.Module):
     def _expected_score(
         self, canvas: Tensor, images_BCHW: Tensor, pairs: dict[str, Tensor], b_P: Tensor, k_P: Tensor, gamma_P: Tensor
     ) -> Tensor:
-        """Sum over pairs of gamma times score; differentiable in `canvas` and `pairs`.
+        """Return the sum over pairs of gamma times score; differentiable in `canvas` and `pairs`.
 
-        Its gradients are worked out here, some pairs at a time, so that no more than these are held at once.
+        The gradients are computed here, for a limited number of pairs at a time, which limits the memory.
         """
         total = canvas.new_zeros(())
         canvas_gradient = torch.zeros_like(canvas)
@@ -237,7 +245,7 @@ class DTI(nn.Module):
                 weighted = (gamma_P[part] * scores).sum()
                 first, *others = torch.autograd.grad(weighted, [own, *beta.values()])
                 total += weighted.detach()
-                canvas_gradient.index_add_(0, k_P[part], first)  # on a CPU, in a fixed order
+                canvas_gradient.index_add_(0, k_P[part], first)  # in a fixed order on a CPU
                 for gradient, other in zip(gradients.values(), others, strict=True):
                     gradient[part] = other
         expected: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
@@ -249,7 +257,7 @@ class DTI(nn.Module):
     def _training_scores(
         self, canvas: Tensor, images_BCHW: Tensor, parameters: dict[str, Tensor], log_prior_K: Tensor
     ) -> Tensor:
-        """(B, K) scores with prior, -inf for prototypes that a look at some of the pixels ruled out."""
+        """Return scores with prior (B, K), which are -inf for prototypes that screening ruled out."""
         stride = self.screen_stride
         coarse_px = min(self.image_shape[1:]) // stride
         if (
@@ -275,7 +283,7 @@ class DTI(nn.Module):
     def _all_scores(
         self, canvas: Tensor, images_BCHW: Tensor, parameters: dict[str, Tensor], stride: int = 1
     ) -> Tensor:
-        """(B, K) scores without prior, of every `stride`-th pixel in both directions."""
+        """Return scores without prior (B, K), computed on every `stride`-th pixel in both directions."""
         if self.sequence.only_color(parameters):
             return self.still_scores(images_BCHW, self.sequence.color(parameters))
         weights = self.pixel_weights_HW
@@ -290,25 +298,25 @@ class DTI(nn.Module):
         return torch.cat(columns, dim=1)
 
     def _pairs_at_once(self, images_BCHW: Tensor) -> int:
-        """How many canvases of the size of `images_BCHW` a pass transforms at once."""
+        """Return the number of canvases of the size of `images_BCHW` that a pass transforms at once."""
         canvas_bytes = 2 * images_BCHW[:1].numel() * images_BCHW.element_size()
         return max(1, CHUNK_BYTES.get(images_BCHW.device.type, CHUNK_BYTES["cuda"]) // max(1, canvas_bytes))
 
     def _prototypes_at_once(self, images_BCHW: Tensor) -> list[slice]:
-        """All prototypes in parts, each of which a pass transforms onto all images at once."""
+        """Split the prototypes into parts, each of which a pass transforms onto all images at once."""
         step = max(1, self._pairs_at_once(images_BCHW) // max(1, len(images_BCHW)))
         return [slice(start, start + step) for start in range(0, self.k, step)]
 
     def _transformed(self, canvas: Tensor, k_P: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """(P, C', H, W): canvases of prototypes `k_P`, each transformed by its own parameters."""
+        """Return the canvases of prototypes `k_P` (P, C', H, W), each transformed by its own parameters."""
         return self.sequence.transform(canvas.index_select(0, k_P), parameters)
 
 
 def _pairs(gamma_BK: Tensor, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, prototype and responsibility of all pairs that have one, filled up to a multiple of `multiple`.
+    """Return image, prototype and responsibility of all pairs in the M-step, padded to a multiple of `multiple`.
 
-    What fills up is the first pair again, with responsibility 0. Otherwise nearly every step would have another
-    number of pairs, and convolution libraries prepare each new shape for as long as they then compute.
+    Padding repeats the first pair with responsibility 0. Without padding nearly every step would have a different
+    number of pairs, and convolution libraries need as long to prepare for a new shape as for the computation.
     """
     b_P, k_P = torch.nonzero(gamma_BK > NEGLIGIBLE, as_tuple=True)
     gamma_P = gamma_BK[b_P, k_P]
@@ -322,7 +330,7 @@ def _pairs(gamma_BK: Tensor, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _KnownGradients(torch.autograd.Function):
-    """A value whose gradients with respect to its inputs have been computed already."""
+    """A value whose gradients with respect to its inputs have already been computed."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
@@ -338,7 +346,8 @@ class _KnownGradients(torch.autograd.Function):
 class _GaussianScores(torch.autograd.Function):
     """Log density of images under canvases of means and scales, without its constant, and its closed-form gradient.
 
-    Autograd would keep five pictures for every pair; this keeps the canvas alone, and writes its gradient in place.
+    Autograd would keep five pictures for every pair. This function keeps only the canvas and the images, and writes
+    the gradient in place.
     """
 
     @staticmethod
@@ -368,8 +377,9 @@ class _GaussianScores(torch.autograd.Function):
 class DTIGaussianMixture(DTI):
     """DTI GMM: Algorithm 1 with diagonal covariances.
 
-    The variance of a pixel is s^2 + sigma_min^2 with a learned s, which moves with the prototype. Losses are negative
-    log-likelihoods in nats, summed over pixels. Images are assigned by posterior, so mixing proportions count.
+    The variance of a pixel is s^2 + sigma_min^2 with a learned s, which is warped together with the prototype. Losses
+    are negative log-likelihoods in nats, summed over pixels. Images are assigned by posterior, which includes the
+    mixing proportions.
     """
 
     sums_pixels = True
@@ -381,7 +391,7 @@ class DTIGaussianMixture(DTI):
         self.mixing_logits = nn.Parameter(torch.ones(self.k))
         weights_HW = torch.ones(self.image_shape[1:]) if self.pixel_weights_HW is None else self.pixel_weights_HW
         self.log_norm = self.image_shape[0] * float(weights_HW.double().sum()) * math.log(2 * math.pi)
-        """log(2 pi), summed over all pixels."""
+        """log(2 pi), summed over all channels and weighted pixels."""
 
     def canvas(self) -> Tensor:
         return torch.cat([self.prototypes, self.scales], dim=1)
@@ -434,7 +444,7 @@ class DTIKMeans(DTI):
 
 
 def gaussian_weights(height: int, width: int, std: float | None) -> Tensor | None:
-    """(height, width): 1 at the middle of the image, falling off as a Gaussian of `std` px; None for None."""
+    """Return weights (height, width): 1 at the middle, falling off as a Gaussian of `std` px; None if `std` is None."""
     if std is None:
         return None
     y = torch.arange(height) - (height - 1) / 2
@@ -447,16 +457,16 @@ def _weighted(terms: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _summed(terms: Tensor, weights: Tensor | None) -> Tensor:
-    """(...): terms (..., C, H, W) summed over the pixels of each image."""
+    """Return `terms` (..., C, H, W), weighted and summed over channels and pixels (...)."""
     return _weighted(terms, weights).sum((-3, -2, -1))
 
 
 def _weighted_distance(
     images_BCHW: Tensor, prototypes_KCHW: Tensor, weight_KCN: Tensor, color: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """(B, K): sum over pixels of weight * (image - gain * prototype - bias)^2, from its expanded moments.
+    """Return the sums over pixels (B, K) of weight * (image - gain * prototype - bias)^2, from their expanded moments.
 
-    Pixels are centred on middle grey first, which keeps the cancelling terms small.
+    Pixels are first centred on middle grey, which keeps the terms that cancel small.
     """
     x = images_BCHW.flatten(2).transpose(0, 1) - 0.5  # C, B, N
     mu = prototypes_KCHW.flatten(2).transpose(0, 1) - 0.5  # C, K, N
@@ -468,7 +478,7 @@ def _weighted_distance(
     if color is None:
         return (xx - 2 * xm + mm).sum(0).clamp_min(0)
     gain, bias = (part.movedim(-1, 0) for part in color)  # C, B, K
-    bias = bias + 0.5 * (gain - 1)  # around middle grey
+    bias = bias + 0.5 * (gain - 1)  # relative to middle grey
     xs = x @ weight.mT
     ms = weighted.sum(-1)[:, None]
     ws = weight.sum(-1)[:, None]
@@ -481,6 +491,6 @@ def _use_bfloat16(precision: str, device_type: str) -> bool:
         return precision == "bfloat16"
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # A CPU without these instructions takes bfloat16 too, but emulates it, slower than float32.
+    # A CPU without these instructions accepts bfloat16 but emulates it, which is slower than float32.
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

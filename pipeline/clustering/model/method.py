@@ -1,4 +1,4 @@
-"""The one interface that every clustering method meets.
+"""The interface that every clustering method implements.
 
 Shapes: B images, K prototypes, P chosen (image, prototype) pairs, C channels, H x W pixels.
 Images are float32 in [0, 1] here; uint8 everywhere else.
@@ -14,14 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one training step says of a batch."""
+    """Result of one training step on a batch."""
 
     loss: Tensor
     """Scalar to minimise by back-propagation."""
     objective: Tensor
-    """Scalar, detached: the mean of the reported loss over the batch (negative log-likelihood or squared error)."""
+    """Scalar, detached: mean of the reported loss over the batch (negative log-likelihood or squared error)."""
     cluster_B: Tensor
-    """int64: prototype of each image."""
+    """int64: index of the prototype of each image."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,30 @@ class Assignment:
     posterior_B: Tensor
     """Posterior probability of `cluster_B`, in [0, 1]."""
     runner_up_B: Tensor
-    """int64: the second best prototype; the best one where there is only one."""
+    """int64: index of the second best prototype; of the best one where there is only one."""
     margin_B: Tensor
-    """How much worse the runner-up is, >= 0: log posterior ratio (GMM) or difference of squared errors (K-means)."""
+    """Margin to the runner-up, >= 0: log posterior ratio (GMM) or difference of squared errors (K-means)."""
     parameters: dict[str, Tensor]
-    """Per active module: (B, p) transformation parameters of the chosen prototype; all zero is the identity."""
+    """Transformation parameters (B, p) of the chosen prototype, for each active module; zeros are the identity."""
 
 
 class ClusteringMethod(Protocol):
-    """Built from a configuration and a sample of images; knows neither data set nor optimiser."""
+    """A method is built from a configuration and initial prototypes, and holds neither data set nor optimiser."""
 
     def loss(self, images_BCHW: Tensor) -> StepOutput:
-        """One training step's loss on a batch of float images in [0, 1]."""
+        """Return the loss of one training step on a batch of float images in [0, 1]."""
 
     def assign(self, images_BCHW: Tensor) -> Assignment:
-        """The prototype of each image, without gradients."""
+        """Assign each image to a prototype, without gradients."""
 
     def prototypes_KCHW(self) -> Tensor:
-        """The prototypes as images, clamped to [0, 1]."""
+        """Return the prototypes as images, clamped to [0, 1]."""
 
     def shares_K(self) -> Tensor:
-        """Mixing proportions, summing to 1 (equal ones for K-means)."""
+        """Return the mixing proportions, which sum to 1 (equal ones for K-means)."""
 
     def transform(self, cluster_B: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """(B, C, H, W): prototypes `cluster_B` transformed by `parameters`, clamped to [0, 1]."""
+        """Return prototypes `cluster_B` transformed by `parameters` (B, C, H, W), clamped to [0, 1]."""
 
     def align_back(self, images_BCHW: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """(B, C, H, W): images as seen from their prototype: the inverse transformation applied to them."""
+        """Return images aligned to their prototypes by the inverse transformation (B, C, H, W), clamped to [0, 1]."""

@@ -1,8 +1,8 @@
 """Transformation-invariant (TI) baselines: every image's parameters are optimised directly (DTI paper, equation 2).
 
-No network predicts how a prototype aligns to an image: gradient descent finds it, from the identity, at every
-iteration and again at assignment. It costs many times a prediction, and with many parameters it finds worse
-alignments; that is what the paper compares with.
+No network predicts how a prototype aligns to an image: gradient descent finds the alignment, starting at the identity,
+in every iteration and again at assignment. This takes many times as long as a prediction, and with many parameters it
+finds worse alignments; the paper uses it as a baseline.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pipeline.config import ClusteringConfig
 
 
 class _DirectAlignment(DTI):
-    """Takes the place of the predictors."""
+    """Optimises transformation parameters directly, in place of networks that predict them."""
 
     def _build_predictors(self, config: ClusteringConfig) -> None:
         self.alignment_steps = config.alignment_steps
         self.alignment_learning_rate = config.alignment_learning_rate
 
     def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Per active module: (B, K, p), after `alignment_steps` of Adam on the score of every pair by itself."""
+        """Return parameters (B, K, p) of each active module, after `alignment_steps` of Adam on each pair's score."""
         if not self.active_modules:
             return {}
         canvas = self.canvas().detach()
@@ -31,7 +31,7 @@ class _DirectAlignment(DTI):
 
     @torch.enable_grad()
     def _align(self, canvas: Tensor, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Per active module: (K', B, p) for K' canvases."""
+        """Return the parameters (K', B, p) of each active module, for K' canvases."""
         shape = (len(canvas), len(images_BCHW))
         parameters = {
             name: canvas.new_zeros(*shape, self.sequence.sizes[name]).requires_grad_() for name in self.active_names
@@ -39,7 +39,7 @@ class _DirectAlignment(DTI):
         optimizer = torch.optim.Adam(parameters.values(), lr=self.alignment_learning_rate)
         for _ in range(self.alignment_steps):
             transformed = self.sequence.transform_each(canvas, parameters)
-            # Pairs share no parameters, so the sum descends along each pair's own gradient.
+            # Pairs share no parameters, so the gradient of the sum consists of the gradients of the pairs.
             loss = -self.pair_scores(transformed, images_BCHW, self.pixel_weights_HW).sum()
             for beta, gradient in zip(
                 parameters.values(), torch.autograd.grad(loss, list(parameters.values())), strict=True
@@ -50,8 +50,8 @@ class _DirectAlignment(DTI):
 
 
 class TIGaussianMixture(_DirectAlignment, DTIGaussianMixture):
-    """The mixture of `DTIGaussianMixture` under directly optimised transformations."""
+    """The mixture of `DTIGaussianMixture` with directly optimised transformations."""
 
 
 class TIKMeans(_DirectAlignment, DTIKMeans):
-    """The K-means of `DTIKMeans` under directly optimised transformations."""
+    """The K-means of `DTIKMeans` with directly optimised transformations."""

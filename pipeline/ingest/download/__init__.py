@@ -1,1 +1,1 @@
-"""URLs to bytes: one request, checked connections, limits per host, many downloads at once."""
+"""Downloads images by URL: single requests, restricted connections, limits per host, and many downloads at once."""

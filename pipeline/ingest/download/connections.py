@@ -1,8 +1,8 @@
-"""Connections that hold to a policy: which addresses they may reach, and until when.
+"""Connections that follow a policy: they reach public addresses only, and end at a deadline.
 
-requests and urllib3 do the protocol; this puts sockets below them. The name stays in the Host header, in TLS's server
-name and in the verification of the certificate: only the socket knows the address. A kept connection leads to the
-address that was checked when it was opened.
+requests and urllib3 implement the protocol; this module provides the sockets below them. The host name is still used in
+the Host header, as the server name of TLS and to verify the certificate; only the socket uses the checked address. A
+connection that is kept open leads to the address that was checked when it was opened.
 """
 
 from __future__ import annotations
@@ -26,73 +26,75 @@ from pipeline.ingest.download.public_addresses import resolve
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
 
 KEPT_HOSTS = 64
-"""Hosts to which connections are kept open."""
+"""Maximum number of hosts to which connections are kept open."""
 
 
 class Policy(threading.local):
-    """What the connections of a client hold to. Each thread makes one request at a time, with its own deadline."""
+    """Restrictions on the connections of a client. Each thread makes one request at a time, with its own deadline."""
 
     def __init__(self, config: HttpConfig) -> None:
         self.allow_private = config.allow_private_hosts
         self.connect_timeout_s = config.connect_timeout_s
         self.read_timeout_s = config.read_timeout_s
         self.deadline = float("inf")
-        """Of this thread's request, in the time of `time.monotonic`."""
+        """Deadline of this thread's request, in the time of `time.monotonic`."""
 
-    def seconds(self, timeout_s: float) -> float:
-        """`timeout_s`, or what is left until the deadline if that is less. Raises TimeoutError where nothing is."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+    def limit(self, timeout_s: float) -> float:
+        """Return `timeout_s`, or the seconds until the deadline if these are fewer. Raises TimeoutError after it."""
+        remaining_s = self.deadline - time.monotonic()
+        if remaining_s <= 0:
             raise TimeoutError("the deadline has passed")
-        return min(timeout_s, left)
+        return min(timeout_s, remaining_s)
 
 
 class _Socket(socket.socket):
-    """A timeout of a socket starts anew with every byte that arrives; the deadline does not."""
+    """A socket that observes the deadline; the timeout of a plain socket starts again with every byte it receives."""
 
     policy: Policy | None = None
 
     def recv_into(self, *arguments: Any, **options: Any) -> int:
         if self.policy is not None:
-            self.settimeout(self.policy.seconds(self.policy.read_timeout_s))
+            self.settimeout(self.policy.limit(self.policy.read_timeout_s))
         return super().recv_into(*arguments, **options)
 
 
 class _TlsSocket(ssl.SSLSocket):
+    """A TLS socket that observes the deadline."""
+
     policy: Policy | None = None
 
     def recv_into(self, *arguments: Any, **options: Any) -> int:
         if self.policy is not None:
-            self.settimeout(self.policy.seconds(self.policy.read_timeout_s))
+            self.settimeout(self.policy.limit(self.policy.read_timeout_s))
         return super().recv_into(*arguments, **options)
 
 
 def _connect(connection: HTTPConnection, policy: Policy) -> socket.socket:
-    """A socket connected to the first address of the connection's host that accepts.
+    """Connect to the first address of the connection's host that accepts.
 
-    Raises Rejected as `resolve` does, or TemporaryFailure.
+    Raises Rejected as `resolve` does, and TemporaryFailure if no address accepts in time.
     """
-    # The name with its final dot, if it has one: that is another name for the name service.
+    # _dns_host keeps a final dot of the name, which matters to the name service.
     host, port = connection._dns_host.strip("[]"), connection.port or connection.default_port
-    words = "no address"
+    cause = "the host has no address"
     try:
-        addresses = resolve(host, port, policy.allow_private, policy.seconds(policy.connect_timeout_s))
+        addresses = resolve(host, port, policy.allow_private, policy.limit(policy.connect_timeout_s))
         for family, address in addresses:
             sock = _Socket(family, socket.SOCK_STREAM)
             try:
                 for option in connection.socket_options or ():
                     sock.setsockopt(*option)
-                sock.settimeout(policy.seconds(policy.connect_timeout_s))
+                sock.settimeout(policy.limit(policy.connect_timeout_s))
                 sock.connect(address)
             except OSError as error:
                 sock.close()
-                words = error.strerror or str(error) or type(error).__name__
+                cause = error.strerror or str(error) or type(error).__name__
             else:
                 sock.policy = policy
                 return sock
     except TimeoutError as error:
-        words = str(error)
-    raise TemporaryFailure(f"cannot connect to {host}: {words}")
+        cause = str(error)
+    raise TemporaryFailure(f"cannot connect to {host}: {cause}")
 
 
 class _HttpConnection(HTTPConnection):
@@ -113,15 +115,15 @@ class _HttpsConnection(HTTPSConnection):
         return _connect(self, self._policy)
 
     def connect(self) -> None:
-        """Connect and shake hands; what fails here is told apart from faults of a connection that stands."""
+        """Connect, and turn errors of the TLS handshake into Rejected or TemporaryFailure."""
         try:
             super().connect()
         except ssl.SSLCertVerificationError as error:
             raise Rejected("tls_error", f"{self.host}: {error.verify_message}") from error
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError) as error:
-            raise TemporaryFailure(f"{self.host} ended the TLS handshake") from error
+            raise TemporaryFailure(f"{self.host} closed the connection during the TLS handshake") from error
         except ssl.SSLError as error:
-            raise Rejected("tls_error", f"{self.host}: {error.reason or 'no TLS'}") from error
+            raise Rejected("tls_error", f"{self.host}: {error.reason or 'the TLS handshake failed'}") from error
         assert isinstance(self.sock, _TlsSocket)
         self.sock.policy = self._policy
 
@@ -140,7 +142,10 @@ class _HttpsPool(HTTPSConnectionPool):
 
 @cache
 def _tls_context(ca_bundle: str) -> ssl.SSLContext:
-    """Certificates are read once per process: urllib3 alone would read them for every connection."""
+    """Return a TLS context with the certificates in `ca_bundle`, which are read only once per process.
+
+    urllib3 by itself would read them for every connection.
+    """
     context = create_urllib3_context()
     context.load_verify_locations(ca_bundle)
     context.sslsocket_class = _TlsSocket
@@ -148,10 +153,10 @@ def _tls_context(ca_bundle: str) -> ssl.SSLContext:
 
 
 class CheckedAdapter(requests.adapters.HTTPAdapter):
-    """Sends prepared requests over connections that hold to `policy`; several threads may use it at once.
+    """Sends prepared requests over connections that follow `policy`; several threads may use it at once.
 
-    Certificates are verified against those of the file in the environment's REQUESTS_CA_BUNDLE, or else against
-    those that come with requests.
+    Certificates are verified with the file that the environment variable REQUESTS_CA_BUNDLE names, or else with the
+    certificates that come with requests.
     """
 
     def __init__(self, policy: Policy, threads: int) -> None:
@@ -168,4 +173,4 @@ class CheckedAdapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = pools
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Leave the certificates to the TLS context, which has them and requires them."""
+        """Do nothing: the TLS context has the certificates and requires verification."""

@@ -1,10 +1,10 @@
-"""How many requests a host gets at once, and per second, from all tasks of a job together.
+"""Limits per host: how many requests a host receives at once, and per second, from all tasks of a job together.
 
-One HostLimiter decides, as a Ray actor. It hands out slots (one request at a time each) and, where a rate is set,
-starts (one request each). A task does not ask for every request: now and then it says which slots it holds and how
-many requests wait, and learns what it may use. It keeps a slot for its next request to the same host until others
-need it more. What a task states is complete each time, so slots of a task that is killed come back when it has been
-silent for a while, and a limiter that is restarted learns the state from its tasks.
+The limits are leased to the tasks in batches. A single HostLimiter, a Ray actor, grants slots (each allows one request
+at a time) and, if there is a limit per second, starts (each allows one request). A task does not ask for every request:
+at intervals it reports how many slots it holds and how many requests wait, and receives further grants. It keeps a slot
+for its next request to the same host until other tasks need the slot more. Every report is complete, so the slots of a
+killed task become free when it has been silent for a while, and a restarted limiter learns the state from the tasks.
 """
 
 from __future__ import annotations
@@ -22,84 +22,90 @@ from typing import Any, NamedTuple, Self
 from pipeline.config import HttpConfig
 
 LEASE_S = 20.0
-"""A task that is silent for this long is taken for dead."""
+"""Time after which a silent task is considered dead, and its slots become free."""
 
-HEARTBEAT_S = 1.0
-"""Longest silence of a task that lives: so long may others have to wait for what it does not need."""
+MAX_REPORT_INTERVAL_S = 1.0
+"""Maximum time between two reports of a live task. Others may have to wait as long for slots that it does not need."""
 
-SHORTEST_PAUSE_S = 0.02
-"""Between two statements of a task."""
+MIN_REPORT_INTERVAL_S = 0.02
+"""Minimum time between two reports of a task."""
 
-SHORT_PAUSE_S = 0.05
-"""Between two statements of a task that waits for more."""
+WAITING_REPORT_INTERVAL_S = 0.05
+"""Maximum time between two reports of a task that waits for further slots or starts."""
 
-LONGEST_PAUSE_S = 3600.0
-"""A host that asks to be left alone for longer is asked again by a job that still runs then."""
+MAX_HOST_PAUSE_S = 3600.0
+"""Maximum pause that is granted to a host. A job that still runs afterwards sends requests again."""
 
-EXCHANGES_PER_S = 500.0
-"""Statements that all tasks together make per second at most; more tasks make them less often."""
+MAX_REPORTS_PER_S = 500.0
+"""Maximum number of reports per second of all tasks together; with more tasks, each of them reports less often."""
 
 BURST_S = 0.2
-"""Unused starts of this many seconds are kept for later; at least one is."""
+"""Time in seconds for which unused starts are saved up, which allows short bursts; at least one start is saved."""
 
 
 class Use(NamedTuple):
-    """What a task states about one host."""
+    """The report of a task about one host."""
 
     slots: int = 0
-    """That it holds."""
+    """Number of slots that the task holds."""
     running: int = 0
-    """Of these, the ones in use."""
+    """Number of these slots that are in use."""
     waiting: int = 0
-    """Requests that would start if they might."""
+    """Number of requests that wait for a slot or a start."""
     starts: int = 0
-    """That it holds; always 0 without a rate."""
+    """Number of starts that the task holds; always 0 without a limit per second."""
     pause_s: float = 0.0
-    """The host asked to be left alone for this long."""
+    """Seconds for which the host asked to receive no requests."""
 
     @property
     def lacking(self) -> int:
-        """Slots that it would use beyond those it holds."""
+        """Number of slots that the task needs beyond those that it holds."""
         return max(0, self.waiting - (self.slots - self.running))
 
 
 class Grant(NamedTuple):
-    """What a task may do at one host, from now on."""
+    """The grant to a task for one host."""
 
     slots: int = 0
-    """More than it had."""
+    """Number of additional slots."""
     keep: int = 0
-    """Slots above this number are to be given back when their requests end: other tasks have fewer."""
+    """Maximum number of slots to keep; others are given back as their requests finish, for tasks that have fewer."""
     starts: int = 0
-    """More than it had."""
+    """Number of additional starts."""
     pause_s: float = 0.0
-    """No request may start for this long."""
+    """Seconds for which no request may start."""
 
 
 class Answer(NamedTuple):
-    """What a task learns from one statement."""
+    """The answer of the limiter to one report."""
 
     grants: dict[str, Grant]
+    """Grants by host."""
     pause_s: float
-    """Before the next statement."""
+    """Minimum time in seconds before the next report."""
 
 
 Exchange = Callable[[str, dict[str, Use]], Answer]
-"""States what the task of that name uses at each host (those not named: nothing), and learns what it may."""
+"""Function that sends the id of a task and its report to the limiter, and returns the answer. The report has the use by
+host; the task does not use other hosts."""
 
 
 @dataclass
 class _Host:
+    """The state of one host."""
+
     starts: float
+    """Number of starts that can be granted now."""
     refilled_at: float
     blocked_until: float = 0.0
     uses: dict[str, Use] = field(default_factory=dict)
+    """Latest report of each task."""
 
 
 class HostLimiter:
-    """Divides the requests that hosts get among the tasks that want to make them.
+    """Divides the requests that each host may receive among the tasks.
 
-    Several threads may use it; as an actor it needs one.
+    It is safe to use from several threads; as a Ray actor, it needs only one.
     """
 
     def __init__(
@@ -108,7 +114,7 @@ class HostLimiter:
         self._lease_s = lease_s
         self._limit = config.requests_per_host
         self._rate = config.requests_per_second_per_host
-        self._most_starts = max(1.0, (self._rate or 0.0) * BURST_S)
+        self._max_starts = max(1.0, (self._rate or 0.0) * BURST_S)
         self._clock = clock
         self._hosts: dict[str, _Host] = {}
         self._tasks: dict[str, tuple[float, set[str]]] = {}
@@ -116,31 +122,32 @@ class HostLimiter:
         self._lock = threading.Lock()
 
     def exchange(self, task: str, uses: dict[str, Use]) -> Answer:
-        """Take note that `task` uses no more than `uses`, and grant what is free; no hosts end its lease."""
+        """Record the report `uses` (by host) of `task`, and grant free slots. An empty report ends its lease."""
         with self._lock:
             now = self._clock()
             if now - self._swept_at > 1.0:
-                self._forget_the_silent(now)
+                self._expire_leases(now)
             for host in self._tasks.get(task, (now, set()))[1] - uses.keys():
-                self._leave(host, task)
+                self._release(host, task)
             if uses:
                 self._tasks[task] = (now, set(uses))
             else:
                 self._tasks.pop(task, None)
             grants = {host: self._grant(host, task, use, now) for host, use in uses.items()}
-            return Answer(grants, max(SHORTEST_PAUSE_S, len(self._tasks) / EXCHANGES_PER_S))
+            return Answer(grants, max(MIN_REPORT_INTERVAL_S, len(self._tasks) / MAX_REPORTS_PER_S))
 
     def slots_in_use(self) -> dict[str, int]:
-        """Slots that tasks hold now, by host; hosts without any are left out."""
+        """Number of slots that tasks hold now, by host; hosts without any are left out."""
         with self._lock:
-            self._forget_the_silent(self._clock())
+            self._expire_leases(self._clock())
             held = {name: sum(use.slots for use in host.uses.values()) for name, host in self._hosts.items()}
             return {name: slots for name, slots in held.items() if slots}
 
     def _grant(self, name: str, task: str, use: Use, now: float) -> Grant:
-        host = self._hosts.setdefault(name, _Host(self._most_starts, now))
+        """Record `use` of the host `name` by `task`, and grant it the free slots that tasks with fewer do not need."""
+        host = self._hosts.setdefault(name, _Host(self._max_starts, now))
         if use.pause_s > 0:
-            host.blocked_until = max(host.blocked_until, now + min(use.pause_s, LONGEST_PAUSE_S))
+            host.blocked_until = max(host.blocked_until, now + min(use.pause_s, MAX_HOST_PAUSE_S))
         host.uses[task] = use
         others = [other for key, other in host.uses.items() if key != task]
         share = -(-self._limit // (len(others) + 1))
@@ -150,7 +157,7 @@ class HostLimiter:
         starts = 0
         if self._rate is not None:
             earned = (now - host.refilled_at) * self._rate
-            host.starts, host.refilled_at = min(self._most_starts, host.starts + earned), now
+            host.starts, host.refilled_at = min(self._max_starts, host.starts + earned), now
             if host.blocked_until <= now:
                 starts = min(math.floor(host.starts), max(0, use.waiting - use.starts), use.slots + slots)
                 host.starts -= starts
@@ -158,11 +165,12 @@ class HostLimiter:
         keep = share if lacking > free - slots else self._limit
         return Grant(slots, keep, starts, max(0.0, host.blocked_until - now))
 
-    def _forget_the_silent(self, now: float) -> None:
+    def _expire_leases(self, now: float) -> None:
+        """Free the slots of tasks that have been silent for too long, and drop hosts that are not used."""
         self._swept_at = now
-        for task in [task for task, (heard, _) in self._tasks.items() if now - heard > self._lease_s]:
+        for task in [task for task, (reported_at, _) in self._tasks.items() if now - reported_at > self._lease_s]:
             for host in self._tasks.pop(task)[1]:
-                self._leave(host, task)
+                self._release(host, task)
         idle = [
             name
             for name, host in self._hosts.items()
@@ -171,25 +179,26 @@ class HostLimiter:
         for name in idle:
             del self._hosts[name]
 
-    def _leave(self, name: str, task: str) -> None:
+    def _release(self, name: str, task: str) -> None:
         if (host := self._hosts.get(name)) is not None:
             host.uses.pop(task, None)
 
 
 class HostSlots:
-    """A task's side of the limits: says at once whether a request may start, and keeps in touch with the limiter.
+    """The slots of one task: decides immediately whether a request may start, and reports to the limiter by a thread.
 
-    Use it as a context manager; its methods belong to one thread.
+    Use it as a context manager, and call its methods from one thread only.
 
     Args:
-        exchange: of the HostLimiter, or of what leads to it.
-        changed: called from another thread when more requests may start, or at another time.
+        exchange: method `exchange` of the HostLimiter, or a function that calls it.
+        config: limits per host, equal to those of the limiter.
+        changed: function that is called from another thread when more requests may start, or when pauses have changed.
     """
 
     def __init__(self, exchange: Exchange, config: HttpConfig, changed: Callable[[], None]) -> None:
         self._exchange = exchange
-        self._most = config.requests_per_host
-        self._rated = config.requests_per_second_per_host is not None
+        self._limit = config.requests_per_host
+        self._has_rate = config.requests_per_second_per_host is not None
         self._changed = changed
         self._task = uuid.uuid4().hex
         self._slots: Counter[str] = Counter()
@@ -200,10 +209,10 @@ class HostSlots:
         self._paused_until: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._stated = threading.Event()
+        self._report_due = threading.Event()
         self._closing = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._keep_in_touch, name="host-slots", daemon=True)
+        self._thread = threading.Thread(target=self._report_regularly, name="host-slots", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -211,11 +220,11 @@ class HostSlots:
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        self._stated.set()
+        self._report_due.set()
         self._thread.join(2.0)
 
     def want(self, waiting: Mapping[str, int]) -> None:
-        """State how many requests wait for each host. Raises what the limiter failed with."""
+        """Set the number of waiting requests by host. Raises the error of a failed exchange with the limiter."""
         if self._error is not None:
             raise self._error
         with self._lock:
@@ -223,14 +232,14 @@ class HostSlots:
                 more = any(n > self._waiting.get(host, 0) for host, n in waiting.items())
                 self._waiting = dict(waiting)
                 if more:
-                    self._stated.set()
+                    self._report_due.set()
 
     def take(self, host: str) -> bool:
-        """Whether a request to `host` may start now; it counts until `give_back`."""
+        """Return whether a request to `host` may start now; if so, it occupies a slot until `give_back`."""
         with self._lock:
             if self._running[host] >= self._slots[host] or self._paused_until.get(host, 0.0) > time.monotonic():
                 return False
-            if self._rated:
+            if self._has_rate:
                 if self._starts[host] < 1:
                     return False
                 self._starts[host] -= 1
@@ -238,41 +247,42 @@ class HostSlots:
             return True
 
     def give_back(self, host: str) -> None:
-        """The request ended; its slot serves the next one to the same host, or goes to another task."""
+        """Release the slot of a finished request, for the next request to `host` or for another task."""
         with self._lock:
             self._running[host] -= 1
             self._drop_spare(host)
 
     def pause(self, host: str, seconds: float) -> None:
-        """No request of any task may start at `host` for so long."""
+        """Let no task start a request to `host` for this many seconds."""
         with self._lock:
             self._pauses[host] = max(self._pauses.get(host, 0.0), seconds)
             self._paused_until[host] = max(self._paused_until.get(host, 0.0), time.monotonic() + seconds)
-            self._stated.set()
+            self._report_due.set()
 
     def pauses(self) -> dict[str, float]:
-        """Seconds that hosts are to be left alone, as far as this task knows."""
+        """Remaining seconds of the pauses of hosts, as far as this task knows."""
         with self._lock:
             now = time.monotonic()
             return {host: end - now for host, end in self._paused_until.items() if end > now}
 
     def pause_ends(self) -> list[float]:
-        """When hosts that requests wait for may be asked again, in the time of `time.monotonic`."""
+        """Ends of the pauses of hosts that requests wait for, in the time of `time.monotonic`."""
         with self._lock:
             now = time.monotonic()
             ends = (self._paused_until.get(host, 0.0) for host in self._waiting)
             return [end for end in ends if end > now]
 
     def _drop_spare(self, host: str) -> None:
+        """Give up the unused slots of `host` that no request waits for, or that other tasks need more."""
         keep = min(self._keep.get(host, 0), self._running[host] + self._waiting.get(host, 0))
         if self._slots[host] > max(keep, self._running[host]):
             self._slots[host] = max(keep, self._running[host])
             self._starts[host] = min(self._starts[host], self._slots[host])
-            if self._keep.get(host, 0) < self._most:  # somebody waits for it
-                self._stated.set()
+            if self._keep.get(host, 0) < self._limit:  # another task waits for the slot
+                self._report_due.set()
 
-    def _state(self) -> dict[str, Use]:
-        """What is stated next: the slots that nothing waits for are given back first."""
+    def _next_report(self) -> dict[str, Use]:
+        """Return the next report, after giving up slots that no request waits for."""
         for host in [host for host, slots in self._slots.items() if slots > self._running[host]]:
             self._drop_spare(host)
         hosts = {host for host, slots in self._slots.items() if slots} | self._waiting.keys() | self._pauses.keys()
@@ -283,8 +293,8 @@ class HostSlots:
         self._pauses = {}
         return uses
 
-    def _learn(self, grants: dict[str, Grant]) -> bool:
-        """Take note of `grants`; whether they change what may start, or when."""
+    def _apply_grants(self, grants: dict[str, Grant]) -> bool:
+        """Apply `grants`; return whether they change which requests may start, or when."""
         more = False
         for host, grant in grants.items():
             self._slots[host] += grant.slots
@@ -298,23 +308,24 @@ class HostSlots:
                 del counts[host]
         return more
 
-    def _keep_in_touch(self) -> None:
+    def _report_regularly(self) -> None:
+        """Exchange reports for grants until the task is done; then end its lease."""
         try:
             while not self._closing.is_set():
-                self._stated.clear()
+                self._report_due.clear()
                 with self._lock:
-                    uses = self._state()
+                    uses = self._next_report()
                 answer = self._exchange(self._task, uses)
                 with self._lock:
-                    more = self._learn(answer.grants)
+                    more = self._apply_grants(answer.grants)
                     short = any(not self._may_all_start(host, n) for host, n in self._waiting.items())
                 if more:
                     self._changed()
                 self._closing.wait(answer.pause_s)
-                self._stated.wait(SHORT_PAUSE_S if short else HEARTBEAT_S)
+                self._report_due.wait(WAITING_REPORT_INTERVAL_S if short else MAX_REPORT_INTERVAL_S)
             with self._lock:
                 pauses = {host: Use(pause_s=seconds) for host, seconds in self._pauses.items()}
-            if pauses:  # what this task was told last holds for the others, too
+            if pauses:  # these pauses were not reported yet, and other tasks must observe them
                 self._exchange(self._task, pauses)
             self._exchange(self._task, {})
         except BaseException as error:
@@ -322,42 +333,43 @@ class HostSlots:
             self._changed()
 
     def _may_all_start(self, host: str, waiting: int) -> bool:
+        """Whether the slots and starts of `host` suffice for its `waiting` requests."""
         spare = self._slots[host] - self._running[host]
-        return spare >= waiting and (not self._rated or self._starts[host] >= waiting)
+        return spare >= waiting and (not self._has_rate or self._starts[host] >= waiting)
 
 
 def local_limits(config: HttpConfig) -> Exchange:
-    """Limits within this process alone."""
+    """Return access to a new limiter in this process, so that the limits hold for its users only."""
     return HostLimiter(config).exchange
 
 
 def start_limiter(config: HttpConfig, lease_s: float = LEASE_S) -> Any:
-    """A HostLimiter as an actor of this job: its handle goes to `limits_of`, in any task. Needs a Ray session.
+    """Start a HostLimiter as an actor of this job, and return its handle for `limits_of`. Needs a Ray session.
 
-    Collections of one job that are ingested at the same time, with the same limits, share one. Each job has its own:
-    two jobs at once give a host twice as many requests.
+    Collections that one job ingests at the same time with the same limits share one limiter. Every job has its own, so
+    two jobs at once may send twice as many requests to a host.
     """
     import ray
 
     session = ray.get_runtime_context().get_node_id() + ray.get_runtime_context().get_job_id()
-    with _starting:
+    with _limiter_lock:
         return _limiter(session, config.requests_per_host, config.requests_per_second_per_host, lease_s)
 
 
-_starting = threading.Lock()
+_limiter_lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=16)
 def _limiter(session: str, requests: int, rate: float | None, lease_s: float) -> Any:
     import ray
 
-    # It computes next to nothing; tasks keep their CPUs.
+    # The actor computes very little, so it reserves no CPU.
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(HostLimiter)
     return actor.remote(HttpConfig(requests_per_host=requests, requests_per_second_per_host=rate), lease_s)
 
 
 def limits_of(limiter: Any) -> Exchange:
-    """The limits of the actor that `start_limiter` made."""
+    """Return access to the actor `limiter` that `start_limiter` returned."""
     import ray
 
     def exchange(task: str, uses: dict[str, Use]) -> Answer:

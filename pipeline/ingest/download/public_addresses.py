@@ -1,8 +1,8 @@
-"""Which network addresses belong to the public internet, and the names that lead to them.
+"""Resolves host names, and checks that their addresses belong to the public internet.
 
-A crawl names the hosts that this cluster connects to. Only what a name resolves to says where a connection goes, so
-that is what is checked, and the caller connects to exactly what was checked: asking twice would let a hostile name
-server answer differently the second time.
+A crawl selects the hosts that this cluster connects to. The target of a connection is determined by the addresses that
+a host name resolves to, so these addresses are checked. The caller must connect to the checked addresses: if the name
+were resolved a second time, a hostile name server could return another address.
 """
 
 from __future__ import annotations
@@ -17,38 +17,42 @@ from urllib3.util.connection import allowed_gai_family
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""Its addresses end in an IPv4 address, to which a gateway of the network leads."""
+"""Network of IPv6 addresses that end in an IPv4 address, which a gateway connects to."""
 
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""Network of the IPv6 addresses of single hosts on the public internet."""
 
 PLATFORM_SERVICES = frozenset({ipaddress.ip_address("168.63.129.16")})
-"""A public address at which a large cloud serves metadata to its own machines, and only to them."""
+"""Public addresses at which cloud providers serve metadata to their own machines only."""
 
 NO_SUCH_NAME = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME), socket.EAI_FAMILY})
+"""Error codes of `socket.getaddrinfo` for a name that does not exist."""
 
 _lookups = ThreadPoolExecutor(64, "name-lookup")
-"""Lookups know no timeout; whoever asked may leave, the lookup ends by itself."""
+"""Threads for lookups, which have no timeout of their own: the caller stops waiting, and the lookup ends by itself."""
 
 SocketAddress = tuple[int, Any]
-"""Address family, and what `socket.connect` takes in it."""
+"""Address family, and the address in the form that `socket.connect` takes for it."""
 
 
 def is_public(address: str) -> bool:
-    """Whether the IP `address` is a single host of the public internet, also by the IPv4 address inside an IPv6 one.
+    """Whether the IP `address` is a single host of the public internet.
 
-    Raises ValueError where `address` is none.
+    Of an IPv6 address that contains an IPv4 address, the IPv4 address is checked.
+
+    Raises ValueError if `address` is not an IP address.
     """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = _inner_ipv4(ip)
-        if inner is None:
+        embedded = _embedded_ipv4(ip)
+        if embedded is None:
             return ip in GLOBAL_UNICAST and ip.is_global
-        ip = inner
+        ip = embedded
     return ip.is_global and not ip.is_multicast and ip not in PLATFORM_SERVICES
 
 
-def _inner_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 host that `ip` stands for: mapped, 6to4 or NAT64."""
+def _embedded_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that `ip` contains as a mapped, 6to4 or NAT64 address; None if it contains none."""
     if ip.ipv4_mapped is not None:
         return ip.ipv4_mapped
     if ip.sixtofour is not None:
@@ -57,11 +61,11 @@ def _inner_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def resolve(host: str, port: int, allow_private: bool, timeout_s: float) -> list[SocketAddress]:
-    """Where `host` and `port` lead: all of its addresses, in the order in which to try them.
+    """Resolve `host`; return all of its addresses, with `port`, in the order in which to try them.
 
     Raises:
-        Rejected: bad_url, unknown_host, or private_address where any of the addresses is not public, unless allowed.
-        TemporaryFailure: the name service does not answer, or not within `timeout_s`.
+        Rejected: bad_url, unknown_host, or private_address (an address is not public, and `allow_private` is not set).
+        TemporaryFailure: the name service failed, or did not answer within `timeout_s`.
     """
     lookup = _lookups.submit(socket.getaddrinfo, host, port, allowed_gai_family(), socket.SOCK_STREAM)
     try:
@@ -73,9 +77,11 @@ def resolve(host: str, port: int, allow_private: bool, timeout_s: float) -> list
             raise Rejected("unknown_host", f"{host}: {error.strerror}") from error
         raise TemporaryFailure(f"{host}: {error.strerror}") from error
     except UnicodeError as error:  # a label that is empty or too long
-        raise Rejected("bad_url", f"{host}: no host name") from error
+        raise Rejected("bad_url", f"{host}: not a valid host name") from error
     if not allow_private:
         for *_, address in found:
             if not is_public(str(address[0])):
-                raise Rejected("private_address", f"{host} is {address[0]}, outside the public internet")
+                raise Rejected(
+                    "private_address", f"{host} resolves to {address[0]}, which is not a public internet address"
+                )
     return [(family, address) for family, _, _, _, address in found]

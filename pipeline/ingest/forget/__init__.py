@@ -1,1 +1,1 @@
-"""Takedown: the list of forgotten images, and their removal from crawls."""
+"""Takedown: the list of images that a collection must forget, and their removal from crawls."""

@@ -1,7 +1,7 @@
-"""What crawls have of forgotten images is found, with all that belongs to it, and removed.
+"""Finds all traces of forgotten images in crawls, and removes them.
 
-Finding comes first: whoever removes an image loses what led from it to its repeats. One Ray task per shard reads the
-rows, and one per shard that has something removes it.
+All images are found before any is removed, because removing an image also removes its links to its duplicates. One Ray
+task per shard searches the rows. A second task per shard with matches removes them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.console import Progress
 from pipeline.errors import StorageError
-from pipeline.ingest.download.downloads import is_url
+from pipeline.ingest.download.urls import is_url
 from pipeline.ingest.forget.names import (
     FORGOTTEN,
     NO_NAMES,
@@ -28,43 +28,45 @@ from pipeline.ingest.forget.names import (
 )
 from pipeline.ingest.plan import write_without
 from pipeline.ingest.repeats.dedup import accepted_samples
-from pipeline.ingest.tasks import ray_task
-from pipeline.paths import CrawlPaths, crawls_of
-from pipeline.session import connect_ray, run_bounded
+from pipeline.paths import CrawlPaths, crawls_folder
+from pipeline.session import connect_ray, ray_task, run_bounded
 from pipeline.shards import publish_shard
 from pipeline.storage import Storage, read_table, scratch_folder, write_table
 
-OF_CONTENT = ["image_id", "duplicate_of", "sha256"]
-COLUMNS = ["record", "status", "reason", "source_uri", "source_url", *OF_CONTENT]
+CONTENT_COLUMNS = ["image_id", "duplicate_of", "sha256"]
+"""Columns whose names depend on the content of a file, not on its address."""
+
+COLUMNS = ["record", "status", "reason", "source_uri", "source_url", *CONTENT_COLUMNS]
+"""Columns that the search reads."""
 
 Shards = Mapping[CrawlPaths, list[int]]
-"""Shards of crawls whose rows are there."""
+"""Indices of the built shards (those whose rows exist) by crawl."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a shard has of forgotten images."""
+    """The matches of a search for forgotten images in one shard."""
 
     records: list[int]
-    """Places in the plan of what is to be removed, and of what was."""
+    """Positions in the plan of the records to be removed, and of those that were removed earlier."""
     rows: int
-    """To be cleared."""
+    """Number of rows to be cleared."""
     images: int
-    """Of these: accepted, so that they are in the tar."""
+    """Number of these rows that are accepted, so that their images are in the tar."""
     names: set[str]
-    """Of the images of these rows, and of those that they repeat."""
+    """Names of the images of these rows, and of the images that they repeat."""
     pages: set[str]
-    """Names of further addresses of these rows, which may be those of other images, too."""
+    """Names of the addresses in ``source_url`` of these rows, which other images may share (the page of a post)."""
     shared: set[str]
-    """Those of the pages asked for that another image of the shard has."""
+    """Those pages, of the ones to be searched for, that another image of the shard has as well."""
     matched: set[str]
-    """Those of the names asked for that these rows have."""
+    """Those names, of the ones to be searched for, that these rows have."""
 
 
 def built_shards(storage: Storage, collection: str) -> Shards:
-    """All crawls of `collection`, complete or not, with their shards whose rows are there."""
+    """List the built shards of all crawls of `collection`, complete or not."""
     built: dict[CrawlPaths, list[int]] = {}
-    for key in storage.list(crawls_of(collection)):
+    for key in storage.list(crawls_folder(collection)):
         paths = CrawlPaths.of(key)
         index = paths.shard_of_rows(key)
         built.setdefault(paths, []).extend([] if index is None else [index])
@@ -72,54 +74,59 @@ def built_shards(storage: Storage, collection: str) -> Shards:
 
 
 def find_all(storage: Storage, shards: Shards, names: Names) -> tuple[Names, dict[CrawlPaths, dict[int, Found]]]:
-    """All names of the images that `names` are of, of their repeats and the repeats of those; and where they are.
+    """Extend `names` to all names of these images and of all their duplicates, and find all matches.
 
-    An image's further address is a name of it as long as no other image has it: that of a post is many images'.
+    The search is repeated until it adds no further names, so duplicates of duplicates are found, too. An address in
+    ``source_url`` is a name of its image only if no other image has it: all images of a post share its page.
+
+    Returns the extended names, and the matches by crawl and shard.
     """
     pages = NO_NAMES
     while True:
-        found = find(storage, shards, names, pages)
+        found = find_forgotten(storage, shards, names, pages)
         parts = [part for of_crawl in found.values() for part in of_crawl.values()]
-        more = {name for part in parts for name in part.names}
-        more |= set(pages.astype("U64")).difference(*(part.shared for part in parts))
+        further = {name for part in parts for name in part.names}
+        further |= set(pages.astype("U64")).difference(*(part.shared for part in parts))
         for paths in shards:
-            more |= _names_in_repeats(storage, paths, names)
-        all_names = names_from({*names.astype("U64"), *more})
+            further |= _names_in_repeats(storage, paths, names)
+        all_names = names_from({*names.astype("U64"), *further})
         all_pages = names_from({*pages.astype("U64"), *(page for part in parts for page in part.pages)})
         if len(all_names) == len(names) and len(all_pages) == len(pages):
             return names, found
         names, pages = all_names, all_pages
 
 
-def find(storage: Storage, shards: Shards, names: Names, pages: Names = NO_NAMES) -> dict[CrawlPaths, dict[int, Found]]:
-    """What `shards` have of `names`, one Ray task each."""
+def find_forgotten(
+    storage: Storage, shards: Shards, names: Names, pages: Names = NO_NAMES
+) -> dict[CrawlPaths, dict[int, Found]]:
+    """Search `shards` for `names`, with one Ray task each; return the matches by crawl and shard."""
     import ray
 
     connect_ray()
-    task, asked = ray_task(find_in_shard), (ray.put(names), ray.put(pages))
+    task, searched = ray_task(find_in_shard), (ray.put(names), ray.put(pages))
     todo = [(paths, index) for paths, indices in shards.items() for index in indices]
     found: dict[CrawlPaths, dict[int, Found]] = {paths: {} for paths in shards}
     with Progress("search", len(todo), "shard") as progress:
-        for (paths, index), part in run_bounded(lambda shard: task.remote(storage, *shard, *asked), todo):
+        for (paths, index), part in run_bounded(lambda shard: task.remote(storage, *shard, *searched), todo):
             found[paths][index] = part
             progress.advance(1)
     return found
 
 
 def find_in_shard(storage: Storage, paths: CrawlPaths, index: int, names: Names, pages: Names) -> Found:
-    """What shard `index` has of `names`, and which of `pages` are those of its other images."""
+    """Search shard `index` for `names`, and for other images that have one of `pages`."""
     table = read_table(storage, paths.rows(index), COLUMNS)
-    named = are_forgotten(table, names)
-    rows = table.filter(pa.array(named))
-    image = pc.field("image_id").is_valid() | pc.field("duplicate_of").is_valid()
-    images, others = rows.filter(image), table.filter(pa.array(~named)).filter(image)
-    gone = table.filter(pc.field("reason") == FORGOTTEN)
+    is_match = are_forgotten(table, names)
+    rows = table.filter(pa.array(is_match))
+    has_image = pc.field("image_id").is_valid() | pc.field("duplicate_of").is_valid()
+    images, others = rows.filter(has_image), table.filter(pa.array(~is_match)).filter(has_image)
+    removed_earlier = table.filter(pc.field("reason") == FORGOTTEN)
     return Found(
-        records=[*rows["record"].to_pylist(), *gone["record"].to_pylist()],
+        records=[*rows["record"].to_pylist(), *removed_earlier["record"].to_pylist()],
         rows=rows.num_rows,
         images=pc.sum(pc.equal(rows["status"], "accepted")).as_py() or 0,
-        # What is no image may be what any address answers, such as the page of a login.
-        names=names_in(images.select(OF_CONTENT))
+        # The content of a row without an image identifies nothing: many addresses may answer with the same login page.
+        names=names_in(images.select(CONTENT_COLUMNS))
         | names_in(rows.filter(_is_url(rows["source_uri"])).select(["source_uri"])),
         pages=names_in(rows.select(["source_url"])),
         shared=listed(pages, names_in(others.select(["source_uri", "source_url"]))) if len(pages) else set(),
@@ -128,14 +135,14 @@ def find_in_shard(storage: Storage, paths: CrawlPaths, index: int, names: Names,
 
 
 def remove(storage: Storage, paths: CrawlPaths, found: Mapping[int, Found], names: Names) -> None:
-    """Take what was `found` of `names` out of the shards of the crawl `paths`, and out of decisions about repeats."""
+    """Remove the matches `found` for `names` from the shards of the crawl `paths`, and from repeats.parquet."""
     import ray
 
     if todo := sorted(index for index, part in found.items() if part.rows):
         connect_ray()
-        task, asked = ray_task(remove_from_shard), ray.put(names)
+        task, searched = ray_task(remove_from_shard), ray.put(names)
         with Progress("forget", len(todo), "shard") as progress:
-            for _ in run_bounded(lambda index: task.remote(storage, paths, index, asked), todo):
+            for _ in run_bounded(lambda index: task.remote(storage, paths, index, searched), todo):
                 progress.advance(1)
     if storage.exists(paths.repeats):
         repeats = read_table(storage, paths.repeats)
@@ -144,10 +151,10 @@ def remove(storage: Storage, paths: CrawlPaths, found: Mapping[int, Found], name
 
 
 def remove_from_shard(storage: Storage, paths: CrawlPaths, index: int, names: Names) -> None:
-    """Write shard `index` again without what is in `names`; of its rows, only the places in the plan stay.
+    """Write shard `index` again without the images that match `names`, and clear their rows except for the position.
 
-    The tar goes first: an interruption in between leaves accepted rows, by which they are found again. It may lack
-    repeats whose dropping was interrupted; they are dropped again, from the rows.
+    The tar is published before the rows: if the job is interrupted in between, the rows still match, and the next job
+    finds them again. The tar may lack duplicates whose dropping was interrupted; their rows are rejected later.
     """
     rows = read_table(storage, paths.rows(index))
     rows = cleared(rows, are_forgotten(rows, names))
@@ -159,22 +166,22 @@ def remove_from_shard(storage: Storage, paths: CrawlPaths, index: int, names: Na
 def publish_plan(
     storage: Storage, paths: CrawlPaths, plan: Path | pa.NativeFile, found: Mapping[int, Found], names: Names
 ) -> set[str]:
-    """Publish `plan` without what was `found` in the shards, or is in `names`; the names that it no longer has.
+    """Publish `plan` without the records that were `found` in the shards or that match `names`.
 
-    Raises StorageError where it is no plan.
+    Returns the names of the records that were removed. Raises StorageError if `plan` cannot be read as a plan.
     """
     records = [record for part in found.values() for record in part.records]
     with scratch_folder() as folder:
         try:
-            gone = write_without(plan, folder / "plan.parquet", records, names)
+            removed = write_without(plan, folder / "plan.parquet", records, names)
         except pa.ArrowException as error:
-            raise StorageError(f"{storage.uri(paths.plan)}: not a plan ({error})") from error
+            raise StorageError(f"{storage.uri(paths.plan)}: not a valid plan ({error})") from error
         storage.publish(folder / "plan.parquet", paths.plan)
-    return gone
+    return removed
 
 
 def _names_in_repeats(storage: Storage, paths: CrawlPaths, names: Names) -> set[str]:
-    """Names of images that are to be dropped as repeats of those in `names`, or that those repeat."""
+    """Names of images in repeats.parquet that are dropped as repeats of images in `names`, or that those repeat."""
     if not storage.exists(paths.repeats):
         return set()
     repeats = read_table(storage, paths.repeats)

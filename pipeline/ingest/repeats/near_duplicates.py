@@ -1,9 +1,9 @@
-"""Photographs that were posted again: resized, recompressed, slightly lighter. Another photograph of a view is none.
+"""Near-duplicates: photographs that were posted again after resizing, recompression or a slight change of brightness.
 
-Two images look the same where their perceptual hashes (pHash: signs of the low frequencies of brightness) differ in a
-few bits and their thumbnails nowhere by much. The hash finds candidates among millions; alone it would confuse
-pictures that are mostly plain, or alike but for a colour, a face or a caption. tests/benchmarks/README.md has what the
-limits were measured on.
+Another photograph of the same view is not a near-duplicate. Two images look the same if their perceptual hashes (pHash:
+the signs of the low frequencies of brightness) differ in few bits, and their thumbnails differ little in every pixel.
+The hash finds candidates among millions of images. Alone, it would confuse images that are mostly plain, or that differ
+only in a colour, a face or a caption. tests/benchmarks/README.md describes how the limits were measured.
 """
 
 from __future__ import annotations
@@ -16,90 +16,104 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from pipeline.ingest.images import Pixels
+from pipeline.records import Pixels
 
 HASH_SIDE = 16
-"""The hash has this many bits squared."""
+"""Side of the square of bits that forms the perceptual hash."""
+
 HASH_BYTES = HASH_SIDE**2 // 8
+"""Size of the perceptual hash in bytes."""
+
 THUMBNAIL_PX = 16
-LOOK_BYTES = HASH_BYTES + 3 * THUMBNAIL_PX**2
-MOST_BITS = 12
-"""That differ between the hashes of images that look the same, of 256."""
-MOST_COLOR = 16
-"""Difference between their thumbnails in any channel of any pixel, of 255."""
+"""Side of the thumbnail in px."""
+
+SIGNATURE_BYTES = HASH_BYTES + 3 * THUMBNAIL_PX**2
+"""Size of a perceptual signature in bytes."""
+
+MAX_DIFFERENT_BITS = 12
+"""Maximum number of bits, of 256, in which the hashes of two images that look the same differ."""
+
+MAX_COLOR_DIFFERENCE = 16
+"""Maximum difference, of 255, between their thumbnails in any channel of any pixel."""
+
 PARTS, PART_BITS = 13, 20
-"""The hash is searched by its parts (the last one is shorter): of two hashes with up to 12 different bits, one is the
-same."""
+"""Number of parts that the hash is searched by, and bits per part (the last part is shorter). Of two hashes that differ
+in up to 12 bits, at least one of the 13 parts is equal."""
 
-Looks = np.ndarray[Any, np.dtype[np.uint8]]
-"""(N, LOOK_BYTES): per image its hash, then its thumbnail, row by row."""
+Signatures = np.ndarray[Any, np.dtype[np.uint8]]
+"""Perceptual signatures of N images (N, SIGNATURE_BYTES): the hash, then the RGB thumbnail row by row."""
 
 
-def look_of(pixels: Pixels) -> bytes:
-    """How an image (uint8, H x W x 3 or x 1) looks: hash and thumbnail."""
+def signature_of(pixels: Pixels) -> bytes:
+    """Return the perceptual signature of an image (uint8, H x W x 3 or x 1): its hash and its thumbnail."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     bits = imagehash.phash(image, hash_size=HASH_SIDE).hash
     thumbnail = image.convert("RGB").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
     return np.packbits(bits).tobytes() + thumbnail.tobytes()
 
 
-def as_looks(looks: Sequence[bytes]) -> Looks:
-    """What `look_of` gave for N images, as numbers."""
-    return np.frombuffer(b"".join(looks), np.uint8).reshape(-1, LOOK_BYTES)
+def as_signatures(signatures: Sequence[bytes]) -> Signatures:
+    """Stack the signatures of N images, as `signature_of` returns them, to one array."""
+    return np.frombuffer(b"".join(signatures), np.uint8).reshape(-1, SIGNATURE_BYTES)
 
 
-def originals_of(looks: Looks, kept: int = 0) -> dict[int, int]:
-    """For each image that looks like an earlier one, which one that is; what it names is named by none.
+def originals_of(signatures: Signatures, kept: int = 0) -> dict[int, int]:
+    """Return the original of each image that looks like an earlier image, by their indices.
 
-    Time and memory grow with the number of images, however many of them look the same.
+    Originals are never near-duplicates themselves. Time and memory grow with the number of images, regardless of
+    how many of them look the same.
 
     Args:
-        looks: of N images, in order of preference.
-        kept: the first so many are no duplicates, whatever they look like.
+        signatures: signatures of N images, in order of preference.
+        kept: number of images at the beginning that are never near-duplicates.
     """
-    originals = _Originals()
-    found: dict[int, int] = {}
-    for place, look in enumerate(looks):
-        value = int.from_bytes(look[:HASH_BYTES].tobytes())
-        if place >= kept:
-            near = sorted(set(originals.near(value)))
-            thumbnails = looks[near, HASH_BYTES:].astype(np.int16)
-            alike = np.abs(thumbnails - look[HASH_BYTES:]).max(1, initial=0) <= MOST_COLOR
+    hashes = _HashIndex()
+    originals: dict[int, int] = {}
+    for index, signature in enumerate(signatures):
+        bits = int.from_bytes(signature[:HASH_BYTES].tobytes())
+        if index >= kept:
+            candidates = sorted(set(hashes.similar(bits)))
+            thumbnails = signatures[candidates, HASH_BYTES:].astype(np.int16)
+            alike = np.abs(thumbnails - signature[HASH_BYTES:]).max(1, initial=0) <= MAX_COLOR_DIFFERENCE
             if alike.any():
-                found[place] = near[int(alike.argmax())]
+                originals[index] = candidates[int(alike.argmax())]
                 continue
-        originals.add(place, value)
-    return found
+        hashes.add(index, bits)
+    return originals
 
 
-class _Originals:
-    """Hashes by their parts: chains of those that share one, in arrays of numbers."""
+class _HashIndex:
+    """Index of hashes by their parts.
+
+    For each value of each part, the hashes with this value form a linked list from the latest to the first one. The
+    lists are stored in arrays of numbers.
+    """
 
     def __init__(self) -> None:
-        self._places: list[int] = []
-        self._values: list[int] = []
-        self._last = [array("i", [-1]) * (1 << PART_BITS) for _ in range(PARTS)]
-        self._before = [array("i") for _ in range(PARTS)]
+        self._images: list[int] = []
+        self._hashes: list[int] = []
+        self._latest = [array("i", [-1]) * (1 << PART_BITS) for _ in range(PARTS)]
+        self._previous = [array("i") for _ in range(PARTS)]
 
-    def add(self, place: int, value: int) -> None:
-        """Keep the hash `value` of the image at `place`."""
-        own = len(self._places)
-        self._places.append(place)
-        self._values.append(value)
-        for last, before, part in zip(self._last, self._before, _parts(value), strict=True):
-            before.append(last[part])
-            last[part] = own
+    def add(self, image: int, bits: int) -> None:
+        """Add the hash `bits` of the image with the index `image`."""
+        entry = len(self._images)
+        self._images.append(image)
+        self._hashes.append(bits)
+        for latest, previous, part in zip(self._latest, self._previous, _parts(bits), strict=True):
+            previous.append(latest[part])
+            latest[part] = entry
 
-    def near(self, value: int) -> Iterator[int]:
-        """Places of the images whose hashes differ from `value` in few bits, some of them repeatedly."""
-        for last, before, part in zip(self._last, self._before, _parts(value), strict=True):
-            own = last[part]
-            while own >= 0:
-                if (self._values[own] ^ value).bit_count() <= MOST_BITS:
-                    yield self._places[own]
-                own = before[own]
+    def similar(self, bits: int) -> Iterator[int]:
+        """Yield images whose hashes differ from `bits` in at most MAX_DIFFERENT_BITS bits, some of them repeatedly."""
+        for latest, previous, part in zip(self._latest, self._previous, _parts(bits), strict=True):
+            entry = latest[part]
+            while entry >= 0:
+                if (self._hashes[entry] ^ bits).bit_count() <= MAX_DIFFERENT_BITS:
+                    yield self._images[entry]
+                entry = previous[entry]
 
 
-def _parts(value: int) -> list[int]:
+def _parts(bits: int) -> list[int]:
     mask = (1 << PART_BITS) - 1
-    return [value >> PART_BITS * i & mask for i in range(PARTS)]
+    return [bits >> PART_BITS * i & mask for i in range(PARTS)]

@@ -1,1 +1,1 @@
-"""What a crawl can be: detection, one module per layout, and the files, tars, tables and arrays below them."""
+"""Sources of a crawl: detection, one module per layout, and the readers of files, tars, tables and arrays."""

@@ -1,8 +1,8 @@
-"""Tars of images, plain or as img2dataset writes them: ``00000.tar`` with a table ``00000.parquet`` beside.
+"""Tars of images, plain or written by img2dataset: ``00000.tar`` with the table ``00000.parquet`` beside it.
 
-Files of one tar that follow each other and share the name up to its first dot belong together, as WebDataset has it:
-``.json`` and ``.txt`` are the metadata and the caption of the images. img2dataset's table also has the addresses that
-it could not download: each is a record without a file.
+As in WebDataset, consecutive members that share their name up to the first dot form one sample: ``.json`` and ``.txt``
+members are the metadata and the caption of its images. The table of img2dataset also lists the addresses that could not
+be downloaded; each of them becomes a record without a file.
 """
 
 from __future__ import annotations
@@ -12,38 +12,44 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
-from pipeline.ingest.address import MemberAddress
-from pipeline.ingest.fetch import open_stream
 from pipeline.ingest.rejection import Rejected
+from pipeline.ingest.sources.content import open_stream
 from pipeline.ingest.sources.file_records import (
-    NOTHING_SAID,
+    NO_METADATA,
     file_record,
-    one_line,
+    single_line,
     suffix_of,
 )
-from pipeline.ingest.sources.gallery_dl import described
+from pipeline.ingest.sources.gallery_dl import parse_metadata
 from pipeline.ingest.sources.gzipped import is_compressed
-from pipeline.ingest.sources.metadata import Metadata, columns, hashtags, parse_json, text
+from pipeline.ingest.sources.members import MemberAddress
+from pipeline.ingest.sources.metadata import (
+    Metadata,
+    parse_hashtags,
+    parse_json,
+    recognise_columns,
+    storable,
+    text_or_none,
+)
 from pipeline.ingest.sources.s3 import S3_SCHEME, STREAM_BUFFER_BYTES
-from pipeline.ingest.sources.table_rows import Broken, NoTable, parquet_rows
-from pipeline.ingest.sources.tars import BrokenTar, Member, members
+from pipeline.ingest.sources.table_rows import BrokenRow, NotATable, parquet_rows
+from pipeline.ingest.sources.tars import BrokenTar, Member, iter_members
 from pipeline.ingest.sources.tree import File
-from pipeline.ingest.text import storable
 from pipeline.records import CrawlRecord
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 MAX_SIDECAR_BYTES = 2**20
-"""Of one ``.json`` or ``.txt`` in a tar."""
+"""Maximum size of a ``.json`` or ``.txt`` member that is read as metadata, in bytes; larger ones become records."""
 
 LOCAL_BUFFER_BYTES = 2**15
-"""Read at once from a local tar: of its members, only the headers are wanted."""
+"""Size of the read buffer of a local tar in bytes; it is small because mostly the headers of members are read."""
 
-MAX_TOGETHER = 64
-"""Members that can share a key."""
+MAX_SAMPLE_MEMBERS = 64
+"""Maximum number of members of one sample; further members with the same key start another one."""
 
 STATUS_COLUMNS = ("status", "error_message")
-"""Of img2dataset; they say nothing about an image that is there."""
+"""Columns of img2dataset that carry no information about an image that was downloaded."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,16 @@ class Archive:
 
     file: File
     table: File | None = None
-    """Of img2dataset, with a row for each address that it tried."""
+    """Table of img2dataset with one row per address that it tried to download."""
 
 
 def is_tar(name: str) -> bool:
-    """Whether a file of this `name` should be a tar."""
+    """Return whether `name` is the file name of a tar."""
     return name.lower().endswith(TAR_SUFFIXES)
 
 
-def claim(files: dict[str, File]) -> list[Archive]:
-    """Take tars and what img2dataset leaves beside them out of `files`, by name."""
+def take_archives(files: dict[str, File]) -> list[Archive]:
+    """Remove the tars, and the files of img2dataset beside them, from `files`, which are keyed by name; return them."""
     archives = []
     for name in list(files):
         if is_tar(name) and files[name].problem is None:
@@ -72,142 +78,143 @@ def claim(files: dict[str, File]) -> list[Archive]:
 
 
 def records(archive: Archive, must_be_tar: bool = False) -> Iterator[CrawlRecord]:
-    """The records of `archive`: its members in order, then what its table has besides.
+    """Yield the records of `archive`: its members in order, then the rows of its table that have no member.
 
-    A tar that is broken is a record itself. With `must_be_tar`, BrokenTar is raised where it has no member at all.
+    A broken tar becomes a record itself. With `must_be_tar`, BrokenTar is raised instead if the tar has no member.
 
-    Raises StorageError where the machine is at fault.
+    Raises StorageError for temporary faults of the machine.
     """
     keys: set[str] | None = set() if archive.table is not None else None
     found = False
     try:
-        for member_record, key in _members(archive.file):
+        for member_record, key in _member_records(archive.file):
             found = True
             if keys is not None:
                 keys.add(key)
             yield member_record
         if must_be_tar and not found:
-            raise BrokenTar("holds no file")
+            raise BrokenTar("contains no files")
     except BrokenTar as error:
         if must_be_tar and not found:
             raise
-        yield file_record(archive.file, problem="truncated" if found else "corrupt", detail=one_line(error))
+        yield file_record(archive.file, problem="truncated" if found else "corrupt", detail=single_line(error))
     except Rejected as error:
         yield file_record(archive.file, problem=error.reason, detail=error.detail)
     if archive.table is not None and keys is not None:
-        yield from _not_there(archive.table, keys)
+        yield from _records_without_member(archive.table, keys)
 
 
-def _members(file: File) -> Iterator[tuple[CrawlRecord, str]]:
-    """Records of the members, each with its key."""
+def _member_records(file: File) -> Iterator[tuple[CrawlRecord, str]]:
+    """Yield the records of the members of a tar, each with its key."""
     buffer_bytes = STREAM_BUFFER_BYTES if file.uri.startswith(S3_SCHEME) else LOCAL_BUFFER_BYTES
     with open_stream(file.uri) as raw, io.BufferedReader(cast(io.RawIOBase, raw), buffer_bytes) as buffered:
         stream = cast(BinaryIO, buffered)
         compressed = is_compressed(stream)
-        together: list[Member] = []
-        walk = members(stream, _is_sidecar)
-        broken: BrokenTar | None = None
-        while broken is None:
+        sample: list[Member] = []
+        members = iter_members(stream, _is_sidecar)
+        tar_error: BrokenTar | None = None
+        while tar_error is None:
             try:
-                member = next(walk, None)
+                member = next(members, None)
             except BrokenTar as error:
-                member, broken = None, error
-            if together and (
-                member is None or len(together) >= MAX_TOGETHER or _key(member.name) != _key(together[0].name)
+                member, tar_error = None, error
+            if sample and (
+                member is None or len(sample) >= MAX_SAMPLE_MEMBERS or _key(member.name) != _key(sample[0].name)
             ):
-                key = _key(together[0].name)
-                yield from ((record, key) for record in _sample(file, together, compressed))
-                together = []
+                key = _key(sample[0].name)
+                yield from ((record, key) for record in _sample_records(file, sample, compressed))
+                sample = []
             if member is None:
                 break
-            if not _base(member.name).startswith("."):
-                together.append(member)
-    if broken is not None:
-        raise broken
+            if not _base_name(member.name).startswith("."):
+                sample.append(member)
+    if tar_error is not None:
+        raise tar_error
 
 
-def _sample(file: File, together: list[Member], compressed: bool) -> Iterator[CrawlRecord]:
-    """The records of members that share a key."""
-    images = [m for m in together if m.content is None]
-    said = NOTHING_SAID
+def _sample_records(file: File, sample: list[Member], compressed: bool) -> Iterator[CrawlRecord]:
+    """Yield the records of the members of one `sample`, which share a key."""
+    images = [m for m in sample if m.content is None]
+    metadata = NO_METADATA
     problems: dict[str, str] = {}
     caption = None
-    for member in together if images else ():
+    for member in sample if images else ():
         if member.content is None:
             continue
         if suffix_of(member.name) == ".json":
             try:
-                said = _without_status(described(parse_json(member.content)))
+                metadata = _without_status(parse_metadata(parse_json(member.content)))
             except ValueError as error:
-                problems[member.name] = one_line(error)
+                problems[member.name] = single_line(error)
         else:
-            caption = text(member.content.decode("utf-8", "backslashreplace").strip())
-    if said.caption is None and caption:
-        said = replace(said, caption=caption, hashtags=said.hashtags or hashtags(None, caption))
-    for member in together:
+            caption = text_or_none(member.content.decode("utf-8", "backslashreplace").strip())
+    if metadata.caption is None and caption:
+        metadata = replace(metadata, caption=caption, hashtags=metadata.hashtags or parse_hashtags(None, caption))
+    for member in sample:
         if member.content is None or not images:
-            yield _record(file, member, said, compressed)
+            yield _record(file, member, metadata, compressed)
         elif member.name in problems:
-            record = _record(file, member, NOTHING_SAID, compressed)
+            record = _record(file, member, NO_METADATA, compressed)
             yield replace(record, problem="broken_metadata", problem_detail=problems[member.name])
 
 
-def _record(file: File, member: Member, said: Metadata, compressed: bool) -> CrawlRecord:
+def _record(file: File, member: Member, metadata: Metadata, compressed: bool) -> CrawlRecord:
     address = MemberAddress(file.uri, member.name, member.offset, member.size, compressed)
-    record = file_record(File(_base(member.name), address.uri, member.size), said)
+    record = file_record(File(_base_name(member.name), address.uri, member.size), metadata)
     record = replace(record, fingerprint=f"{storable(file.path)}#{storable(member.name)}:{member.size}")
     if not member.regular:
         record = replace(record, problem="unreadable", problem_detail="a link, a device or a sparse file in a tar")
     return record
 
 
-def _not_there(table: File, keys: set[str]) -> Iterator[CrawlRecord]:
-    """The rows of img2dataset's `table` that have no file in the tar."""
+def _records_without_member(table: File, keys: set[str]) -> Iterator[CrawlRecord]:
+    """Yield the records of the rows of img2dataset's `table` whose key is not among `keys`, those of the tar."""
     if table.problem is not None:
         yield file_record(table)
         return
     try:
         with open_stream(table.uri) as raw:
             for number, row in parquet_rows(raw):
-                if isinstance(row, Broken):
-                    yield file_record(table, problem="broken_metadata", detail=one_line(row.why))
+                if isinstance(row, BrokenRow):
+                    yield file_record(table, problem="broken_metadata", detail=single_line(row.reason))
                 elif str(row.get("key")) not in keys:
-                    yield _failed(table, number, row)
-    except NoTable as error:
-        yield file_record(table, problem="broken_metadata", detail=one_line(error))
+                    yield _failed_download(table, number, row)
+    except NotATable as error:
+        yield file_record(table, problem="broken_metadata", detail=single_line(error))
     except Rejected as error:
         yield file_record(table, problem=error.reason, detail=error.detail)
 
 
-def _failed(table: File, number: int, row: dict[str, Any]) -> CrawlRecord:
-    meant = columns(tuple(row))
-    url = text(row.get(meant.url)) if meant.url else None
-    why = text(row.get("error_message")) or "not in the tar"
+def _failed_download(table: File, number: int, row: dict[str, Any]) -> CrawlRecord:
+    roles = recognise_columns(tuple(row))
+    url = text_or_none(row.get(roles.url)) if roles.url else None
+    reason = text_or_none(row.get("error_message")) or "not in the tar"
     return replace(
         file_record(
             File(f"{table.path}#{number}", f"{table.uri}#row={number}", None),
-            _without_status(meant.metadata(row, url)),
+            _without_status(roles.metadata(row, url)),
             "missing_file",
-            f"img2dataset: {one_line(why)}",
+            f"img2dataset: {single_line(reason)}",
         ),
         file_name="",
     )
 
 
-def _without_status(said: Metadata) -> Metadata:
-    return replace(said, extra={name: value for name, value in said.extra.items() if name not in STATUS_COLUMNS})
+def _without_status(metadata: Metadata) -> Metadata:
+    extra = {name: value for name, value in metadata.extra.items() if name not in STATUS_COLUMNS}
+    return replace(metadata, extra=extra)
 
 
 def _is_sidecar(name: str, size: int) -> bool:
-    """Whether a member's content is wanted while the tar is gone through."""
-    return suffix_of(name) in {".json", ".txt"} and size <= MAX_SIDECAR_BYTES and not _base(name).startswith(".")
+    """Return whether the content of a member is read as metadata while the tar is listed."""
+    return suffix_of(name) in {".json", ".txt"} and size <= MAX_SIDECAR_BYTES and not _base_name(name).startswith(".")
 
 
-def _base(name: str) -> str:
+def _base_name(name: str) -> str:
     return name.rpartition("/")[2]
 
 
 def _key(name: str) -> str:
-    """What members of one sample share: the name up to the first dot of its last part."""
+    """Return the key that the members of a sample share: their path up to the first dot of the file name."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]

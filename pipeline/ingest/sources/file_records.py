@@ -1,4 +1,4 @@
-"""A file and what a crawl says of it, as a record."""
+"""Records of files, with the metadata that the crawl holds about them."""
 
 from __future__ import annotations
 
@@ -7,53 +7,56 @@ from dataclasses import replace
 
 from pipeline.console import say
 from pipeline.ingest.rejection import RejectReason
-from pipeline.ingest.sources.metadata import Metadata
+from pipeline.ingest.sources.metadata import Metadata, storable
 from pipeline.ingest.sources.tree import File, Folder
-from pipeline.ingest.text import storable
 from pipeline.records import CrawlRecord
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".3gp"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", ".heic"})
-"""A video post also has pictures: its files of these types are not taken for the video."""
+"""Suffixes of pictures. A video post also has pictures: files with these suffixes are not treated as its video."""
 
-NOTHING_SAID = Metadata()
+NO_METADATA = Metadata()
+"""Metadata of a file about which the crawl holds none."""
 
 
 def suffix_of(name: str) -> str:
-    """The last suffix of a file's name in lower case, such as ``.jpg``."""
+    """Return the last suffix of a file `name` in lower case, such as ``.jpg``."""
     return os.path.splitext(name)[1].lower()
 
 
 def file_record(
-    file: File, said: Metadata = NOTHING_SAID, problem: RejectReason | None = None, detail: str | None = None
+    file: File, metadata: Metadata = NO_METADATA, problem: RejectReason | None = None, detail: str | None = None
 ) -> CrawlRecord:
-    """The record of `file`. A problem of the file itself comes before `problem`; videos are known by their names."""
+    """Return the record of `file`; without a `problem`, a file with the suffix of a video gets the problem ``video``.
+
+    A problem that `file` already has takes precedence over `problem`.
+    """
     name = storable(file.name)
     if problem is None and suffix_of(file.name) in VIDEO_SUFFIXES:
         problem = "video"
     return CrawlRecord(
         source_uri=file.uri,
         file_name=name,
-        **vars(said),
+        **vars(metadata),
         problem=file.problem or problem,
         problem_detail=detail,
         fingerprint=f"{storable(file.path)}:{file.size}",
     )
 
 
-def missing_record(folder: Folder, name: str, said: Metadata) -> CrawlRecord:
-    """The record of a file `name` that a post in `folder` should have left; empty for a post that names none."""
-    # Without a name it is the folder itself, whose path within the source ends without a slash.
+def missing_record(folder: Folder, name: str, metadata: Metadata) -> CrawlRecord:
+    """Return the record of a missing file of a post in `folder`; `name` is empty if the post names no file."""
+    # A record without a name refers to the folder itself, whose path within the source ends without a slash.
     path = folder.path + name if name else folder.path.rstrip("/") or "."
-    record = file_record(File(path, folder.uri + name, None), said, "missing_file")
+    record = file_record(File(path, folder.uri + name, None), metadata, "missing_file")
     return record if name else replace(record, file_name="")
 
 
-def not_used(file: File, why: str) -> None:
-    """Tell the user that metadata is not used, in one line."""
-    say("ingest", f"{file.shown} is not used as metadata: {one_line(why)}")
+def report_unused_metadata(file: File, reason: str) -> None:
+    """Report on the console, in one line, that `file` is not used as metadata."""
+    say("ingest", f"{file.printable_uri} is not used as metadata: {single_line(reason)}")
 
 
-def one_line(why: object, at_most: int = 200) -> str:
-    """The message of an error in one line of `at_most` characters."""
-    return storable(" ".join(str(why).split())[:at_most])
+def single_line(message: object, max_chars: int = 200) -> str:
+    """Return `message`, such as an error, as storable text in one line, cut to `max_chars` characters."""
+    return storable(" ".join(str(message).split())[:max_chars])

@@ -1,4 +1,4 @@
-"""Gzipped files of sources, unpacked as a stream that gives all there is before it fails."""
+"""Gzipped files of sources, decompressed as a stream that returns all readable content before it fails."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from typing import Any, BinaryIO, cast
 BUFFER_BYTES = 1 << 16
 
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What reading a gzipped file raises where it is cut off or damaged."""
+"""Exceptions that reading a gzipped file raises where it is cut off or damaged."""
 
 
 def is_compressed(file: BinaryIO) -> bool:
-    """Whether `file` starts as gzip does; it is rewound."""
+    """Return whether `file`, which must be at its start, begins with the magic number of gzip; rewind it."""
     magic = file.read(2)
     file.seek(0)
     return magic == b"\x1f\x8b"
 
 
-def unpacked(file: BinaryIO) -> BinaryIO:
-    """The content of the gzipped `file`, buffered, forwards only. Reading raises one of BROKEN_GZIP where it ends."""
-    return cast(BinaryIO, io.BufferedReader(_Unpacked(file), BUFFER_BYTES))
+def decompressed(file: BinaryIO) -> BinaryIO:
+    """Return the content of the gzipped `file` as a buffered stream that can only be read forwards.
+
+    Reading raises one of BROKEN_GZIP where the file is cut off or damaged.
+    """
+    return cast(BinaryIO, io.BufferedReader(_GzipStream(file), BUFFER_BYTES))
 
 
-class _Unpacked(io.RawIOBase):
-    """A GzipFile fills its reader's whole buffer or fails; this hands over what was unpacked before the failure."""
+class _GzipStream(io.RawIOBase):
+    """Decompressed content in pieces: unlike GzipFile, it returns what it has decompressed before it raises."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._gzip = gzip.GzipFile(fileobj=file)

@@ -1,46 +1,46 @@
-"""Labelled array files to records: the standard benchmarks, one record per image.
+"""Records of labelled array files, the standard benchmarks: one record per image.
 
-Repeats of a benchmark are kept, unlike those of a crawl: its results are over all its images. So an image is named
-after its file and its place in it, not after its pixels: the same file in two crawls is the same images, and two equal
-images of one file are two.
+Unlike duplicates in a crawl, duplicates in a benchmark are kept, because its results are defined over all of its
+images. An image is therefore identified by its file and its index in it, not by its pixels: the same file in two crawls
+gives the same images, and two equal images of one file are different images.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.ingest.fetch import file_uri, local_path
-from pipeline.ingest.images import Pixels
 from pipeline.ingest.sources.array_files import inspect_images, read_image, read_labels
-from pipeline.ingest.sources.remote_arrays import local_copy
-from pipeline.ingest.sources.s3 import S3_SCHEME
-from pipeline.ingest.text import storable
-from pipeline.records import CrawlRecord
+from pipeline.ingest.sources.content import file_uri, local_path
+from pipeline.ingest.sources.metadata import storable
+from pipeline.ingest.sources.s3 import S3_SCHEME, download
+from pipeline.records import CrawlRecord, Pixels
 
 IDX_IMAGES = re.compile(r"images(.*)idx[34]")
-"""In the names of IDX files of images; those of their labels have ``labels`` and ``idx1`` there."""
+"""Part of the names of IDX files of images. The names of their labels have ``labels`` and ``idx1`` instead."""
 
 
 def looks_like_idx(source: Path) -> bool:
-    """Whether `source` is an IDX file of images by its name, or a folder that holds one with its labels."""
+    """Return whether `source` has the name of an IDX file of images, or is a folder with such a file and its labels."""
     if source.is_file():
         return IDX_IMAGES.search(source.name) is not None
     try:
         return any(_labels_of(images).exists() for images in _images_files(source))
-    except OSError:  # no folder, or one that cannot be listed: for others to say
+    except OSError:  # not a folder, or one that cannot be listed; the caller reports the error
         return False
 
 
 def idx_records(source: Path) -> Iterator[CrawlRecord]:
-    """The images of the IDX file `source`, or of all those in the folder `source`, by name, with their labels.
+    """Yield the images of the IDX file `source`, or of all IDX files in the folder `source` by name, with their labels.
 
-    Files may be gzipped; where a file is there twice, it is read as it is.
+    Files may be gzipped; if a file exists both gzipped and not, the latter is read.
 
-    Raises SourceError for a file without labels, a folder without files, and what `inspect_images` does not read.
+    Raises SourceError for a file without labels, a folder without IDX files, and as `inspect_images` does.
     """
     if source.is_file():
         files = [source]
@@ -48,37 +48,42 @@ def idx_records(source: Path) -> Iterator[CrawlRecord]:
         try:
             files = _images_files(source)
         except OSError as error:
-            raise SourceError(f"source {source}: {error.strerror}; expected IDX files or their folder") from error
+            raise SourceError(
+                f"source {source}: {error.strerror}; expected an IDX file of images or a folder of such files"
+            ) from error
     if not files:
-        raise SourceError(f"source {source}: no IDX file of images, such as train-images-idx3-ubyte.gz")
+        raise SourceError(f"source {source}: contains no IDX file of images, such as train-images-idx3-ubyte.gz")
     for images in files:
         labels = _labels_of(images)
         if labels == images:
-            raise SourceError(f"source {images}: expected a name such as train-images-idx3-ubyte.gz")
+            raise SourceError(f"source {images}: expected a file name such as train-images-idx3-ubyte.gz")
         if not labels.exists():
             raise SourceError(f"source {images}: its labels are missing; expected {labels.name} beside it")
         yield from _records(images, "IDX", read_labels(labels), labels)
 
 
 def npz_records(source: Path) -> Iterator[CrawlRecord]:
-    """The images of the ``.npz`` file `source`, with the labels that it may have.
+    """Yield the images of the ``.npz`` file `source`, with their labels if it has any.
 
-    Raises SourceError where it is not such a file, and what `inspect_images` raises.
+    Raises SourceError if it is not an ``.npz`` file, and the same errors as `inspect_images`.
     """
     if source.suffix.lower() != ".npz" or not source.is_file():
-        raise SourceError(f"source {source}: expected a file .npz with the arrays images and labels")
+        raise SourceError(f"source {source}: expected an .npz file with the arrays images and labels")
     yield from _records(source, "NPZ", read_labels(source), source)
 
 
 def read_record(source_uri: str, index: int, array_sha256: str) -> Pixels:
-    """The image of a record that this module made. Raises what `read_image` does."""
+    """Return the image of a record of this module. Raises the same errors as `read_image`."""
     address = source_uri.removesuffix(f"#{index}")
-    path = local_copy(address, array_sha256) if address.startswith(S3_SCHEME) else Path(local_path(address))
+    path = _local_copy(address, array_sha256) if address.startswith(S3_SCHEME) else Path(local_path(address))
     return read_image(path, index, array_sha256)
 
 
 def record_digest(array_sha256: str, index: int) -> str:
-    """Stands for the SHA-256 of the content of image `index` of an array file; different for all of its images."""
+    """Return the SHA-256 that identifies image `index` of an array file in place of the digest of its content.
+
+    It is different for all images of the file.
+    """
     return hashlib.sha256(f"{array_sha256}#{index}".encode()).hexdigest()
 
 
@@ -105,14 +110,34 @@ def _records(
 
 
 def _images_files(folder: Path) -> list[Path]:
-    """IDX files of images in `folder`, by name; a gzipped one only where it is not there unpacked too."""
+    """Return the IDX files of images in `folder` by name; a gzipped one only if it does not exist uncompressed, too."""
     found = {path.name: path for path in folder.iterdir() if IDX_IMAGES.search(path.name) and path.is_file()}
     return [found[name] for name in sorted(found) if name.removesuffix(".gz") == name or name[:-3] not in found]
 
 
 def _labels_of(images: Path) -> Path:
-    """The file that should hold the labels of the file `images`, unpacked or gzipped, whichever is there."""
+    """Return the path of the labels of the file `images`, gzipped or not, whichever exists."""
     name = IDX_IMAGES.sub(r"labels\1idx1", images.name)
     other = name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz"
     path = images.with_name(name)
     return images.with_name(other) if images.with_name(other).exists() and not path.exists() else path
+
+
+def _local_copy(uri: str, sha256: str) -> Path:
+    """Return the path of this process's local copy of the array file at `uri` in S3.
+
+    An array is read as a whole, so the process downloads the file once per state (`sha256`) and keeps the last copy.
+
+    Raises StorageError where S3 or the disk refuses.
+    """
+    return Path(_folder_with_copy(uri, sha256).name) / "array" / uri.rpartition("/")[2]
+
+
+@lru_cache(maxsize=1)
+def _folder_with_copy(uri: str, sha256: str) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder with a copy of `uri`. It is removed when another array replaces it, or when the process ends."""
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    path = Path(folder.name) / "array" / uri.rpartition("/")[2]
+    path.parent.mkdir()
+    download(uri, path)
+    return folder

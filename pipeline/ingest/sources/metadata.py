@@ -1,7 +1,7 @@
-"""What crawls say about their images: values of any type, under many names, to a few typed ones.
+"""Metadata of images: convert values of any type, under many names, to the few typed fields of a record.
 
-Nothing is taken for granted: a value of another type than expected is left out, and what is kept has a bound, so that
-a hostile crawl cannot make its plan large.
+The input is not trusted: values of an unexpected type are dropped, and sizes are bounded, so that a hostile crawl
+cannot make its plan large.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from pipeline.ingest.text import storable
-
 MAX_TEXT_CHARS = 16_384
-"""Of a caption or an address; seven times what Instagram allows. Longer ones are cut off there."""
+"""Maximum length of a caption or an address in characters, seven times what Instagram allows; the rest is cut off."""
 
 MAX_EXTRA_CHARS = 16_384
-"""Of all further columns of a record together, as JSON; what does not fit is left out."""
+"""Maximum length of all further columns of a record together, as JSON, in characters; further ones are dropped."""
 
 MAX_NESTING = 16
-"""Of lists and objects in further columns; deeper ones are left out."""
+"""Maximum nesting of lists and objects in further columns; deeper ones are dropped."""
 
 MAX_NUMBER_CHARS = 24
+"""Upper bound on the length of a number in JSON, in characters."""
 
 MAX_HASHTAGS = MAX_ITEMS = 1_000
-"""Of a list or an object; further ones are left out."""
+"""Maximum number of hashtags of a record, and of items of a list or an object; further ones are dropped."""
 
 HASHTAG = re.compile(r"#(\w{1,150})")
 _BETWEEN_TAGS = re.compile(r"[\s,;|\[\]'\"#]+")
 
-# By falling preference; names are compared in lower case, with _ for everything between words.
+# In order of preference; names are compared in lower case, with _ for everything between words.
 URL_NAMES = (
     "url", "image_url", "img_url", "display_url", "display_src", "src", "image_src", "img_src", "photo_url",
     "photo_image_url", "picture_url", "media_url", "file_url", "content_url", "download_url", "original_url",
@@ -53,7 +52,7 @@ SHORTCODE_NAMES = ("post_shortcode", "shortcode", "short_code", "code")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a crawl says of one image: fields of CrawlRecord, under the same names."""
+    """Metadata of one image: fields of CrawlRecord, under the same names."""
 
     shortcode: str | None = None
     caption: str | None = None
@@ -64,8 +63,8 @@ class Metadata:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which of the columns of a table, or keys of an object, means what."""
+class ColumnRoles:
+    """Names of the columns of a table, or of the keys of an object, by the field of a record that they hold."""
 
     url: str | None
     caption: str | None
@@ -73,27 +72,28 @@ class Columns:
     hashtags: str | None
     shortcode: str | None
     further: tuple[str, ...]
+    """Names of all columns without a recognised meaning."""
 
     def metadata(self, row: Mapping[str, Any], source_url: str | None) -> Metadata:
-        """What `row` says; `source_url` is its address, once checked."""
-        taken_at = moment(row.get(self.taken_at)) if self.taken_at else None
-        caption = text(row.get(self.caption)) if self.caption else None
+        """Return the metadata in `row`; `source_url` is its address, which the caller has validated."""
+        taken_at = parse_time(row.get(self.taken_at)) if self.taken_at else None
+        caption = text_or_none(row.get(self.caption)) if self.caption else None
         further = {name: row.get(name) for name in self.further}
         if self.taken_at and taken_at is None:
             further[self.taken_at] = row.get(self.taken_at)
         return Metadata(
-            shortcode=text(row.get(self.shortcode)) if self.shortcode else None,
+            shortcode=text_or_none(row.get(self.shortcode)) if self.shortcode else None,
             caption=caption,
             taken_at=taken_at,
-            hashtags=hashtags(row.get(self.hashtags) if self.hashtags else None, caption),
+            hashtags=parse_hashtags(row.get(self.hashtags) if self.hashtags else None, caption),
             source_url=source_url,
-            extra=bounded(further),
+            extra=storable_extra(further),
         )
 
 
 @lru_cache(maxsize=256)
-def columns(names: tuple[str, ...], url_column: str | None = None) -> Columns:
-    """What columns of these `names` mean. `url_column` names the one with addresses, where it is not to be guessed."""
+def recognise_columns(names: tuple[str, ...], url_column: str | None = None) -> ColumnRoles:
+    """Recognise the roles of columns by their `names`; `url_column` names the column of addresses explicitly."""
     by_name: dict[str, str] = {}
     for name in names:
         by_name.setdefault(re.sub(r"[\W_]+", "_", name.strip().lower()).strip("_"), name)
@@ -105,29 +105,40 @@ def columns(names: tuple[str, ...], url_column: str | None = None) -> Columns:
     found = [first(known) for known in (CAPTION_NAMES, TAKEN_AT_NAMES, HASHTAG_NAMES, SHORTCODE_NAMES)]
     caption, taken_at, tags, shortcode = (None if name == url else name for name in found)
     used = {url, caption, taken_at, tags, shortcode}
-    return Columns(url, caption, taken_at, tags, shortcode, tuple(name for name in names if name not in used))
+    return ColumnRoles(url, caption, taken_at, tags, shortcode, tuple(name for name in names if name not in used))
 
 
 def parse_json(data: bytes) -> Any:
-    """The JSON in `data`, with or without a mark. Raises ValueError for anything that is none, or nested deeply."""
+    """Parse the JSON in `data`, with or without a byte order mark.
+
+    Raises ValueError where it is invalid or nested too deeply.
+    """
     try:
-        return json.loads(data.removeprefix(b"\xef\xbb\xbf"), parse_int=_whole_number)
+        return json.loads(data.removeprefix(b"\xef\xbb\xbf"), parse_int=_parse_integer)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def text(value: Any) -> str | None:
-    """`value` as text that can be stored, None unless it is a text."""
+def storable(text: str) -> str:
+    """Return `text` with backslash escapes for lone surrogates, which UTF-8 cannot hold.
+
+    In file names, they stand for bytes that are not valid UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def text_or_none(value: Any) -> str | None:
+    """Return `value` as storable text of at most MAX_TEXT_CHARS characters; None unless it is a string."""
     return storable(value[:MAX_TEXT_CHARS]) if isinstance(value, str) else None
 
 
-def listed(value: Any) -> list[Any]:
-    """`value` where it is a list, an empty one otherwise."""
+def list_or_empty(value: Any) -> list[Any]:
+    """Return `value` if it is a list, otherwise an empty list."""
     return value if isinstance(value, list) else []
 
 
-def dig(value: Any, *path: str | int) -> Any:
-    """The value at `path` inside nested JSON, None where there is no such path."""
+def value_at(value: Any, *path: str | int) -> Any:
+    """Return the element at `path` (keys and indices) of the nested JSON `value`; None if the path does not exist."""
     for step in path:
         try:
             value = value[step]
@@ -136,13 +147,16 @@ def dig(value: Any, *path: str | int) -> Any:
     return value
 
 
-def moment(value: Any) -> datetime | None:
-    """A time of any usual writing: seconds or milliseconds since 1970, ISO 8601, EXIF; UTC where it names no zone."""
+def parse_time(value: Any) -> datetime | None:
+    """Parse a time in any usual notation: seconds or milliseconds since 1970, ISO 8601, EXIF, or a date.
+
+    Times without a time zone are taken as UTC. Returns None for anything else.
+    """
     if isinstance(value, bool):
         return None
     try:
         if isinstance(value, str):
-            value = _written_moment(value.strip())
+            value = _parse_time_text(value.strip())
         if isinstance(value, int | float):
             return datetime.fromtimestamp(value / 1000 if abs(value) > 1e11 else value, UTC)
         if isinstance(value, datetime):
@@ -154,69 +168,74 @@ def moment(value: Any) -> datetime | None:
     return None
 
 
-def hashtags(value: Any, caption: str | None) -> list[str]:
-    """The hashtags in `value`, a list or a text, without #; those in the `caption` where it holds none."""
-    parts = _BETWEEN_TAGS.split(value[:MAX_TEXT_CHARS]) if isinstance(value, str) else listed(value)[:MAX_HASHTAGS]
-    tags = [tag.lstrip("#")[:150] for part in parts if (tag := text(part))]
+def parse_hashtags(value: Any, caption: str | None) -> list[str]:
+    """Return the hashtags in `value`, a list or a string, without #; if it has none, the hashtags in `caption`."""
+    parts = (
+        _BETWEEN_TAGS.split(value[:MAX_TEXT_CHARS]) if isinstance(value, str) else list_or_empty(value)[:MAX_HASHTAGS]
+    )
+    tags = [tag.lstrip("#")[:150] for part in parts if (tag := text_or_none(part))]
     return [tag for tag in tags if tag][:MAX_HASHTAGS] or HASHTAG.findall((caption or "").lower())[:MAX_HASHTAGS]
 
 
-def bounded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` as JSON that can be stored: empty ones, what is nested deeply and what exceeds the bound left out."""
+def storable_extra(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` as storable JSON of at most MAX_EXTRA_CHARS characters.
+
+    Empty values, those that are nested too deeply, and those that do not fit are dropped.
+    """
     kept: dict[str, Any] = {}
-    room = MAX_EXTRA_CHARS
+    remaining_chars = MAX_EXTRA_CHARS
     for name, raw in values.items():
-        value = None if raw == "" else _plain(raw, MAX_NESTING)
+        value = None if raw == "" else _storable_json(raw, MAX_NESTING)
         if value is None:
             continue
-        size = len(name) + _length(value)
-        if size <= room:
+        size = len(name) + _json_length(value)
+        if size <= remaining_chars:
             kept[storable(name)] = value
-            room -= size
+            remaining_chars -= size
     return kept
 
 
-def _plain(value: Any, nesting: int) -> Any:
-    """`value` as bounded JSON; None for what cannot be stored."""
-    plain: Any = None
+def _storable_json(value: Any, nesting: int) -> Any:
+    """Return `value` as JSON of at most `nesting` levels; None if it cannot be stored."""
+    converted: Any = None
     if value is None or isinstance(value, bool):
-        plain = value
+        converted = value
     elif isinstance(value, int):
-        plain = value if abs(value) < 2**63 else None
+        converted = value if abs(value) < 2**63 else None
     elif isinstance(value, float):
-        plain = value if math.isfinite(value) else None
+        converted = value if math.isfinite(value) else None
     elif isinstance(value, Mapping):
         if nesting:
             items = islice(value.items(), MAX_ITEMS)
-            plain = {storable(str(name)[:200]): _plain(inner, nesting - 1) for name, inner in items}
+            converted = {storable(str(name)[:200]): _storable_json(inner, nesting - 1) for name, inner in items}
     elif isinstance(value, list | tuple):
-        plain = [_plain(inner, nesting - 1) for inner in value[:MAX_ITEMS]] if nesting else None
-    elif not isinstance(value, bytes):  # texts; dates, decimals and what else a table may hold as they are written
-        plain = storable(str(value)[:MAX_TEXT_CHARS])
-    return plain
+        converted = [_storable_json(inner, nesting - 1) for inner in value[:MAX_ITEMS]] if nesting else None
+    elif not isinstance(value, bytes):  # strings, and other types that a table may hold, such as dates and decimals
+        converted = storable(str(value)[:MAX_TEXT_CHARS])
+    return converted
 
 
-def _length(value: Any) -> int:
-    """Of `value` as JSON, in characters, as nearly as a bound needs it."""
+def _json_length(value: Any) -> int:
+    """Return the approximate length of `value` as JSON, in characters."""
     if isinstance(value, str):
         return len(value)
     return len(json.dumps(value)) if isinstance(value, dict | list) else MAX_NUMBER_CHARS
 
 
-def _whole_number(digits: str) -> int | float:
-    """A whole number of the JSON; Python refuses to read very long ones, and none of those means anything here."""
+def _parse_integer(digits: str) -> int | float:
+    """Parse an integer in JSON; very long ones, which Python refuses to parse as integers, become floats."""
     return int(digits) if len(digits) <= 20 else float(digits)
 
 
-def _written_moment(written: str) -> datetime | float:
-    if len(written) > 64:
+def _parse_time_text(text: str) -> datetime | float:
+    if len(text) > 64:
         raise ValueError("too long for a time")
     try:
-        if len(written) != 8:  # 20200913 is a day
-            return float(written)
+        if len(text) != 8:  # eight digits, such as 20200913, are a date
+            return float(text)
     except ValueError:
         pass
     try:
-        return datetime.fromisoformat(written)
+        return datetime.fromisoformat(text)
     except ValueError:
-        return datetime.strptime(written, "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
+        return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)

@@ -1,6 +1,6 @@
-"""Objects of S3 buckets as sources: whole, by range, as a stream, and listed a folder at a time.
+"""Objects of S3 buckets as sources: read whole, by range or as a stream, and listed one folder at a time.
 
-Credentials, region and endpoint come from boto3's own environment variables and files, as for a workspace.
+Credentials, region and endpoint come from boto3's environment variables and files, as for a workspace.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pipeline.ingest.rejection import Rejected
 S3_SCHEME = "s3://"
 
 STREAM_BUFFER_BYTES = 1 << 20
-"""Read by one request of a stream."""
+"""Number of bytes that one request of a stream reads."""
 
 READ_ATTEMPTS = 4
-"""Of a range whose connection broke while it was read: boto3 repeats requests, but not the reading of an answer."""
+"""Number of attempts to read a range whose connection breaks. boto3 repeats requests, but not the reading of bodies."""
 
-_MISSING = {"404", "NoSuchKey", "NotFound"}
+_NOT_FOUND_CODES = {"404", "NoSuchKey", "NotFound"}
 
 
 def split_address(uri: str) -> tuple[str, str]:
-    """Bucket and key of ``s3://bucket/key``. Raises SourceError where there is no bucket."""
+    """Split ``s3://bucket/key`` into bucket and key. Raises SourceError where the bucket is missing."""
     bucket, _, key = uri.removeprefix(S3_SCHEME).partition("/")
     if not bucket:
         raise SourceError(f"source {uri}: expected s3://bucket/prefix")
@@ -35,40 +35,43 @@ def split_address(uri: str) -> tuple[str, str]:
 
 
 def object_size(uri: str) -> int | None:
-    """Bytes of the object at `uri`; None where there is none. Raises SourceError where there is no such bucket."""
+    """Return the size of the object at `uri` in bytes; None if it does not exist.
+
+    Raises SourceError where the bucket does not exist.
+    """
     bucket, key = split_address(uri)
     try:
-        with _explained(uri):
+        with _translate_errors(uri):
             return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
     except StorageError as error:
-        if _code(error) in _MISSING:
+        if _error_code(error) in _NOT_FOUND_CODES:
             return None
         raise
 
 
 def list_folder(uri: str, prefix: str) -> Iterator[dict[str, Any]]:
-    """Pages of the keys and of the folders directly below `prefix` in the bucket of `uri`, as boto3 returns them.
+    """Yield the pages of boto3's listing of the keys and folders directly below `prefix` in the bucket of `uri`.
 
-    Raises SourceError where there is no such bucket, StorageError where S3 refuses or cannot be reached.
+    Raises SourceError where the bucket does not exist, StorageError where S3 refuses or cannot be reached.
     """
     bucket, _ = split_address(uri)
-    with _explained(uri):
+    with _translate_errors(uri):
         paginator = _client().get_paginator("list_objects_v2")
         yield from paginator.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
 
 
 def read_object(uri: str, max_bytes: int) -> bytes:
-    """The content of the object at `uri`.
+    """Return the content of the object at `uri`.
 
     Raises:
         Rejected: too_many_bytes (above `max_bytes`; nothing is read then), or unreadable where it is archived.
-        StorageError: S3 refuses or fails, or the object is gone since it was listed.
+        StorageError: S3 refuses or fails, or the object was deleted after it was listed.
     """
     bucket, key = split_address(uri)
-    with _explained(uri):
-        answer = _client().get_object(Bucket=bucket, Key=key)
-        with answer["Body"] as body:
-            size = answer["ContentLength"]
+    with _translate_errors(uri):
+        response = _client().get_object(Bucket=bucket, Key=key)
+        with response["Body"] as body:
+            size = response["ContentLength"]
             if size > max_bytes:
                 raise Rejected("too_many_bytes", f"{size} bytes, at most {max_bytes} are read")
             return bytes(body.read())
@@ -77,12 +80,12 @@ def read_object(uri: str, max_bytes: int) -> bytes:
 def download(uri: str, path: Path) -> None:
     """Write the object at `uri` to the local file `path`. Raises StorageError where S3 or the disk refuses."""
     bucket, key = split_address(uri)
-    with _explained(uri):
+    with _translate_errors(uri):
         _client().download_file(bucket, key, str(path))
 
 
 class S3Stream(io.RawIOBase):
-    """An object that is read by ranges. Its size is asked for only where somebody seeks from the end."""
+    """An object that is read by ranges. Its size is requested only when a caller seeks from the end."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -112,9 +115,9 @@ class S3Stream(io.RawIOBase):
                 data = self._range(self._position, len(view))
                 break
             except StorageError as error:
-                if _code(error) == "InvalidRange":  # S3's answer to a read at the end
+                if _error_code(error) == "InvalidRange":  # S3's response to a read at the end
                     return 0
-                if attempt == READ_ATTEMPTS - 1 or _code(error) is not None:
+                if attempt == READ_ATTEMPTS - 1 or _error_code(error) is not None:
                     raise
         view[: len(data)] = data
         self._position += len(data)
@@ -123,19 +126,21 @@ class S3Stream(io.RawIOBase):
     def _size(self) -> int:
         size = object_size(self._uri)
         if size is None:
-            raise StorageError(f"cannot read {self._uri}: gone since it was listed; run the same command again")
+            raise StorageError(f"cannot read {self._uri}: deleted after it was listed; run the same command again")
         return size
 
     def _range(self, start: int, size: int) -> bytes:
-        with _explained(self._uri):
-            answer = _client().get_object(Bucket=self._bucket, Key=self._key, Range=f"bytes={start}-{start + size - 1}")
-            with answer["Body"] as body:
+        with _translate_errors(self._uri):
+            response = _client().get_object(
+                Bucket=self._bucket, Key=self._key, Range=f"bytes={start}-{start + size - 1}"
+            )
+            with response["Body"] as body:
                 return bytes(body.read(size))
 
 
 @cache
 def _client() -> Any:
-    """One for the process: it is safe among threads, and slow to make."""
+    """Return the client of this process: it is thread-safe, and slow to create."""
     import boto3
     from botocore.config import Config
 
@@ -143,7 +148,8 @@ def _client() -> Any:
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def _translate_errors(uri: str) -> Iterator[None]:
+    """Translate errors of boto3 to SourceError, Rejected or StorageError."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -160,7 +166,7 @@ def _explained(uri: str) -> Iterator[None]:
         raise StorageError(f"cannot read {uri}: {error}") from error
 
 
-def _code(error: StorageError) -> str | None:
-    """What S3 answered; None where it did not."""
+def _error_code(error: StorageError) -> str | None:
+    """Return the error code in S3's response; None if there was no response."""
     response = getattr(error.__cause__, "response", None)
     return str(response.get("Error", {}).get("Code")) if isinstance(response, dict) else None

@@ -1,7 +1,7 @@
-"""The members of a tar in one pass: where each regular file lies, without extracting anything.
+"""List the members of a tar in one pass, with the offset of each regular file, without extracting anything.
 
-A tar of a crawl is hostile input: names are only names, links and devices are never followed, and the extensions that
-carry long names have a bound. Memory does not grow with the number of members.
+A tar of a crawl is hostile input: names are never used as paths, links and devices are never followed, and the size of
+the extended headers that carry long names is bounded. Memory does not grow with the number of members.
 """
 
 from __future__ import annotations
@@ -11,62 +11,63 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pipeline.ingest.sources.gzipped import BROKEN_GZIP, is_compressed, unpacked
+from pipeline.ingest.sources.gzipped import BROKEN_GZIP, decompressed, is_compressed
 
 BLOCK = tarfile.BLOCKSIZE
 
 MAX_EXTENSION_BYTES = 1 << 20
-"""Of one extended header; a name in it is at most as long as a path can be."""
+"""Maximum size of an extended header in bytes; the name in it is at most as long as a path can be."""
 
 SKIP_BYTES = 1 << 20
+"""Number of bytes read at once while skipping content."""
 
 _FILES = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}
 _LINKS_AND_DEVICES = {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE}
 _WITHOUT_CONTENT = _LINKS_AND_DEVICES | {tarfile.DIRTYPE}
 
 
-class BrokenTar(Exception):  # noqa: N818 (says what, as Rejected does)
-    """The tar cannot be read on from here; the members so far are good."""
+class BrokenTar(Exception):  # noqa: N818 (describes a state, as Rejected does)
+    """The rest of the tar cannot be read; the members before it are valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file, link or device in a tar; folders are left out."""
+    """A file, link or device in a tar; folders are not members."""
 
     name: str
-    """As the tar has it: any text, with lone surrogates for bytes that are not UTF-8."""
+    """Name as stored in the tar: any text, with lone surrogates for bytes that are not UTF-8."""
     offset: int
-    """Of its first byte in the tar, decompressed."""
+    """Position of the first byte of the content in the tar, decompressed."""
     size: int
-    """In bytes."""
+    """Size of the content in bytes."""
     regular: bool
-    """Whether it is a file whose content lies in the tar as it is."""
+    """Whether it is a regular file whose content is stored contiguously."""
     content: bytes | None = None
-    """Where it was wanted."""
+    """Content, if it was requested."""
 
 
-def members(file: BinaryIO, wanted: Callable[[str, int], bool]) -> Iterator[Member]:
-    """The members of the tar in `file`, gzipped or not, in order.
+def iter_members(file: BinaryIO, wants_content: Callable[[str, int], bool]) -> Iterator[Member]:
+    """Yield the members of the tar in `file`, gzipped or not, in order.
 
     Args:
-        file: buffered, at its start; it must be able to seek.
-        wanted: whether the content of a file of this name and size is handed over; it is held in memory.
+        file: buffered and seekable, at its start.
+        wants_content: whether to return the content of a file of this name and size; it is held in memory.
 
-    Raises BrokenTar where it is no tar, or cut off.
+    Raises BrokenTar where the file is not a tar, is damaged or is cut off.
     """
     try:
-        yield from _Reader(file).members(wanted)
+        yield from _Reader(file).members(wants_content)
     except BROKEN_GZIP as error:
-        raise BrokenTar(f"compression broken or cut off ({error})") from error
+        raise BrokenTar(f"gzip compression damaged or cut off ({error})") from error
 
 
 class _Reader:
     def __init__(self, file: BinaryIO) -> None:
         self._seekable = not is_compressed(file)
-        self._file = file if self._seekable else unpacked(file)
+        self._file = file if self._seekable else decompressed(file)
         self._position = 0
 
-    def members(self, wanted: Callable[[str, int], bool]) -> Iterator[Member]:
+    def members(self, wants_content: Callable[[str, int], bool]) -> Iterator[Member]:
         name = size = None
         sparse = False
         while (header := self._header()) is not None:
@@ -79,7 +80,7 @@ class _Reader:
                     name, sparse = values.get(b"path", name), any(k.startswith(b"GNU.sparse.") for k in values)
                     size = _pax_size(values)
                 continue
-            member = self._member(header, name, size, sparse, wanted)
+            member = self._member(header, name, size, sparse, wants_content)
             name = size = None
             sparse = False
             if member is not None:
@@ -91,19 +92,19 @@ class _Reader:
         long_name: bytes | None,
         long_size: int | None,
         sparse: bool,
-        wanted: Callable[[str, int], bool],
+        wants_content: Callable[[str, int], bool],
     ) -> Member | None:
-        """The member of `header`, with what went before it; None for a folder or a header of another kind."""
+        """Return the member of `header` and the extended headers before it; None for a folder or another entry."""
         name = header.name if long_name is None else long_name.decode("utf-8", "surrogateescape")
         size = header.size if long_size is None else long_size
         if size < 0:
-            raise BrokenTar(f"a member of {size} bytes")
+            raise BrokenTar(f"a member claims a size of {size} bytes")
         if header.type in _WITHOUT_CONTENT or (header.type in _FILES and name.endswith("/")):
             size = 0
         offset, content = self._position, None
         regular = header.type in _FILES and not sparse
-        if regular and wanted(name, size):
-            content = self._exactly(size)
+        if regular and wants_content(name, size):
+            content = self._read_exactly(size)
         self._skip_to(offset + size, name)
         self._skip_to(offset + -(-size // BLOCK) * BLOCK, name)
         if (
@@ -115,7 +116,7 @@ class _Reader:
         return None
 
     def _header(self) -> tarfile.TarInfo | None:
-        """The next header; None at the end."""
+        """Read the next header; return None at the end."""
         block = self._read(BLOCK)
         try:
             return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -126,13 +127,13 @@ class _Reader:
 
     def _extension(self, header: tarfile.TarInfo) -> bytes:
         if not 0 <= header.size <= MAX_EXTENSION_BYTES:
-            raise BrokenTar(f"an extended header of {header.size} bytes, at most {MAX_EXTENSION_BYTES} are read")
+            raise BrokenTar(f"an extended header claims {header.size} bytes, at most {MAX_EXTENSION_BYTES} are read")
         start = self._position
-        data = self._exactly(header.size)
+        data = self._read_exactly(header.size)
         self._skip_to(start + -(-header.size // BLOCK) * BLOCK, "an extended header")
         return data
 
-    def _exactly(self, size: int) -> bytes:
+    def _read_exactly(self, size: int) -> bytes:
         data = self._read(size)
         if len(data) < size:
             raise BrokenTar(f"cut off after {self._position} bytes")
@@ -144,7 +145,7 @@ class _Reader:
         return data
 
     def _skip_to(self, position: int, name: str) -> None:
-        """Go on at `position`, of which the byte before must be there."""
+        """Continue at `position`. Raises BrokenTar where the file ends before it."""
         if self._seekable and position > self._position:
             self._file.seek(position - 1)
             self._position = position - 1
@@ -154,19 +155,19 @@ class _Reader:
 
 
 def _pax_values(extension: bytes) -> dict[bytes, bytes]:
-    """The ``length key=value`` lines of an extended header. Raises BrokenTar where they are none."""
+    """Parse the ``length key=value`` lines of an extended header. Raises BrokenTar where they are invalid."""
     values: dict[bytes, bytes] = {}
-    at = 0
-    while at < len(extension) and extension[at] != 0:
-        digits, space, _ = extension[at : at + 20].partition(b" ")
+    start = 0
+    while start < len(extension) and extension[start] != 0:
+        digits, space, _ = extension[start : start + 20].partition(b" ")
         if not space or not digits.isdigit() or int(digits) <= len(digits) + 1:
-            raise BrokenTar("an extended header that is none")
-        line = extension[at + len(digits) + 1 : at + int(digits)]
+            raise BrokenTar("an extended header is invalid")
+        line = extension[start + len(digits) + 1 : start + int(digits)]
         key, equals, value = line.rstrip(b"\n").partition(b"=")
         if not equals:
-            raise BrokenTar("an extended header that is none")
+            raise BrokenTar("an extended header is invalid")
         values[key] = value
-        at += int(digits)
+        start += int(digits)
     return values
 
 
@@ -175,5 +176,5 @@ def _pax_size(values: dict[bytes, bytes]) -> int | None:
     if digits is None:
         return None
     if not digits.isdigit() or len(digits) > 18:
-        raise BrokenTar("an extended header without a size")
+        raise BrokenTar("an extended header has an invalid size")
     return int(digits)

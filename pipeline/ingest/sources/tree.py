@@ -1,7 +1,7 @@
-"""The files of a source, a folder at a time: in a local folder or below a prefix of an S3 bucket.
+"""List the files of a source one folder at a time, in a local folder or below a prefix of an S3 bucket.
 
-Hidden files and ``*.part`` are left out, and local links to folders are not followed. Links to files are, within the
-source.
+Hidden files and ``*.part`` files are ignored. Local links to folders are not followed; links to files are followed
+within the source.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import SourceError
-from pipeline.ingest.address import parse_member
-from pipeline.ingest.fetch import file_uri, raise_machine_fault
 from pipeline.ingest.rejection import RejectReason
+from pipeline.ingest.sources.content import file_uri, raise_machine_fault
+from pipeline.ingest.sources.members import parse_member
+from pipeline.ingest.sources.metadata import storable
 from pipeline.ingest.sources.s3 import S3_SCHEME, list_folder, object_size, split_address
-from pipeline.ingest.text import storable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,73 +25,73 @@ class File:
     """One file of a source."""
 
     path: str
-    """Within the source, with forward slashes, as the file system has it."""
+    """Path within the source, with forward slashes, as the file system returns it."""
     uri: str
-    """What `fetch` opens."""
+    """Address for `read_content`."""
     size: int | None
-    """In bytes."""
+    """Size in bytes; None if it is unknown."""
     problem: RejectReason | None = None
-    """Why it cannot be read, where that shows before it is opened."""
+    """Reason why the file cannot be read, if it is known before the file is opened."""
 
     @property
     def name(self) -> str:
         return self.path.rpartition("/")[2]
 
     @property
-    def shown(self) -> str:
-        """Its address as text that can be printed and stored."""
+    def printable_uri(self) -> str:
+        """Address as text that can be printed and stored."""
         return storable(self.uri)
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What lies directly in a folder of a source."""
+    """Direct contents of one folder of a source."""
 
     path: str
-    """Within the source; empty for the source itself, with a slash at its end otherwise."""
+    """Path within the source: empty for the source itself, otherwise with a trailing slash."""
     uri: str
-    """With a slash at its end."""
+    """Address with a trailing slash."""
     files: list[File]
-    """By name."""
+    """Files, sorted by name."""
     folders: list[str]
-    """Paths of its subfolders, by name."""
+    """Paths of the subfolders, sorted by name."""
     problem: RejectReason | None = None
-    """Why it cannot be listed."""
+    """Reason why the folder cannot be listed."""
 
 
 class Tree(Protocol):
     """The files of one source."""
 
     root: str
-    """The source's address, absolute, as text."""
+    """Absolute address of the source as text."""
 
     def file(self) -> File | None:
-        """The source itself, where it is a file."""
+        """Return the source itself if it is a file, otherwise None."""
 
     def exists(self) -> bool:
-        """Whether there is a folder or a file."""
+        """Return whether the source exists, as a folder or as a file."""
 
     def list(self, path: str = "") -> Folder:
-        """What lies in the folder `path`.
+        """List the folder `path`.
 
-        Raises SourceError where the source itself cannot be listed, and StorageError where the machine is at fault.
+        Raises SourceError where the source itself cannot be listed, StorageError for faults of the machine.
         """
 
 
 def open_tree(source: str) -> Tree:
-    """The tree that `source` names, a path or ``s3://bucket/prefix``. Raises SourceError for any other address."""
+    """Return the tree of `source`, a path or ``s3://bucket/prefix``. Raises SourceError for any other address."""
     if source.startswith(S3_SCHEME):
         return S3Tree(source)
     if "://" in source:
         raise SourceError(
-            f"source {storable(source)}: folders, files and s3:// are read, no other addresses; "
-            "put addresses of images into a file, one a line"
+            f"source {storable(source)}: expected a folder, a file or s3://bucket/prefix; to download images from "
+            "URLs, list them in a file, one per line"
         )
     return LocalTree(source)
 
 
 class LocalTree:
-    """A folder, or one file."""
+    """A local folder, or a single file."""
 
     def __init__(self, source: str) -> None:
         self.path = Path(source).expanduser().absolute()
@@ -116,7 +116,7 @@ class LocalTree:
                 entries = sorted((e for e in scan if _is_wanted(e.name)), key=lambda e: e.name)
         except (OSError, ValueError) as error:
             if not path:
-                raise SourceError(f"source {self.root}: {self._why_not(error)}") from error
+                raise SourceError(f"source {self.root}: {self._error_message(error)}") from error
             if isinstance(error, OSError):
                 raise_machine_fault(storable(folder), error)
             return Folder(path, uri, [], [], "unreadable")
@@ -124,7 +124,7 @@ class LocalTree:
         folders = [f"{path}{e.name}/" for e in entries if e.is_dir(follow_symlinks=False)]
         return Folder(path, uri, files, folders)
 
-    def _why_not(self, error: OSError | ValueError) -> str:
+    def _error_message(self, error: OSError | ValueError) -> str:
         if isinstance(error, NotADirectoryError):
             return "expected a folder, found a file"
         if isinstance(error, FileNotFoundError):
@@ -132,7 +132,7 @@ class LocalTree:
         return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
     def _file(self, path: str, entry: os.DirEntry[str]) -> File | None:
-        """The file `entry`: a regular one, a link to one, or a link to nothing; None for anything else."""
+        """Return the file `entry` if it is a regular file, a link to one or a broken link; None for anything else."""
         uri = file_uri(entry.path)
         try:
             status = entry.stat()
@@ -151,7 +151,7 @@ class LocalTree:
 
 
 class S3Tree:
-    """The keys below a prefix, or one object."""
+    """The keys below a prefix, or a single object."""
 
     def __init__(self, source: str) -> None:
         self.bucket, key = split_address(source)
@@ -186,7 +186,7 @@ class S3Tree:
         if empty and not path:
             if self._may_be_file and object_size(self.root) is not None:
                 raise SourceError(f"source {self.root}: expected a folder, found a file")
-            raise SourceError(f"source {self.root}: no such file or folder, the bucket has no key below it")
+            raise SourceError(f"source {self.root}: no such file or folder; the bucket has no key below this prefix")
         files.sort(key=lambda file: file.path)
         return Folder(path, f"{S3_SCHEME}{self.bucket}/{prefix}", files, sorted(folders))
 
@@ -195,12 +195,12 @@ class S3Tree:
 
     def _file(self, path: str, key: str, size: int) -> File:
         uri = f"{S3_SCHEME}{self.bucket}/{key}"
-        # A key can be made to read like the address of a member of another object.
+        # A hostile key may look like the address of a member of another object.
         return File(path, uri, size, "unreadable" if parse_member(uri) else None)
 
 
 def is_inside(path: str, folder: Path) -> bool:
-    """Whether `path` is `folder` or below it, once all links are followed."""
+    """Return whether `path` is `folder` or below it, after all links have been resolved."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 

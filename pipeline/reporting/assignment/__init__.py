@@ -1,1 +1,1 @@
-"""Images to prototypes: of a run, and of crawls that came after it."""
+"""Assignment of images to prototypes: the images of a run, and those of later crawls."""

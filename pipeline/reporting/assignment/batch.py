@@ -1,4 +1,4 @@
-"""Pictures → their prototypes, as columns of ``clusters.parquet``. It needs the model alone: no Ray, no workspace."""
+"""Assign pictures to prototypes, as columns of ``clusters.parquet``; this needs only the model, no Ray or workspace."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import pyarrow as pa
 from torch import Tensor
 
 from pipeline.clustering.model.method import ClusteringMethod
-from pipeline.reporting.pictures.pixels import Pixels, to_images
+from pipeline.records import Pixels
+from pipeline.reporting.pictures.pixels import to_images
 from pipeline.reporting.tables.manifest import loss_column, transform_columns
 
 BATCH_SIZE = 64
-"""Images that are assigned at once; bounds memory, since every image meets every prototype."""
+"""Number of images assigned at once. It bounds memory, since every image is compared with every prototype."""
 
 
 def assignment_schema(schema: pa.Schema) -> pa.Schema:
-    """The fields of `schema`, as `manifest.clusters_schema` made it, that say how an image is assigned."""
+    """Return the fields of `schema` (see `manifest.clusters_schema`) that describe how an image is assigned."""
     names = ["cluster", loss_column(schema), "posterior", "runner_up", "margin"]
     return pa.schema([schema.field(name) for name in names], schema.metadata)
 
 
 def assign_pictures(method: ClusteringMethod, pictures: Sequence[Pixels], schema: pa.Schema) -> pa.Table:
-    """The columns of `schema` that come from the model, one row per picture, in order.
+    """Return the columns of `schema` that the model computes, with one row per picture, in order.
 
     Args:
-        method: ready to assign images.
-        pictures: at least one and about `BATCH_SIZE`, of the size the model was trained on, each uint8 (H, W, C).
-        schema: as `manifest.clusters_schema` made it.
+        method: the trained model.
+        pictures: at least one and about `BATCH_SIZE` pictures, uint8 (H, W, C), of the size used in training.
+        schema: see `manifest.clusters_schema`.
     """
     assignment = method.assign(to_images(pictures))
     columns = {
@@ -39,9 +40,9 @@ def assign_pictures(method: ClusteringMethod, pictures: Sequence[Pixels], schema
         "margin": _column(assignment.margin_B),
     }
     for module, name in transform_columns(schema).items():
-        # A module that the curriculum never switched on has no parameters.
-        known = assignment.parameters.get(module)
-        columns[name] = pa.nulls(len(pictures), pa.list_(pa.float32())) if known is None else _lists(known)
+        # A module that the curriculum never activated has no parameters.
+        beta = assignment.parameters.get(module)
+        columns[name] = pa.nulls(len(pictures), pa.list_(pa.float32())) if beta is None else _lists(beta)
     return pa.table(columns).cast(pa.schema([schema.field(name) for name in columns]))
 
 

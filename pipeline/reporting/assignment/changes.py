@@ -1,5 +1,4 @@
-"""What changed in a new crawl: which prototypes it shows more often than the images of the run, which less often, and
-how much of it no prototype explains."""
+"""Comparison of a new crawl with a run: clusters that gained or lost share, and images that no prototype explains."""
 
 from __future__ import annotations
 
@@ -15,28 +14,30 @@ from pipeline.reporting.pictures.mosaic import Tile
 from pipeline.reporting.pictures.pixels import read_png
 from pipeline.reporting.tables.manifest import loss_column
 
-EXPLAINED = 0.99
-"""Part of the run's own images whose loss is no surprise; what lies above counts as unexplained."""
-MOST_NAMED = 5
-"""Clusters that are named as risen, and as fallen."""
+EXPLAINED_QUANTILE = 0.99
+"""Quantile of the losses of the run's images above which an image of the crawl counts as unexplained."""
+MAX_LISTED = 5
+"""Maximum number of clusters listed as risen, and as fallen."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """A crawl beside the images that its prototypes were learned from, which are called the run's own."""
+    """Comparison of a crawl with the images of the run from which the prototypes were learned."""
 
     table: pa.Table
     """One row per cluster, in the model's order; see `changes_schema`."""
     mean_loss: float
+    """Mean loss of the images of the crawl."""
     run_mean_loss: float
-    fence: float
-    """Loss that `EXPLAINED` of the run's own images do not exceed."""
+    """Mean loss of the images of the run."""
+    unexplained_above: float
+    """Loss that the fraction `EXPLAINED_QUANTILE` of the run's images does not exceed."""
     unexplained: int
-    """Images of the crawl above it."""
+    """Number of images of the crawl whose loss is above `unexplained_above`."""
 
 
 def changes_schema(loss: str) -> pa.Schema:
-    """Schema of ``changes.csv`` where the loss column of the clusters is called `loss`."""
+    """Return the schema of ``changes.csv``; `loss` is the name of the loss column of the clusters."""
     return pa.schema(
         {
             "cluster": pa.int32(),
@@ -51,13 +52,13 @@ def changes_schema(loss: str) -> pa.Schema:
     )
 
 
-def changes_of(clusters: pa.Table, prototypes: pa.Table, own_losses: np.ndarray[Any, Any]) -> Changes:
-    """`clusters` of a crawl beside the `prototypes` that the run reported.
+def changes_of(clusters: pa.Table, prototypes: pa.Table, run_losses: np.ndarray[Any, Any]) -> Changes:
+    """Compare an assigned crawl with the run that its prototypes come from.
 
     Args:
-        clusters: at least one image, as `manifest.clusters_table` made it.
-        prototypes: as `manifest.prototypes_table` made it, of K rows.
-        own_losses: of all images of the run, at least one.
+        clusters: at least one image of the crawl; see `manifest.clusters_table`.
+        prototypes: K prototypes of the run; see `manifest.prototypes_table`.
+        run_losses: losses of all images of the run, at least one.
     """
     loss = loss_column(clusters.schema)
     k, losses = prototypes.num_rows, clusters[loss].to_numpy()
@@ -74,18 +75,18 @@ def changes_of(clusters: pa.Table, prototypes: pa.Table, own_losses: np.ndarray[
         pa.array(sums / np.maximum(sizes, 1), mask=sizes == 0),
         prototypes[f"mean_{loss}"],
     ]
-    fence = float(np.quantile(own_losses, EXPLAINED))
+    threshold = float(np.quantile(run_losses, EXPLAINED_QUANTILE))
     return Changes(
         table=pa.table(columns, schema=changes_schema(loss)),
         mean_loss=float(losses.mean(dtype=np.float64)),
-        run_mean_loss=float(own_losses.mean(dtype=np.float64)),
-        fence=fence,
-        unexplained=int((losses > fence).sum()),
+        run_mean_loss=float(run_losses.mean(dtype=np.float64)),
+        unexplained_above=threshold,
+        unexplained=int((losses > threshold).sum()),
     )
 
 
 def change_tiles(changes: Changes, prototypes: pa.Table) -> list[Tile]:
-    """The prototypes with both shares, for a picture: what rose most first, what fell most last."""
+    """Return one tile per prototype with both shares, sorted from the largest rise to the largest fall."""
     rows = zip(changes.table.to_pylist(), prototypes["pixels"].to_pylist(), strict=True)
     return [
         Tile(row["cluster"], row["size"], row["share"], read_png(pixels), earlier_share=row["run_share"])
@@ -94,24 +95,25 @@ def change_tiles(changes: Changes, prototypes: pa.Table) -> list[Tile]:
 
 
 def largest_changes(changes: Changes) -> dict[str, list[dict[str, Any]]]:
-    """The clusters that rose and that fell most, at most `MOST_NAMED` each: cluster, run_share and share."""
+    """Return the clusters whose shares rose and fell most, at most `MAX_LISTED` each, with both shares."""
     names = ("cluster", "run_share", "share")
     ordered = sorted(changes.table.to_pylist(), key=lambda row: (-abs(row["share_change"]), row["cluster"]))
     signs = {"rise": 1, "fall": -1}
     moved = {name: [row for row in ordered if sign * row["share_change"] > 0] for name, sign in signs.items()}
-    return {name: [{key: row[key] for key in names} for row in rows[:MOST_NAMED]] for name, rows in moved.items()}
+    return {name: [{key: row[key] for key in names} for row in rows[:MAX_LISTED]] for name, rows in moved.items()}
 
 
-def in_words(document: Mapping[str, Any]) -> list[str]:
-    """What the ``assignment.json`` `document` says of changes, as lines for the console."""
+def describe_changes(document: Mapping[str, Any]) -> list[str]:
+    """Return the changes in `document`, the content of ``assignment.json``, as lines for the console."""
     images, unexplained = document["counts"]["images"], document["counts"]["unexplained"]
-    named = {"rise": "more often", "fall": "less often"}
-    lines = [f"{words}: {_listed(document['changes'][name])}" for name, words in named.items()]
-    state = "is" if unexplained == 1 else "are"
-    worse = f"{unexplained:,} of {counted(images, 'image')} ({unexplained / images:.1%}) {state} explained worse than"
+    labels = {"rise": "more often", "fall": "less often"}
+    lines = [f"{label}: {_listed(document['changes'][name])}" for name, label in labels.items()]
+    verb = "has" if unexplained == 1 else "have"
     return [
         *lines,
-        f"{worse} {EXPLAINED:.0%} of the run's own; of the same views it would be about {1 - EXPLAINED:.0%}",
+        f"{unexplained:,} of {counted(images, 'image')} ({unexplained / images:.1%}) {verb} a higher loss than "
+        f"{EXPLAINED_QUANTILE:.0%} of the run's images; about {1 - EXPLAINED_QUANTILE:.0%} would be expected if the "
+        "crawl showed the same views",
     ]
 
 

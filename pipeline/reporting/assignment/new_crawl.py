@@ -1,4 +1,4 @@
-"""A crawl that came after a run, assigned to its prototypes without training: tables, and a picture of what changed."""
+"""Assign a later crawl to the prototypes of a run without training: tables, and a picture of the changes."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from pipeline.reporting.assignment.changes import Changes, change_tiles, changes
 from pipeline.reporting.assignment.shards import assign_crawls
 from pipeline.reporting.pictures.mosaic import draw_mosaic
 from pipeline.reporting.pictures.pixels import png
-from pipeline.reporting.run import PastRun
+from pipeline.reporting.provenance import versions
+from pipeline.reporting.run import Run
 from pipeline.reporting.tables.cluster_files import write_clusters_csv, write_clusters_parquet
 from pipeline.reporting.tables.manifest import SCHEMA_VERSION as CLUSTERS_VERSION
 from pipeline.reporting.tables.manifest import clusters_schema, loss_column, without_sources
-from pipeline.reporting.versions import versions
 from pipeline.storage import Storage, read_json, read_table, write_json
 
-SCHEMA_VERSION = 1
-"""Of ``assignment.json``."""
+SCHEMA_VERSION = 2
+"""Version of the format of ``assignment.json``."""
 
 
-def check_model(storage: Storage, run: PastRun) -> None:
-    """Raise StorageError where the model of the kept trial of `run` is gone."""
-    checkpoint = RunPaths(run.config.collection, run.run_id).checkpoint(run.selected.trial.name)
+def check_model(storage: Storage, run: Run) -> None:
+    """Raise StorageError if the model of the kept trial of `run` is missing."""
+    checkpoint = run.checkpoint_key
     if not storage.exists(checkpoint):
         raise StorageError(
             f"{storage.uri(checkpoint)} is missing; run the job that trained it again, or choose another run"
         )
 
 
-def assign_crawl(storage: Storage, run: PastRun, crawl: Crawl, examples: bool) -> dict[str, Any]:
-    """Assign every image of `crawl` to the prototypes of the kept trial of `run`, and say what changed.
+def assign_crawl(storage: Storage, run: Run, crawl: Crawl, examples: bool) -> dict[str, Any]:
+    """Assign every image of `crawl` to a prototype of the kept trial of `run`, and compare the crawl with the run.
 
-    An assignment that is there already, with all its files, is left alone.
+    A complete assignment of the same content is kept as it is.
 
     Args:
-        storage: workspace with the crawl's shards and the run.
-        run: its report; the crawl may be one of those that it learned from.
-        crawl: complete, with at least one image, of the run's image form.
-        examples: whether the tables may name captions and sources.
+        storage: workspace with the shards of the crawl and the run.
+        run: a reported run; the crawl may be one from which it learned.
+        crawl: a complete crawl with at least one image, of the same image form as the run.
+        examples: whether the tables may contain captions and sources.
 
     Returns:
         The content of ``assignment.json``, which is written last.
 
     Raises:
-        PipelineError: the crawl's shards no longer hold the images that were ingested, or the model or the tables of
-            the run are gone.
+        PipelineError: the shards of the crawl no longer hold the images that were ingested, or the model or the tables
+            of the run are missing.
     """
-    run_paths = RunPaths(run.config.collection, run.run_id)
+    run_paths = run.paths
     paths = run_paths.assignment(crawl.crawl_id)
     work = digest(SCHEMA_VERSION, CLUSTERS_VERSION, run.document["work"], crawl.digest, examples)
     if storage.exists(paths.marker):
@@ -66,15 +66,14 @@ def assign_crawl(storage: Storage, run: PastRun, crawl: Crawl, examples: bool) -
             return document
     schema = clusters_schema(run.config.clustering)
     prototypes = read_table(storage, run_paths.prototypes)
-    own_losses = read_table(storage, run_paths.clusters, [loss_column(schema)])[loss_column(schema)].to_numpy()
+    run_losses = read_table(storage, run_paths.clusters, [loss_column(schema)])[loss_column(schema)].to_numpy()
     started = time.monotonic()
-    clusters = assign_crawls(storage, run_paths.checkpoint(run.selected.trial.name), [crawl], schema)
+    clusters = assign_crawls(storage, run.checkpoint_key, [crawl], schema)
     seconds = time.monotonic() - started
-    changes = changes_of(clusters, prototypes, own_losses)
-    subtitle = f"{counted(clusters.num_rows, 'image')} of crawl {crawl.crawl_id}: share in the run to share here"
-    picture = draw_mosaic(
-        run.config.collection, subtitle, change_tiles(changes, prototypes), run.config.reporting.tile_px
-    )
+    changes = changes_of(clusters, prototypes, run_losses)
+    images = counted(clusters.num_rows, "image")
+    subtitle = f"{images} of crawl {crawl.crawl_id}: share in the run to share in the crawl"
+    picture = draw_mosaic(run.collection, subtitle, change_tiles(changes, prototypes), run.config.reporting.tile_px)
     document = {
         "schema_version": SCHEMA_VERSION,
         "work": work,
@@ -84,7 +83,7 @@ def assign_crawl(storage: Storage, run: PastRun, crawl: Crawl, examples: bool) -
         "images_per_second": round(clusters.num_rows / seconds, 3),
     }
 
-    # An earlier assignment ends here, its marker first.
+    # From here on an earlier assignment is replaced; its marker is deleted first.
     storage.delete(paths.marker)
     rows = clusters if examples else without_sources(clusters)
     write_clusters_parquet(storage, paths.clusters, rows)
@@ -96,19 +95,19 @@ def assign_crawl(storage: Storage, run: PastRun, crawl: Crawl, examples: bool) -
 
 
 def assignments_of(storage: Storage, run: RunPaths) -> list[AssignmentPaths]:
-    """All that was assigned to the prototypes of `run`, complete or not."""
+    """Return the keys of all assignments to the prototypes of `run`, complete or not."""
     crawls = {key.removeprefix(f"{run.assignments}/").split("/")[0] for key in storage.list(run.assignments)}
     return [run.assignment(crawl_id) for crawl_id in sorted(crawls)]
 
 
 def delete_assignment(storage: Storage, paths: AssignmentPaths) -> None:
-    """Delete an assignment, its marker first."""
+    """Delete all files of an assignment, its marker first."""
     for key in (paths.marker, *storage.list(paths.folder)):
         storage.delete(key)
 
 
 def _files(paths: AssignmentPaths) -> list[str]:
-    """Keys of everything that an assignment consists of, apart from ``assignment.json``."""
+    """Return the keys of the files of an assignment, except ``assignment.json``."""
     return [paths.clusters, paths.spreadsheet, paths.changes, paths.picture]
 
 
@@ -118,9 +117,8 @@ def _csv(changes: Changes) -> bytes:
     return buffer.getvalue()
 
 
-def _describe(storage: Storage, run: PastRun, crawl: Crawl, changes: Changes, paths: AssignmentPaths) -> dict[str, Any]:
-    """What ``assignment.json`` says of the images, and where everything is."""
-    run_paths = RunPaths(paths.collection, paths.run_id)
+def _describe(storage: Storage, run: Run, crawl: Crawl, changes: Changes, paths: AssignmentPaths) -> dict[str, Any]:
+    """Return the description of images, changes and files for ``assignment.json``."""
     return {
         "collection": paths.collection,
         "run_id": paths.run_id,
@@ -133,7 +131,11 @@ def _describe(storage: Storage, run: PastRun, crawl: Crawl, changes: Changes, pa
             "cluster_sizes": changes.table["size"].to_pylist(),
             "unexplained": changes.unexplained,
         },
-        "loss": {"mean": changes.mean_loss, "run_mean": changes.run_mean_loss, "fence": changes.fence},
+        "loss": {
+            "mean": changes.mean_loss,
+            "run_mean": changes.run_mean_loss,
+            "unexplained_above": changes.unexplained_above,
+        },
         "changes": largest_changes(changes),
         "paths": {
             "assignment": storage.uri(paths.folder),
@@ -141,7 +143,7 @@ def _describe(storage: Storage, run: PastRun, crawl: Crawl, changes: Changes, pa
             "spreadsheet": storage.uri(paths.spreadsheet),
             "changes": storage.uri(paths.changes),
             "picture": storage.uri(paths.picture),
-            "checkpoint": storage.uri(run_paths.checkpoint(run.selected.trial.name)),
+            "checkpoint": storage.uri(run.checkpoint_key),
         },
         "versions": versions(),
     }

@@ -1,8 +1,7 @@
-"""Every ingested image gets its prototype: one Ray task per shard, whose rows come back without pixels."""
+"""Assign all ingested images to prototypes, with one Ray task per shard."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
@@ -13,7 +12,7 @@ import torch
 
 from pipeline.clustering.checkpoint import load_method
 from pipeline.clustering.model.method import ClusteringMethod
-from pipeline.console import Progress, rated, say
+from pipeline.console import Progress
 from pipeline.errors import StorageError
 from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl
@@ -28,30 +27,28 @@ def assign_crawls(storage: Storage, checkpoint: str, crawls: list[Crawl], schema
     """Assign every image of `crawls` with the model stored as `checkpoint`.
 
     Args:
-        storage: workspace with the shards and the model; it travels to the tasks.
+        storage: workspace with the shards and the model; it is sent to the tasks.
         checkpoint: key of the trained model.
-        crawls: complete crawls of one image size.
-        schema: as `manifest.clusters_schema` made it.
+        crawls: complete crawls of the same image size.
+        schema: see `manifest.clusters_schema`.
 
     Returns:
-        One row per image, as `manifest.clusters_table` orders them.
+        One row per image, in the order of `manifest.clusters_table`.
 
     Raises:
-        PipelineError: fewer or more images were assigned than were ingested.
+        PipelineError: the number of assigned images differs from the number of ingested images.
     """
     import ray
 
     task = ray.remote(num_cpus=1)(_assign)
-    started = time.monotonic()
     shards = [(crawl, index) for crawl in crawls for index in range(crawl.n_shards)]
     parts = []
-    with Progress("assign", sum(crawl.accepted for crawl in crawls), "img") as progress:
+    with Progress("assign", sum(crawl.accepted for crawl in crawls), "image") as progress:
         for _, part in run_bounded(lambda shard: task.remote(storage, checkpoint, *shard, schema), shards):
             parts.append(part)
             progress.advance(part.num_rows)
     clusters = clusters_table(parts, schema)
     check_counts(storage, clusters, crawls)
-    say("assign", rated(clusters.num_rows, "image", time.monotonic() - started))
     return clusters
 
 
@@ -61,15 +58,15 @@ def _assign(storage: Storage, checkpoint: str, crawl: Crawl, index: int, schema:
 
 @lru_cache(maxsize=1)
 def trained_method(root: str, checkpoint: str) -> ClusteringMethod:
-    """The model stored as `checkpoint` in the workspace `root`, on one CPU thread; read once per process."""
+    """Return the model `checkpoint` of the workspace `root`, cached per process, and limit torch to one thread."""
     torch.set_num_threads(1)
     return load_method(open_storage(root), checkpoint)
 
 
 def assign_shard(storage: Storage, method: ClusteringMethod, crawl: Crawl, index: int, schema: pa.Schema) -> pa.Table:
-    """The rows of shard `index` of `crawl`: what ingest knows of each image, and its assignment.
+    """Return one row per image of shard `index` of `crawl`: its record from ingest, and its assignment.
 
-    Raises StorageError where the tar holds an image that the shard's rows do not name.
+    Raises StorageError if the tar contains an image without a row in the shard's table.
     """
     paths = CrawlPaths(crawl.collection, crawl.crawl_id)
     rows = read_table(storage, paths.rows(index))
@@ -78,7 +75,7 @@ def assign_shard(storage: Storage, method: ClusteringMethod, crawl: Crawl, index
     position = pc.index_in(assigned["image_id"], rows["image_id"])
     if position.null_count:
         raise StorageError(
-            f"{storage.uri(paths.shard(index))}: not the images of {paths.rows(index)}; "
+            f"{storage.uri(paths.shard(index))}: its images differ from those in {paths.rows(index)}; "
             f"delete {storage.uri(paths.folder)} and run the same command again"
         )
     columns = {name: rows[name].take(position) for name in schema.names if name in rows.column_names}
@@ -89,11 +86,11 @@ def assign_shard(storage: Storage, method: ClusteringMethod, crawl: Crawl, index
 
 
 def assign_samples(method: ClusteringMethod, samples: Iterable[Sample], schema: pa.Schema) -> pa.Table:
-    """The columns of `schema` that come from the model, and ``image_id``; one row per sample, in order."""
+    """Return ``image_id`` and the columns of `schema` that the model computes; one row per sample, in order."""
     names = ["image_id", *assignment_schema(schema).names, *transform_columns(schema).values()]
-    wanted = pa.schema([schema.field(name) for name in names])
+    columns = pa.schema([schema.field(name) for name in names])
     batches = [_assign_batch(method, batch, schema) for batch in _batches(samples)]
-    return pa.concat_tables([wanted.empty_table(), *(batch.select(names).cast(wanted) for batch in batches)])
+    return pa.concat_tables([columns.empty_table(), *(batch.select(names).cast(columns) for batch in batches)])
 
 
 def _assign_batch(method: ClusteringMethod, samples: list[Sample], schema: pa.Schema) -> pa.Table:

@@ -1,1 +1,1 @@
-"""The page of a run: one HTML file that loads nothing else."""
+"""The HTML page of a run: one file that loads no other resource."""

@@ -1,4 +1,4 @@
-"""The clusters of a page, ready for the template: pictures as data, numbers as text."""
+"""The clusters of a page as the template needs them: pictures as data URIs, numbers as text."""
 
 from __future__ import annotations
 
@@ -11,39 +11,46 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
+from pipeline.records import Pixels
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.page.charts import bars, number
-from pipeline.reporting.page.crawled import plain_text, web_link
+from pipeline.reporting.page.sanitize import plain_text, web_link
 from pipeline.reporting.page.summaries import Axes, axes_of, day, losses, percentages, timeline, top_hashtags
 from pipeline.reporting.pictures.mosaic import CRISP_BELOW_PX, Tile
-from pipeline.reporting.pictures.pixels import Pixels, to_pictures
+from pipeline.reporting.pictures.pixels import to_pictures
 from pipeline.reporting.pictures.thumbnails import ThumbnailForm, thumbnail
-from pipeline.reporting.survey.examples import MOST_NAMED
+from pipeline.reporting.survey.examples import MAX_CLUSTERS_WITH_BAR_NAMES
 from pipeline.reporting.survey.quality import Quality
 from pipeline.reporting.survey.sums import ClusterSums
 from pipeline.reporting.survey.survey import ImageKey, Thumbnails, image_keys
 from pipeline.reporting.tables.manifest import LOSS_NAMES, by_cluster, loss_column
 
 HASHTAGS = 12
-SHARED_BY = 5
-"""Images that a mean, a timeline or a hashtag must come from where no examples are shown: of one, it would be it."""
+"""Maximum number of hashtags of a cluster."""
+MIN_IMAGES_WITHOUT_EXAMPLES = 5
+"""Minimum number of images behind a mean image, timeline or hashtag in a report without examples: the mean of one
+photo would be the photo."""
 WHITE_DEVIATION = 0.25
-"""Root mean square, of 1, that is drawn as white; the same for all clusters, so that they can be compared."""
+"""Root mean square deviation in [0, 1] that is drawn as white; equal for all clusters, so that they are comparable."""
 PROTOTYPE_SIZE = 2
-"""Thumbnails that a prototype counts for."""
+"""Size of a prototype's picture, in thumbnails."""
 
 
 @dataclass(frozen=True)
 class ExampleView:
-    """One image of a cluster."""
+    """One example image as the template draws it."""
 
     photo: str
-    """A ``data:`` address, as are the next two."""
+    """The photo, as a ``data:`` URI."""
     prototype: str
+    """The prototype aligned to the photo, as a ``data:`` URI."""
     aligned: str
+    """The photo aligned back to the prototype, as a ``data:`` URI."""
     caption: str
     link: str | None
+    """URL of the source, if it is safe to link."""
     day: str
+    """Date of the post, such as 2016-08-27; empty if it is unknown."""
     loss: str
 
 
@@ -55,37 +62,44 @@ class ClusterView:
     share: str
     quality: Quality
     crisp: bool
-    """Whether its pictures are so small that they are enlarged with hard edges."""
+    """Whether its pictures are so small that they are enlarged with hard pixel edges."""
     prototype: str
+    """The prototype, as a ``data:`` URI."""
     mean: str | None
+    """The unaligned mean of its photos, as a ``data:`` URI; None if it is not shown."""
     deviation: str | None
+    """Where aligned photos differ from the prototype, as a ``data:`` URI; None if it is not shown."""
     groups: Mapping[str, Sequence[ExampleView]]
-    """Examples by the name of their group."""
+    """Examples by the name of their group: nearest, random or farthest."""
     mean_loss: str | None
     losses: Markup
+    """Histogram of the losses."""
     timeline: Markup
+    """Histogram of the times of the posts; empty if it is not shown."""
     dated: int
-    """Images whose time is known."""
+    """Number of images whose time is known."""
     hashtags: Sequence[tuple[str, int]]
+    """The most frequent hashtags, each with its number of images."""
     neighbours: Sequence[tuple[int, int]]
-    """The most frequent runners-up among its images: cluster and number of images."""
+    """The most frequent runners-up among its images, each as the cluster and the number of images."""
 
 
 def cluster_views(findings: Findings) -> list[ClusterView]:
-    """One view per tile of `findings`, in the tiles' order; all on the same axes."""
+    """Return one view per tile of `findings`, in the same order; the charts of all clusters have the same axes."""
     clusters, tiles, examples, form = findings.clusters, findings.tiles, findings.examples, findings.form
     axes = axes_of(clusters)
     shares = percentages([tile.size for tile in tiles])
-    private, detailed = not examples, len(tiles) <= MOST_NAMED
-    apart = by_cluster(clusters, len(tiles))
+    private, named = not examples, len(tiles) <= MAX_CLUSTERS_WITH_BAR_NAMES
+    members_by_cluster = by_cluster(clusters, len(tiles))
     views = []
     for tile, share in zip(tiles, shares, strict=True):
-        members, own = apart[tile.cluster], findings.sums[tile.cluster]
+        members, sums = members_by_cluster[tile.cluster], findings.sums[tile.cluster]
         groups = {}
         if chosen := examples.get(tile.cluster):
-            named = {"nearest": chosen.nearest, "random": chosen.random, "farthest": chosen.farthest}
-            groups = {name: example_views(rows, findings.thumbnails) for name, rows in named.items() if rows.num_rows}
-        shown = tile.size >= (SHARED_BY if private else 1)
+            tables = {"nearest": chosen.nearest, "random": chosen.random, "farthest": chosen.farthest}
+            groups = {name: example_views(rows, findings.thumbnails) for name, rows in tables.items() if rows.num_rows}
+        min_images = MIN_IMAGES_WITHOUT_EXAMPLES if private else 1
+        has_sums = tile.size >= min_images
         large = ThumbnailForm(tile.picture.shape[0], PROTOTYPE_SIZE * form.limit_bytes)
         views.append(
             ClusterView(
@@ -94,14 +108,14 @@ def cluster_views(findings: Findings) -> list[ClusterView]:
                 quality=findings.qualities[tile.cluster],
                 crisp=min(tile.picture.shape[:2]) < CRISP_BELOW_PX,
                 prototype=data_uri(thumbnail(tile.picture, large)),
-                mean=data_uri(thumbnail(to_pictures(own.mean_CHW[None])[0], form)) if shown else None,
-                deviation=data_uri(thumbnail(deviation_picture(own), form)) if shown else None,
+                mean=data_uri(thumbnail(to_pictures(sums.mean_CHW[None])[0], form)) if has_sums else None,
+                deviation=data_uri(thumbnail(deviation_picture(sums), form)) if has_sums else None,
                 groups=groups,
                 mean_loss=_mean_loss(members),
-                losses=_losses(members, axes, tile.cluster, detailed),
-                timeline=_timeline(members, axes, tile.cluster, detailed) if shown else Markup(""),
+                losses=_losses(members, axes, tile.cluster, named),
+                timeline=_timeline(members, axes, tile.cluster, named) if has_sums else Markup(""),
                 dated=members.num_rows - members["taken_at"].null_count,
-                hashtags=_hashtags(members, SHARED_BY if private else 1),
+                hashtags=_hashtags(members, min_images),
                 neighbours=_neighbours(members, tile.cluster),
             )
         )
@@ -109,16 +123,16 @@ def cluster_views(findings: Findings) -> list[ClusterView]:
 
 
 def example_views(rows: pa.Table, thumbnails: Mapping[ImageKey, Thumbnails]) -> list[ExampleView]:
-    """One view per row of the clusters table."""
+    """Return one view per row of the clusters table."""
     loss = loss_column(rows.schema)
     views = []
     for key, row in zip(image_keys(rows), rows.to_pylist(), strict=True):
-        three = thumbnails[key]
+        pictures = thumbnails[key]
         views.append(
             ExampleView(
-                photo=data_uri(three.photo),
-                prototype=data_uri(three.prototype),
-                aligned=data_uri(three.aligned),
+                photo=data_uri(pictures.photo),
+                prototype=data_uri(pictures.prototype),
+                aligned=data_uri(pictures.aligned),
                 caption=plain_text(row["caption"]),
                 link=web_link(row["source_url"], row["source_uri"]),
                 day=row["taken_at"].date().isoformat() if row["taken_at"] else "",
@@ -129,12 +143,12 @@ def example_views(rows: pa.Table, thumbnails: Mapping[ImageKey, Thumbnails]) -> 
 
 
 def data_uri(webp: bytes) -> str:
-    """`webp` as an address that is the picture itself."""
+    """Return the content of a WebP file as a ``data:`` URI."""
     return "data:image/webp;base64," + base64.b64encode(webp).decode()
 
 
 def deviation_picture(sums: ClusterSums) -> Pixels:
-    """Where photos differ from their prototype: uint8 (H, W, 1), black for nowhere, white for 0.25 and more."""
+    """Return the root mean square deviation of photos from the prototype, uint8 (H, W, 1): 0 black, 0.25 white."""
     return to_pictures((sums.deviation_HW / WHITE_DEVIATION)[None, None])[0]
 
 
@@ -167,8 +181,8 @@ def _timeline(members: pa.Table, axes: Axes, cluster: int, named: bool) -> Marku
     return bars(counts, description, (days[0], days[-1]), names if named else ())
 
 
-def _hashtags(members: pa.Table, fewest: int) -> list[tuple[str, int]]:
-    return [(plain_text(tag, 40), count) for tag, count in top_hashtags(members, HASHTAGS, fewest)]
+def _hashtags(members: pa.Table, min_images: int) -> list[tuple[str, int]]:
+    return [(plain_text(tag, 40), count) for tag, count in top_hashtags(members, HASHTAGS, min_images)]
 
 
 def _neighbours(members: pa.Table, cluster: int) -> list[tuple[int, int]]:

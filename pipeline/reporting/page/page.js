@@ -1,4 +1,4 @@
-// Search, filters and order of the clusters. Without it the page shows everything, best first.
+// Search, filters and order of the clusters. Without this script the page shows all clusters in the initial order.
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
@@ -10,48 +10,48 @@
     const { cluster, size, quality } = card.dataset;
     total.clusters += 1;
     total.images += Number(size);
-    return { card, section: $(`cluster-${cluster}`), cluster, size: Number(size), quality: Number(quality), words: null };
+    return { card, section: $(`cluster-${cluster}`), cluster, size: Number(size), quality: Number(quality), text: null };
   });
 
-  // Read when the first word is typed: opening the page should not wait for it.
-  const wordsOf = (item) => {
-    if (item.words === null) {
+  // The text is collected at the first search, so that it does not delay opening the page.
+  const textOf = (item) => {
+    if (item.text === null) {
       const tags = [...item.section.querySelectorAll("[data-tag]")].map((tag) => tag.dataset.tag.toLowerCase());
-      const captions = [...item.section.querySelectorAll("img.photo")].map((photo) => photo.alt.slice(7).toLowerCase());
-      item.words = { tags, text: [...tags, ...captions].join("\n") };
+      const captions = [...item.section.querySelectorAll("img.photo")].map((photo) => photo.alt.slice("Photo: ".length).toLowerCase());
+      item.text = { tags, all: [...tags, ...captions].join("\n") };
     }
-    return item.words;
+    return item.text;
   };
 
   const matches = (item, word) => {
-    if (!word.startsWith("#")) return wordsOf(item).text.includes(word);
+    if (!word.startsWith("#")) return textOf(item).all.includes(word);
     const name = word.slice(1);
-    return item.cluster === name || (name !== "" && wordsOf(item).tags.some((tag) => tag.startsWith(name)));
+    return item.cluster === name || (name !== "" && textOf(item).tags.some((tag) => tag.startsWith(name)));
   };
 
-  const say = (shown) => {
-    const images = shown.reduce((sum, item) => sum + item.size, 0);
+  const report = (visible) => {
+    const images = visible.reduce((sum, item) => sum + item.size, 0);
     const share = total.images ? (100 * images) / total.images : 0;
     const noun = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
     $("shown").textContent =
-      `${shown.length} of ${noun(total.clusters, "cluster")}, ` +
+      `${visible.length} of ${noun(total.clusters, "cluster")}, ` +
       `${images.toLocaleString("en")} of ${noun(total.images, "image")} (${share.toFixed(1)} %)`;
   };
 
   const filter = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const fits = (item) =>
+    const isMatch = (item) =>
       item.quality >= Number(quality.value) &&
       item.size >= Number(size.value) &&
       words.every((word) => matches(item, word));
-    const shown = clusters.filter((item) => {
-      const visible = fits(item);
-      item.card.hidden = item.section.hidden = !visible;
-      return visible;
+    const visible = clusters.filter((item) => {
+      const match = isMatch(item);
+      item.card.hidden = item.section.hidden = !match;
+      return match;
     });
     $("quality-shown").textContent = Number(quality.value).toFixed(2);
-    $("nothing").hidden = shown.length > 0;
-    say(shown);
+    $("nothing").hidden = visible.length > 0;
+    report(visible);
   };
 
   const sort = () => {
@@ -61,7 +61,7 @@
     $("details").append(...clusters.map((item) => item.section));
   };
 
-  // A link to a cluster shows it, whatever is filtered.
+  // A link to a cluster that the filters hide resets them.
   const follow = () => {
     const item = clusters.find((one) => `#cluster-${one.cluster}` === location.hash);
     if (!item) return;
@@ -80,7 +80,7 @@
   order.addEventListener("change", sort);
   window.addEventListener("hashchange", follow);
   form.hidden = false;
-  // The page comes in order; only a browser that remembers what was chosen needs more.
+  // The page is in its initial order; sort and filter only if the browser restored earlier choices of the reader.
   if (!order.selectedOptions[0].defaultSelected) sort();
   if (search.value || quality.value !== "0" || size.value !== "0") filter();
   follow();

@@ -1,4 +1,4 @@
-"""The page as one HTML file: its template filled in, style and script inside, and a policy that allows nothing else."""
+"""Render the page as one HTML file with its style and script inside, and a policy that forbids everything else."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ PACKAGE = "pipeline.reporting.page"
 
 @dataclass(frozen=True)
 class Unexplained:
-    """The images that no prototype explains."""
+    """The images that no prototype explains, whose losses are outliers."""
 
-    fence: str
-    """The loss above which they lie."""
+    threshold: str
+    """Loss above which an image counts as unexplained."""
     images: int
-    shown: Sequence[ExampleView]
-    """The worst of them; each has the cluster it was assigned to in `clusters`."""
+    """Number of unexplained images."""
+    examples: Sequence[ExampleView]
+    """Unexplained images with the highest loss."""
     clusters: Sequence[int]
+    """Cluster of each of the `examples`."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,28 @@ class Page:
     """Everything that the page shows."""
 
     document: Mapping[str, Any]
-    """What ``run.json`` says, without where it was tracked."""
+    """Content of ``run.json``, except where the run is tracked."""
     tracked: Mapping[str, str]
-    """Where the run is in MLflow: server or database, experiment, name."""
+    """The run in MLflow: ``uri`` of the server or database, ``experiment`` and ``run``."""
     configuration: str
-    """Of the job, as YAML."""
+    """Configuration of the job, as YAML."""
     order_by: OrderBy
-    """What clusters are ordered by until the reader chooses."""
+    """Initial order of the clusters."""
     loss: str
     """Name of the loss."""
     private: bool
     """Whether photos, captions and links are left out."""
     clusters: Sequence[ClusterView]
-    """In the order in which they are shown."""
+    """Clusters in display order."""
     unexplained: Unexplained
     figures: Sequence[Figure]
     timelapse: str | None
-    """The animation of training as a ``data:`` address; empty where it is too large, None where there is none."""
+    """Animation of the training as a ``data:`` URI; empty if it is too large, None if there is none."""
     crawls: Sequence[Crawl]
 
 
 def render(page: Page) -> bytes:
-    """The page as UTF-8 HTML. It loads nothing, sends nothing, and runs no script but its own."""
+    """Return the page as UTF-8 HTML. It makes no requests, and runs only its own script."""
     style, script = (_resource(name) for name in ("page.css", "page.js"))
     environment = Environment(
         loader=PackageLoader(PACKAGE, ""),
@@ -69,14 +71,14 @@ def render(page: Page) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": _count, "decimal": _decimal, "noun": counted}
-    losses = Counter[str]()
+    rejected = Counter[str]()
     for crawl in page.crawls:
-        losses.update(crawl.rejected)
+        rejected.update(crawl.rejected)
     text = environment.get_template("page.html.jinja").render(
         page=page,
         run=page.document,
-        rejected=losses.most_common(),
-        most_rejected=max(losses.values(), default=1),
+        rejected=rejected.most_common(),
+        most_rejected=max(rejected.values(), default=1),
         policy=_policy(style, script),
         style=style,
         script=script,
@@ -85,7 +87,7 @@ def render(page: Page) -> bytes:
 
 
 def _policy(style: str, script: str) -> str:
-    """A Content-Security-Policy under which only this style, this script and pictures inside the page work."""
+    """Return a Content-Security-Policy that allows only this style, this script and pictures as ``data:`` URIs."""
     allowed = {"script-src": _digest(script), "style-src": _digest(style), "img-src": "data:"}
     parts = ["default-src 'none'", *(f"{name} {value}" for name, value in allowed.items())]
     return "; ".join([*parts, "base-uri 'none'", "form-action 'none'"])

@@ -1,4 +1,4 @@
-"""What the rows of a cluster are in sum: losses, times and hashtags, all on axes that clusters share."""
+"""Summaries of the images of a cluster: losses, times and hashtags, with the same axes for all clusters."""
 
 from __future__ import annotations
 
@@ -14,57 +14,58 @@ import pyarrow.compute as pc
 from pipeline.reporting.tables.manifest import loss_column
 
 BINS = 40
+"""Number of bins of a histogram."""
 TAIL = 0.005
-"""Part of the values at either end that share the outermost bin: crawls have dates such as 1970-01-01."""
+"""Part of the values at either end that fall into the outermost bin, since crawls contain dates such as 1970-01-01."""
 Edges = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Edges of the bins that all clusters of a page share; `BINS` + 1 of them."""
+    """Edges of the bins, which are the same for all clusters of a page; `BINS` + 1 values each."""
 
     losses: Edges
     times: Edges | None
-    """Milliseconds since 1970; None where fewer than two different times are known."""
+    """Milliseconds since 1970; None if fewer than two distinct times are known."""
 
 
 def axes_of(clusters: pa.Table) -> Axes:
-    """The axes on which the images of `clusters` lie, as `manifest.clusters_table` made it."""
+    """Return the axes for the images of `clusters`; see `manifest.clusters_table`."""
     times = _milliseconds(clusters)
     values = clusters[loss_column(clusters.schema)].to_numpy()
     return Axes(_edges(values), _edges(times) if len(np.unique(times)) > 1 else None)
 
 
 def losses(rows: pa.Table, axes: Axes) -> list[int]:
-    """Number of images by loss; they add up to all of `rows`."""
-    return _counted(rows[loss_column(rows.schema)].to_numpy(), axes.losses)
+    """Return the number of images in each bin of the loss; they sum to the number of `rows`."""
+    return _histogram(rows[loss_column(rows.schema)].to_numpy(), axes.losses)
 
 
 def timeline(rows: pa.Table, axes: Axes) -> list[int]:
-    """Number of images by the time they were posted at; those without a time are left out."""
-    return [] if axes.times is None else _counted(_milliseconds(rows), axes.times)
+    """Return the number of images in each bin of the time of the post; images without a time are left out."""
+    return [] if axes.times is None else _histogram(_milliseconds(rows), axes.times)
 
 
-def top_hashtags(rows: pa.Table, n: int, fewest: int = 1) -> list[tuple[str, int]]:
-    """The `n` most frequent hashtags that at least `fewest` images have, with the number of images, most first."""
+def top_hashtags(rows: pa.Table, n: int, min_images: int = 1) -> list[tuple[str, int]]:
+    """Return the `n` most frequent hashtags that at least `min_images` images have, and their numbers of images."""
     images = pa.chunked_array([pc.list_parent_indices(chunk) for chunk in _columns(rows)], pa.int64())
     tags = pa.chunked_array([pc.list_flatten(chunk) for chunk in _columns(rows)], pa.string())
-    # An image that repeats a hashtag counts once.
+    # An image that has a hashtag twice counts once.
     pairs = pa.table({"image": images, "tag": pc.utf8_lower(tags)}).group_by(["image", "tag"]).aggregate([])
     counts = pairs["tag"].value_counts().to_pylist()
-    frequent = [(row["values"], row["counts"]) for row in counts if row["values"] and row["counts"] >= fewest]
+    frequent = [(row["values"], row["counts"]) for row in counts if row["values"] and row["counts"] >= min_images]
     return sorted(frequent, key=lambda pair: (-pair[1], pair[0]))[:n]
 
 
 def day(milliseconds: float) -> str:
-    """The date of a time, such as 2016-08-27."""
+    """Return the date of a time in milliseconds since 1970, such as 2016-08-27."""
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)).date().isoformat()
 
 
 def percentages(sizes: list[int]) -> list[str]:
-    """`sizes` as parts of their sum in percent with one decimal, such that these add up to exactly 100.0.
+    """Return each of `sizes` as a percentage of their sum, with one decimal, such that all add up to exactly 100.0.
 
-    Where rounding leaves tenths over, those that lost most get them (largest remainder).
+    Tenths left over by rounding are distributed by the largest remainder method.
     """
     total = sum(sizes)
     if not total:
@@ -78,7 +79,7 @@ def percentages(sizes: list[int]) -> list[str]:
 
 
 def _columns(rows: pa.Table) -> list[pa.Array]:
-    """The hashtags as one array, so that positions are those of the rows."""
+    """Return the hashtags as a single array, so that the indices of lists are those of the rows."""
     column = rows["hashtags"].combine_chunks()
     return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
@@ -93,6 +94,6 @@ def _edges(values: np.ndarray[Any, Any]) -> Edges:
     return np.linspace(low, high if high > low else low + 1, BINS + 1)
 
 
-def _counted(values: np.ndarray[Any, Any], edges: Edges) -> list[int]:
+def _histogram(values: np.ndarray[Any, Any], edges: Edges) -> list[int]:
     counts, _ = np.histogram(np.nan_to_num(values, nan=edges[-1]).clip(edges[0], edges[-1]), edges)
     return [int(count) for count in counts]

@@ -1,4 +1,4 @@
-"""How the prototypes were learned, in charts: loss against K, and every trial over its iterations."""
+"""Charts of the training: loss against K, and the course of each trial over its iterations."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pipeline.reporting.page.charts import Line, line_chart, number
 Point = TypeVar("Point")
 
 ITERATIONS = "iterations"
-MOST_TICKS = 10
-MOST_POINTS = 300
-"""Of one curve; the eye does not see more."""
-MOST_TRIALS = 24
-"""Curves of one chart, those with the lowest loss."""
+MAX_TICKS = 10
+"""Maximum number of labelled values of K on an axis."""
+MAX_POINTS = 300
+"""Maximum number of points of a curve; more would not be visible."""
+MAX_TRIALS = 24
+"""Maximum number of curves of a chart, which are those with the lowest loss."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and what is written below it."""
+    """A chart with its title and caption."""
 
     title: str
     caption: str
@@ -32,35 +33,41 @@ class Figure:
 
 
 def training_figures(results: Sequence[TrialResult], selected: TrialResult) -> list[Figure]:
-    """The charts of a run's trials; those that would be empty are left out."""
+    """Return the charts of the trials of a run, without empty ones."""
     stages = [
         (float(end), f"after {' + '.join(stage.modules) or 'no transformation'}: {stage.reason}")
         for end, stage in zip(accumulate(s.iterations for s in selected.stages), selected.stages, strict=True)
     ]
-    own = _thinned(selected.history)
-    iterations = [float(point.iteration) for point in own]
+    history = _thinned(selected.history)
+    iterations = [float(point.iteration) for point in history]
     total = sum(point.reassigned for point in selected.history)
-    # Counted up before it is thinned out.
+    # Accumulate before thinning out, so that no reassignment is lost.
     reassigned = [float(n) for n in _thinned(list(accumulate(point.reassigned for point in selected.history)))]
     shares = [
-        Line("largest share", iterations, [point.largest_share for point in own], "main", named=True),
-        Line("smallest share", iterations, [point.smallest_share for point in own], "pale", named=True),
+        Line("largest share", iterations, [point.largest_share for point in history], "main", labelled=True),
+        Line("smallest share", iterations, [point.smallest_share for point in history], "pale", labelled=True),
     ]
     figures = [
         _loss_by_k(results, selected),
         _losses(results, selected, stages),
         Figure(
             "Shares of the largest and the smallest cluster",
-            "Of the kept trial; dashed lines are the ends of its stages.",
-            line_chart(shares, "Largest and smallest share of a cluster", ITERATIONS, stages, from_zero=True),
+            "Shares of the images in the kept trial. Dashed lines mark the ends of its training stages.",
+            line_chart(
+                shares,
+                "Share of the largest and the smallest cluster over the iterations of the kept trial",
+                ITERATIONS,
+                stages,
+                from_zero=True,
+            ),
         ),
         Figure(
             "Reassigned prototypes",
-            f"{total:,} in the kept trial, counted up: prototypes that had next to no images and started again from"
-            " the largest cluster.",
+            f"Cumulative number in the kept trial, {total:,} in total. A prototype with almost no images is reassigned:"
+            " it starts again from the largest cluster.",
             line_chart(
                 [Line("reassigned", iterations, reassigned, "main")],
-                f"{total} reassignments",
+                f"Cumulative number of reassigned prototypes, {total} in total",
                 ITERATIONS,
                 stages,
                 from_zero=True,
@@ -80,33 +87,33 @@ def _loss_by_k(results: Sequence[TrialResult], selected: TrialResult) -> Figure:
         Line("kept", [float(selected.k)], [selected.loss], "main"),
     ]
     description = f"Loss against K; K = {selected.k} was kept, with loss {number(round(selected.loss, 4))}"
-    caption = f"Each dot is a trial, the line joins the best of each K, and K = {selected.k} was kept."
+    caption = f"Each dot is a trial. The line connects the best trial of each K; K = {selected.k} was kept."
     return Figure(
         "Loss against K",
         caption,
         line_chart(
-            lines, description, "K", points=True, ticks=[float(r.k) for r in best][:: -(-len(best) // MOST_TICKS)]
+            lines, description, "K", points=True, ticks=[float(r.k) for r in best][:: -(-len(best) // MAX_TICKS)]
         ),
     )
 
 
 def _losses(results: Sequence[TrialResult], selected: TrialResult, stages: Sequence[tuple[float, str]]) -> Figure:
-    shown = sorted(results, key=lambda r: (r is selected, -r.loss))[-MOST_TRIALS:]
+    drawn = sorted(results, key=lambda r: (r is selected, -r.loss))[-MAX_TRIALS:]
     lines = []
-    for r in shown:
+    for r in drawn:
         points = _thinned(r.history)
         iterations, losses = [float(point.iteration) for point in points], [point.loss for point in points]
         lines.append(Line(r.trial.name, iterations, losses, "main" if r is selected else "pale"))
-    caption = f"The kept trial, {selected.trial.name}, stands out; dashed lines are the ends of its stages."
-    if len(shown) < len(results):
-        caption += f" Shown are {len(shown)} of {len(results)} trials, those with the lowest loss."
-    description = (
-        f"Loss of {len(shown)} trials over their iterations; that of the kept one ends at {number(selected.loss)}"
+    caption = (
+        f"The kept trial is {selected.trial.name} (highlighted). Dashed lines mark the ends of its training stages."
     )
-    return Figure("Loss while training", caption, line_chart(lines, description, ITERATIONS, stages))
+    if len(drawn) < len(results):
+        caption += f" The chart shows {len(drawn)} of {len(results)} trials, those with the lowest loss."
+    description = f"Loss of {len(drawn)} trials over their iterations; the kept trial ends at {number(selected.loss)}"
+    return Figure("Loss during training", caption, line_chart(lines, description, ITERATIONS, stages))
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `MOST_POINTS` of `points`, evenly, the last one included."""
-    step = -(-len(points) // MOST_POINTS) if points else 1
+    """Return at most `MAX_POINTS` of `points` at equal distances, including the last one."""
+    step = -(-len(points) // MAX_POINTS) if points else 1
     return list(points[::-1][::step])[::-1]

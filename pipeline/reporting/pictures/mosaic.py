@@ -1,4 +1,4 @@
-"""Pictures of a run: all prototypes side by side, and for one cluster its prototype among its nearest images."""
+"""Still pictures of a run: the mosaic of all prototypes, and the strip of one prototype with its nearest images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.config import OrderBy
-from pipeline.reporting.pictures.pixels import Pixels, to_image
+from pipeline.records import Pixels
+from pipeline.reporting.pictures.pixels import to_image
 
 INK, PALE, PAPER, EDGE = "#1c1c1e", "#76767b", "#ffffff", "#dcdce0"
+"""Colours of text, secondary text, background and outlines."""
 
 CRISP_BELOW_PX = 48
-"""Pictures with a shorter side are enlarged with hard pixel edges: blurred, a digit of 28 px cannot be judged."""
+"""Pictures with a side below this are enlarged with hard pixel edges, as a blurred digit of 28 px is hard to judge."""
 
 SYSTEM_FONTS = (
     *("NotoSans-Regular.ttf", "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"),
     *("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "msyh.ttc", "msgothic.ttc"),
     *("malgun.ttf", "PingFang.ttc", "unifont.ttf"),
 )
-"""Where to look for the scripts that Pillow's own font, which is little more than ASCII, does not have."""
+"""Fonts for scripts that Pillow's built-in font lacks, which covers little more than ASCII."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -34,25 +36,25 @@ class Tile:
 
     cluster: int
     size: int
-    """Images assigned to it."""
+    """Number of images assigned to the prototype."""
     share: float
-    """`size` as a part of all images, in [0, 1]."""
+    """`size` divided by the number of all images, in [0, 1]."""
     picture: Pixels
-    """uint8 (H, W, C)."""
+    """The prototype, uint8 (H, W, C)."""
     quality: float = 0.0
-    """Label-free score in [0, 1]; see `quality.py`."""
+    """Label-free score in [0, 1]; see `survey/quality.py`."""
     earlier_share: float | None = None
-    """`share` among other images that these are compared with, if they are."""
+    """Share among the images of an earlier crawl or run, if the two are compared."""
 
     @property
-    def shown_share(self) -> str:
-        """`share` in percent, after what it is compared with."""
+    def share_label(self) -> str:
+        """`share` in percent, such as "40.0%", or "25.0% to 40.0%" if it is compared with an earlier share."""
         return " to ".join(f"{share:.1%}" for share in (self.earlier_share, self.share) if share is not None)
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One cluster: its prototype and, per nearest image, three pictures; all uint8 (H, W, C)."""
+    """The pictures of one cluster: its prototype, and three per nearest image; all uint8 (H, W, C)."""
 
     tile: Tile
     photos: Sequence[Pixels]
@@ -63,31 +65,31 @@ class Strip:
 
 
 def ordered(tiles: Sequence[Tile], by: OrderBy) -> list[Tile]:
-    """`tiles`, highest `by` first; the other of quality and size decides among equals, then the index."""
+    """Return `tiles` sorted by quality or size, highest first; ties are broken by the other one, then by index."""
     if by == "quality":
         return sorted(tiles, key=lambda tile: (-tile.quality, -tile.size, tile.cluster))
     return sorted(tiles, key=lambda tile: (-tile.size, -tile.quality, tile.cluster))
 
 
 def columns_of(tiles: int) -> int:
-    """Of a picture of so many tiles, somewhat wider than high."""
+    """Return the number of columns of a picture of `tiles` tiles, which is somewhat wider than high."""
     return math.ceil(math.sqrt(tiles * 1.5))
 
 
 def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) -> Image.Image:
-    """All `tiles` in their order, each with its index, size and share, after the share it is compared with, if any.
+    """Draw all `tiles` in their order, each with its index, size and share.
 
     Args:
-        title: first words of the heading; cut where the picture is too narrow for it. Characters that no font on
-            this machine has lose their accents or become question marks.
-        subtitle: the rest of the heading, paler.
-        tiles: at least one.
-        tile_px: side of one prototype in the picture.
+        title: first part of the heading; shortened if the picture is too narrow for it. Characters that no font on
+            this machine contains lose their accents or become question marks.
+        subtitle: second part of the heading, in a paler colour.
+        tiles: at least one tile.
+        tile_px: side of one prototype in the picture, in px.
     """
     text_px, title_px = _text_px(tile_px), _title_px(tile_px)
     columns = columns_of(len(tiles))
     rows = math.ceil(len(tiles) / columns)
-    widest = max(_width(f"#{tile.cluster}  {tile.size:,}   {tile.shown_share}", text_px) for tile in tiles)
+    widest = max(_width(f"#{tile.cluster}  {tile.size:,}   {tile.share_label}", text_px) for tile in tiles)
     cell, line = max(tile_px, widest), tile_px + text_px + 4
     gap, margin = max(10, tile_px // 8), max(16, tile_px // 4)
     title, font = _legible(title, title_px)
@@ -105,14 +107,14 @@ def draw_mosaic(title: str, subtitle: str, tiles: Sequence[Tile], tile_px: int) 
         name = f"#{tile.cluster}  "
         draw.text((x, y), name, INK, _font(text_px))
         draw.text((x + _width(name, text_px), y), f"{tile.size:,}", PALE, _font(text_px))
-        draw.text((x + cell, y), tile.shown_share, PALE, _font(text_px), anchor="ra")
+        draw.text((x + cell, y), tile.share_label, PALE, _font(text_px), anchor="ra")
     return canvas
 
 
 def draw_strip(strip: Strip, tile_px: int) -> Image.Image:
-    """The prototype, then a column per nearest image: photo, prototype aligned to it, photo aligned back.
+    """Draw the prototype, and one column per nearest image: photo, prototype aligned to it, photo aligned back.
 
-    A cluster without images is drawn as its prototype and a note.
+    For a cluster without images, draw the prototype and a note.
     """
     tile = strip.tile
     text_px, title_px = _text_px(tile_px), _title_px(tile_px)
@@ -122,7 +124,7 @@ def draw_strip(strip: Strip, tile_px: int) -> Image.Image:
         ("prototype aligned", strip.aligned_prototypes),
         ("photo aligned back", strip.aligned_photos),
     )
-    note = "no image is closest to this prototype"
+    note = "no image is assigned to this prototype"
     title = f"#{tile.cluster}"
     subtitle = f"{tile.size:,} {'image' if tile.size == 1 else 'images'}   {tile.share:.1%}"
     label = max(_width(line, text_px) for text, _ in labelled for line in text.split(maxsplit=1))
@@ -153,10 +155,10 @@ def draw_strip(strip: Strip, tile_px: int) -> Image.Image:
 
 
 def paste(canvas: Image.Image, picture: Pixels, at: tuple[int, int], side: int) -> None:
-    """Draw `picture` with its left upper corner `at`, `side` px large, and a hairline around it."""
+    """Draw `picture` with a thin outline; its upper left corner is `at`, and its side is `side` px."""
     image = to_image(picture)
     if min(image.size) < min(CRISP_BELOW_PX, side):
-        # Whole multiples first, so that every pixel becomes a square of the same size.
+        # First enlarge by an integer factor, so that all pixels become squares of the same size.
         factor = math.ceil(side / min(image.size))
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     canvas.paste(image.resize((side, side), Image.Resampling.LANCZOS), at)
@@ -167,12 +169,12 @@ def paste(canvas: Image.Image, picture: Pixels, at: tuple[int, int], side: int) 
 def _heading(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], title: str, subtitle: str, width: int, px: int, font: Font
 ) -> None:
-    """Write `title` in ink and `subtitle` paler behind it, cutting the title where both are wider than `width`.
+    """Write `title` in `font`, followed by `subtitle` in a paler colour, on one line.
 
-    The title is written in `font`, and both on the same line.
+    The title is shortened if both are wider than `width`.
     """
-    room = width - _width(f"   {subtitle}", px)
-    while len(title) > 1 and _width(title, px, font) > room:
+    title_width = width - _width(f"   {subtitle}", px)
+    while len(title) > 1 and _width(title, px, font) > title_width:
         title = title.rstrip("…")[:-1] + "…"
     x, line = at[0], at[1] + px
     draw.text((x, line), title, INK, font, anchor="ls")
@@ -192,17 +194,17 @@ def _width(text: str, px: int, font: Font | None = None) -> int:
 
 
 def _legible(text: str, px: int) -> tuple[str, Font]:
-    """`text` and the first font that has all its characters, or the part of it that Pillow's own font can show."""
+    """Return `text` and the first font with all its characters, or a simplified text and Pillow's built-in font."""
     for font in _fonts(px):
         if all(_has(font, character) for character in text):
             return text, font
-    own = _font(px)
+    built_in = _font(px)
     plain = (unicodedata.normalize("NFKD", character)[0] for character in text)
-    return "".join(character if _has(own, character) else "?" for character in plain), own
+    return "".join(character if _has(built_in, character) else "?" for character in plain), built_in
 
 
 def _fonts(px: int) -> Iterator[Font]:
-    """Pillow's own font, then those of `SYSTEM_FONTS` that this machine has."""
+    """Yield Pillow's built-in font, then those of `SYSTEM_FONTS` that are installed."""
     yield _font(px)
     for name in SYSTEM_FONTS:
         try:
@@ -212,7 +214,7 @@ def _fonts(px: int) -> Iterator[Font]:
 
 
 def _has(font: Font, character: str) -> bool:
-    """Whether `font` has a glyph for `character`, instead of the box that stands for all it does not have."""
+    """Whether `font` has a glyph for `character`, rather than the placeholder for missing characters."""
     return bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))
 
 

@@ -1,21 +1,23 @@
-"""The pictures of each cluster, drawn and published by Ray tasks that read only the shards they show."""
+"""Draw and publish the pictures of each cluster in Ray tasks, which read only the shards that they need."""
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
 
 from pipeline.clustering.model.method import ClusteringMethod
 from pipeline.config import ReportingConfig
-from pipeline.console import Progress, rated, say
+from pipeline.console import Progress
 from pipeline.paths import CrawlPaths, RunPaths
+from pipeline.records import Pixels
 from pipeline.reporting.assignment.shards import trained_method
 from pipeline.reporting.pictures.mosaic import Strip, Tile, draw_strip
 from pipeline.reporting.pictures.motion import draw_motion
-from pipeline.reporting.pictures.pixels import Pixels, png, to_images, to_pictures
-from pipeline.reporting.report_files import picture_keys
+from pipeline.reporting.pictures.pixels import png, to_images, to_pictures
+from pipeline.reporting.report_files import is_animated
+from pipeline.reporting.run import Run
 from pipeline.reporting.survey.survey import by_shard, image_keys, parameters_of
 from pipeline.reporting.tables.manifest import by_cluster, nearest_of
 from pipeline.session import run_bounded
@@ -23,48 +25,45 @@ from pipeline.shards import read_shard
 from pipeline.storage import Storage
 
 CLUSTERS_PER_TASK = 4
-"""Clusters that one task draws: neighbours in size share shards, but their pixels must fit in memory together."""
+"""Number of clusters per task. Consecutive clusters share shards, but their photos must fit in memory together."""
 
 
-def publish_strips(
-    storage: Storage,
-    checkpoint: str,
-    paths: RunPaths,
-    clusters: pa.Table,
-    tiles: list[Tile],
-    options: ReportingConfig,
-    moving: bool,
-) -> list[str]:
-    """Draw and publish a strip per tile with its nearest images, and its animation; return all keys.
+@dataclass(frozen=True)
+class _Drawing:
+    """Input that all drawing tasks of a run have in common."""
+
+    storage: Storage
+    paths: RunPaths
+    checkpoint_key: str
+    options: ReportingConfig
+    animated: bool
+
+
+def publish_strips(storage: Storage, run: Run, clusters: pa.Table, tiles: list[Tile]) -> None:
+    """Draw and publish the strip of each prototype with its nearest images, and its animation if the run has them.
 
     Args:
-        storage: workspace with the shards and the model; it travels to the tasks.
-        checkpoint: key of the trained model.
-        paths: of the run.
-        clusters: as `manifest.clusters_table` made it.
-        tiles: the prototypes, empty clusters included.
-        options: how many images to show, and how large.
-        moving: whether to draw animations.
+        storage: workspace with the shards and the model.
+        run: the run to report.
+        clusters: one row per image; see `manifest.clusters_table`.
+        tiles: one tile per prototype, including empty clusters.
     """
     import ray
 
+    options = run.config.reporting
+    drawing = _Drawing(storage, run.paths, run.checkpoint_key, options, is_animated(run))
     task = ray.remote(num_cpus=1)(_publish)
-    started = time.monotonic()
     n = max(options.strip_images, options.motion_images)
-    apart = by_cluster(clusters, len(tiles))
-    shown = [(tile, nearest_of(apart[tile.cluster], n)) for tile in tiles]
-    chunks = [shown[start : start + CLUSTERS_PER_TASK] for start in range(0, len(shown), CLUSTERS_PER_TASK)]
+    members_by_cluster = by_cluster(clusters, len(tiles))
+    strips = [(tile, nearest_of(members_by_cluster[tile.cluster], n)) for tile in tiles]
+    chunks = [strips[start : start + CLUSTERS_PER_TASK] for start in range(0, len(strips), CLUSTERS_PER_TASK)]
     with Progress("draw", len(tiles), "cluster") as progress:
-        submit = lambda chunk: task.remote(storage, checkpoint, paths, chunk, options, moving)  # noqa: E731
-        for chunk, _ in run_bounded(submit, chunks):
+        for chunk, _ in run_bounded(lambda chunk: task.remote(drawing, chunk), chunks):
             progress.advance(len(chunk))
-    keys = picture_keys(paths, len(tiles), moving)
-    say("draw", rated(len(keys), "picture", time.monotonic() - started))
-    return keys
 
 
 def strip_of(method: ClusteringMethod, tile: Tile, photos: list[Pixels], rows: pa.Table) -> Strip:
-    """The strip of `tile` with `photos`, whose transformation parameters stand in `rows`, in the same order."""
+    """Return the strip of `tile` with `photos`; `rows` has their transformation parameters, in the same order."""
     if not photos:
         return Strip(tile, (), (), ())
     parameters = parameters_of(rows)
@@ -75,29 +74,24 @@ def strip_of(method: ClusteringMethod, tile: Tile, photos: list[Pixels], rows: p
     return Strip(tile, photos, list(aligned_prototypes), list(aligned_photos))
 
 
-def _publish(
-    storage: Storage,
-    checkpoint: str,
-    paths: RunPaths,
-    shown: list[tuple[Tile, pa.Table]],
-    options: ReportingConfig,
-    moving: bool,
-) -> None:
-    method = trained_method(storage.root, checkpoint)
-    found = _read_photos(storage, paths.collection, [rows for _, rows in shown])
-    for tile, rows in shown:
-        photos = [found[key] for key in image_keys(rows)]
-        still = rows.slice(0, options.strip_images)
-        strip = strip_of(method, tile, photos[: still.num_rows], still)
+def _publish(drawing: _Drawing, strips: list[tuple[Tile, pa.Table]]) -> None:
+    storage, paths, options = drawing.storage, drawing.paths, drawing.options
+    method = trained_method(storage.root, drawing.checkpoint_key)
+    photo_of = _read_photos(storage, paths.collection, [rows for _, rows in strips])
+    for tile, rows in strips:
+        photos = [photo_of[key] for key in image_keys(rows)]
+        strip_rows = rows.slice(0, options.strip_images)
+        strip = strip_of(method, tile, photos[: strip_rows.num_rows], strip_rows)
         storage.write_bytes(paths.strip(tile.cluster), png(draw_strip(strip, options.tile_px)))
-        if moving:
-            few, side_px = photos[: options.motion_images], options.tile_px
-            motion = draw_motion(method, tile.cluster, parameters_of(rows.slice(0, len(few))), few, side_px)
+        if drawing.animated:
+            motion_photos, side_px = photos[: options.motion_images], options.tile_px
+            parameters = parameters_of(rows.slice(0, len(motion_photos)))
+            motion = draw_motion(method, tile.cluster, parameters, motion_photos, side_px)
             storage.write_bytes(paths.motion(tile.cluster), motion)
 
 
 def _read_photos(storage: Storage, collection: str, tables: list[pa.Table]) -> dict[tuple[str, int, str], Pixels]:
-    """The pictures that `tables` name, by crawl, shard and image id; every shard is read once."""
+    """Return the photos of all rows of `tables` by crawl, shard and image id, reading each shard once."""
     wanted = by_shard(key for rows in tables for key in image_keys(rows))
     return {
         (crawl_id, shard, sample.image_id): sample.pixels()

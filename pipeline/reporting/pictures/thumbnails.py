@@ -1,4 +1,4 @@
-"""Small pictures for the page, each within a bound of bytes."""
+"""Small pictures for the page, each within a limit of bytes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from pipeline.reporting.pictures.pixels import Pixels, to_image
+from pipeline.records import Pixels
+from pipeline.reporting.pictures.pixels import to_image
 
 QUALITIES = (75, 55, 35, 20, 8)
-"""Of WebP, tried from the best; pictures of noise need the worst of them."""
+"""WebP qualities to try, best first; only pictures of noise need the lowest."""
 
 
 @dataclass(frozen=True)
 class ThumbnailForm:
-    """How large a thumbnail may be."""
+    """Size limits of a thumbnail."""
 
     side_px: int
-    """Longest side; smaller pictures keep their size."""
+    """Maximum length of the longer side; smaller pictures keep their size."""
     limit_bytes: int
-    """Bytes that it should not exceed; a picture that cannot be encoded so small is made smaller."""
+    """Maximum size of the file in bytes; a picture that exceeds it at every quality is scaled down."""
 
 
 def thumbnail(picture: Pixels, form: ThumbnailForm) -> bytes:
-    """`picture`, uint8 (H, W, 1 or 3), as a WebP file: as good as `form` allows."""
+    """Return `picture`, uint8 (H, W, 1 or 3), as a WebP file of the best quality that `form` allows."""
     image = to_image(picture)
     image.thumbnail((form.side_px, form.side_px), Image.Resampling.LANCZOS)
     while True:

@@ -1,4 +1,4 @@
-"""All prototypes over training, as an animated picture: how they form."""
+"""Animation of all prototypes during training."""
 
 from __future__ import annotations
 
@@ -14,69 +14,72 @@ from pipeline.reporting.pictures.mosaic import INK, PALE, PAPER, columns_of, pas
 from pipeline.reporting.pictures.pixels import animated_webp
 
 FRAME_MS, LAST_MS = 150, 3000
-"""How long each moment, and the end of training, are shown."""
+"""Durations for which each frame, and the last frame, are shown."""
 QUALITIES = (70, 45, 20)
-"""Of WebP, tried from the best."""
+"""WebP qualities to try, best first."""
 LIMIT_BYTES = 2 * 2**20
-"""That the animation should not exceed, so that the page has room for it; of noise it does all the same."""
+"""Maximum size at which the animation fits on the page; animations of noise can exceed it at every quality."""
 GAP_PX, MARGIN_PX, TEXT_PX = 4, 16, 15
 
 
-def moments(taken: Sequence[Snapshot], prototypes_KCHW: Tensor, result: TrialResult, examples: bool) -> list[Snapshot]:
-    """What the animation of the trial `result` shows: snapshots of its training, and the trained prototypes.
+def frames_to_show(
+    snapshots: Sequence[Snapshot], prototypes_KCHW: Tensor, result: TrialResult, examples: bool
+) -> list[Snapshot]:
+    """Return the frames of the animation of a trial: snapshots taken during training, and the trained prototypes.
 
     Args:
-        taken: while it was trained; none, where an earlier version trained it.
-        prototypes_KCHW: the trained ones.
-        examples: whether photos may be shown. Training starts from some, and they shine through until the prototypes
-            have become means of their images: without examples the first stage is left out.
+        snapshots: snapshots of the training; none if an earlier version of the code trained the model.
+        prototypes_KCHW: the trained prototypes.
+        result: result of the trial.
+        examples: whether photos may be shown. Prototypes are initialised with photos, which remain visible until the
+            prototypes have become means of their images. Without examples, the first stage is therefore left out.
     """
-    begin = 0 if examples else result.stages[0].iterations + 1
+    start = 0 if examples else result.stages[0].iterations + 1
     modules = result.stages[-1].modules
     last = snapshot(prototypes_KCHW, len(result.history), result.iterations, modules)
-    return [*(each for each in taken if begin <= each.iteration < result.iterations), last]
+    return [*(frame for frame in snapshots if start <= frame.iteration < result.iterations), last]
 
 
-def draw_timelapse(shown: Sequence[Snapshot], order: Sequence[int], tile_px: int) -> bytes:
-    """An animated WebP file of the prototypes at each of the moments `shown`, with the iteration and active modules.
+def draw_timelapse(frames: Sequence[Snapshot], order: Sequence[int], tile_px: int) -> bytes:
+    """Return an animated WebP file of the prototypes, with the iteration and the active modules in each frame.
 
     Args:
-        shown: at least one; the last stays longer.
-        order: of the prototypes, as in the mosaic.
-        tile_px: side of one prototype; smaller where there are many.
+        frames: at least one snapshot; the last one is shown longer.
+        order: indices of the prototypes in display order, as in the mosaic.
+        tile_px: maximum side of one prototype in px; the side is smaller if there are many prototypes.
     """
     side = max(1, min(tile_px, math.isqrt(SNAPSHOT_PX // len(order))))
-    frames = [_frame(moment, order, side) for moment in shown]
-    # All of one size, which the longest caption may decide.
-    width = max(frame.width for frame in frames)
-    frames = [_widened(frame, width) for frame in frames]
-    durations_ms = [*[FRAME_MS] * (len(frames) - 1), LAST_MS]
+    images = [_frame(frame, order, side) for frame in frames]
+    # All frames need the same width, which depends on the longest caption.
+    width = max(image.width for image in images)
+    images = [_widened(image, width) for image in images]
+    durations_ms = [*[FRAME_MS] * (len(images) - 1), LAST_MS]
     for quality in QUALITIES:
-        data = animated_webp(frames, durations_ms, quality)
+        data = animated_webp(images, durations_ms, quality)
         if len(data) <= LIMIT_BYTES:
             break
     return data
 
 
-def _frame(moment: Snapshot, order: Sequence[int], side: int) -> Image.Image:
+def _frame(frame: Snapshot, order: Sequence[int], side: int) -> Image.Image:
     font = ImageFont.load_default(size=TEXT_PX)
-    title = f"iteration {moment.iteration:,}   "
-    modules = " + ".join(moment.modules) or "no transformation"
+    title = f"iteration {frame.iteration:,}   "
+    modules = " + ".join(frame.modules) or "no transformation"
     columns = columns_of(len(order))
     rows, cell, top = math.ceil(len(order) / columns), side + GAP_PX, MARGIN_PX + 2 * TEXT_PX
     width = max(columns * cell - GAP_PX, math.ceil(font.getlength(title + modules)))
-    frame = Image.new("RGB", (width + 2 * MARGIN_PX, top + rows * cell - GAP_PX + MARGIN_PX), PAPER)
-    draw = ImageDraw.Draw(frame)
+    image = Image.new("RGB", (width + 2 * MARGIN_PX, top + rows * cell - GAP_PX + MARGIN_PX), PAPER)
+    draw = ImageDraw.Draw(image)
     draw.text((MARGIN_PX, MARGIN_PX), title, INK, font)
     draw.text((MARGIN_PX + font.getlength(title), MARGIN_PX), modules, PALE, font)
-    pictures = moment.pictures()
-    for place, cluster in enumerate(order):
-        row, column = divmod(place, columns)
-        paste(frame, pictures[cluster], (MARGIN_PX + column * cell, top + row * cell), side)
-    return frame
+    pictures = frame.pictures()
+    for position, cluster in enumerate(order):
+        row, column = divmod(position, columns)
+        paste(image, pictures[cluster], (MARGIN_PX + column * cell, top + row * cell), side)
+    return image
 
 
-def _widened(frame: Image.Image, width: int) -> Image.Image:
-    wide = Image.new("RGB", (width, frame.height), PAPER)
-    wide.paste(frame, (0, 0))
+def _widened(image: Image.Image, width: int) -> Image.Image:
+    wide = Image.new("RGB", (width, image.height), PAPER)
+    wide.paste(image, (0, 0))
     return wide

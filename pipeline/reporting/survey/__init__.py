@@ -1,1 +1,1 @@
-"""Sums over each cluster, its quality, and the images that stand for it."""
+"""Statistics, quality and example images of each cluster."""

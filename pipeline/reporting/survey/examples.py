@@ -1,4 +1,4 @@
-"""Which images stand for a cluster on the page, and how many of them a page has room for."""
+"""Example images of each cluster, and how many of them fit on the page."""
 
 from __future__ import annotations
 
@@ -13,94 +13,99 @@ from pipeline.reporting.pictures.thumbnails import ThumbnailForm
 from pipeline.reporting.tables.manifest import first_images, loss_column, nearest_of
 
 PAGE_BYTES = 14_500_000
-"""Of a page, whatever it shows."""
+"""Maximum size of a page, for any number of clusters."""
 TEXT_BYTES, CLUSTER_BYTES, NAMED_CLUSTER_BYTES, EXAMPLE_BYTES = 1_000_000, 7_000, 15_000, 1_000
-"""What is written: once, for each cluster, for each whose bars have names, for each example."""
-MOST_NAMED = 100
-"""Clusters up to which the bars of their charts have names."""
-BASE64 = 4 / 3
-"""Bytes in a page for each byte of a picture."""
-SIDES = {96: 2_200, 64: 1_100, 48: 600}
-"""Sides of thumbnails in px, and the bytes that a photo of that side needs to look well."""
+"""Size of the text of a page: the fixed part, per cluster, per cluster whose bars have names, and per example."""
+MAX_CLUSTERS_WITH_BAR_NAMES = 100
+"""Maximum number of clusters for which the bars of their charts have names."""
+BASE64_FACTOR = 4 / 3
+"""Bytes on the page per byte of a picture, which is encoded as base64."""
+THUMBNAIL_SIDES = {96: 2_200, 64: 1_100, 48: 600}
+"""Possible sides of thumbnails in px, and the bytes that a photo of that side needs for a good quality."""
 PICTURES_PER_CLUSTER = 6
-"""In thumbnails: the prototype, large and twice, its mean image and its deviations."""
+"""Pictures of a cluster besides its examples, in thumbnails: the prototype (large, shown twice), mean and deviation."""
 PICTURES_PER_EXAMPLE, GROUPS = 3, 3
-FEWEST = 3
-"""Examples per group for which smaller thumbnails are taken rather than fewer of them."""
-MOST_UNEXPLAINED = 24
-FENCE = 1.5
-"""Interquartile ranges above the third quartile from which on a loss is an outlier's (Tukey)."""
+"""Photo, aligned prototype and photo aligned back; nearest, random and farthest images."""
+MIN_EXAMPLES = 3
+"""Number of examples per group below which thumbnails become smaller rather than fewer."""
+MAX_UNEXPLAINED = 24
+"""Maximum number of unexplained images on the page."""
+OUTLIER_RANGES = 1.5
+"""An image is an outlier if its loss is this many interquartile ranges above the third quartile (Tukey's fence)."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of the clusters table of images of one cluster; one that several crawls brought counts once."""
+    """Example images of one cluster, as rows of the clusters table; an image of several crawls occurs once."""
 
     nearest: pa.Table
-    """Best explained first."""
+    """Images with the lowest loss, lowest first."""
     random: pa.Table
-    """The same ones in every report on these images."""
+    """A random sample, which is the same in every report on these images."""
     farthest: pa.Table
-    """Worst explained first."""
+    """Images with the highest loss, highest first."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """What a page has room for."""
+class ExampleBudget:
+    """Number and size of the examples that fit on a page."""
 
     examples: int
-    """Of each group of a cluster."""
+    """Number of examples in each group of a cluster."""
     form: ThumbnailForm
+    """Size limits of each thumbnail."""
 
 
-def room_for(k: int, wanted: int) -> Room:
-    """How many of the `wanted` examples per group, and of what size, a page of `k` clusters can show.
+def example_budget(k: int, wanted: int) -> ExampleBudget:
+    """Return how many examples per group, at most `wanted`, and of which size fit on a page of `k` clusters.
 
-    Larger thumbnails as long as there are at least `FEWEST` of each group; none where not even small ones fit.
+    Thumbnails are as large as possible with at least `MIN_EXAMPLES` per group (or `wanted`, if that is less). There are
+    no examples if not even the smallest thumbnails fit.
     """
-    best = Room(0, ThumbnailForm(min(SIDES), _share(k, 0)))
-    for side_px, needed_bytes in SIDES.items():
-        fitting = [n for n in range(1, wanted + 1) if _share(k, n) >= needed_bytes]
-        if fitting and (best.examples == 0 or best.examples < min(FEWEST, wanted)):
-            best = Room(fitting[-1], ThumbnailForm(side_px, _share(k, fitting[-1])))
+    best = ExampleBudget(0, ThumbnailForm(min(THUMBNAIL_SIDES), _bytes_per_picture(k, 0)))
+    for side_px, needed_bytes in THUMBNAIL_SIDES.items():
+        fitting = [n for n in range(1, wanted + 1) if _bytes_per_picture(k, n) >= needed_bytes]
+        if fitting and (best.examples == 0 or best.examples < min(MIN_EXAMPLES, wanted)):
+            best = ExampleBudget(fitting[-1], ThumbnailForm(side_px, _bytes_per_picture(k, fitting[-1])))
     return best
 
 
-def _share(k: int, n: int) -> int:
-    """Bytes that each picture may have where a page shows `n` examples per group of `k` clusters."""
-    text = TEXT_BYTES + k * (NAMED_CLUSTER_BYTES if k <= MOST_NAMED else CLUSTER_BYTES) + k * n * GROUPS * EXAMPLE_BYTES
-    pictures = k * (PICTURES_PER_CLUSTER + n * GROUPS * PICTURES_PER_EXAMPLE) + PICTURES_PER_EXAMPLE * MOST_UNEXPLAINED
-    return max(0, int((PAGE_BYTES - text) / BASE64 / pictures))
+def _bytes_per_picture(k: int, n: int) -> int:
+    """Return the maximum size of each picture if a page shows `n` examples per group of `k` clusters."""
+    cluster_bytes = NAMED_CLUSTER_BYTES if k <= MAX_CLUSTERS_WITH_BAR_NAMES else CLUSTER_BYTES
+    text = TEXT_BYTES + k * cluster_bytes + k * n * GROUPS * EXAMPLE_BYTES
+    pictures = k * (PICTURES_PER_CLUSTER + n * GROUPS * PICTURES_PER_EXAMPLE) + PICTURES_PER_EXAMPLE * MAX_UNEXPLAINED
+    return max(0, int((PAGE_BYTES - text) / BASE64_FACTOR / pictures))
 
 
 def examples_of(members: pa.Table, n: int) -> Examples:
-    """At most `n` images of each kind; `members` are the rows of one cluster, best explained first."""
+    """Return at most `n` images of each group; `members` are the rows of one cluster, lowest loss first."""
     return Examples(nearest_of(members, n), random_rows(members, n), farthest_rows(members, n))
 
 
 def random_rows(rows: pa.Table, n: int) -> pa.Table:
-    """`n` different images of `rows`, each as likely as any other.
+    """Return a uniform sample of `n` distinct images of `rows`.
 
-    A reservoir that needs no random numbers: it keeps the images whose ids have the smallest digests, so that it
-    depends neither on the order of the rows nor on how they came together.
+    The sample consists of the images whose ids have the smallest digests, so it is deterministic and does not depend
+    on the order of the rows.
     """
-    first: dict[str, int] = {}
+    row_of: dict[str, int] = {}
     for row, image_id in enumerate(rows["image_id"].to_pylist()):
-        first.setdefault(image_id, row)
-    drawn = heapq.nsmallest(n, first, key=lambda image_id: hashlib.blake2b(image_id.encode(), digest_size=8).digest())
-    return rows.take(pa.array([first[image_id] for image_id in drawn], pa.int64()))
+        row_of.setdefault(image_id, row)
+    sample = heapq.nsmallest(n, row_of, key=lambda image_id: hashlib.blake2b(image_id.encode(), digest_size=8).digest())
+    return rows.take(pa.array([row_of[image_id] for image_id in sample], pa.int64()))
 
 
 def farthest_rows(rows: pa.Table, n: int) -> pa.Table:
-    """The `n` different images of `rows` with the highest loss, highest first."""
+    """Return the `n` distinct images of `rows` with the highest loss, highest first."""
     losses = rows[loss_column(rows.schema)].to_numpy()
     return first_images(rows, map(int, np.argsort(-losses, kind="stable")), n)
 
 
 def unexplained_rows(clusters: pa.Table) -> tuple[float, pa.Table]:
-    """The loss from which on an image is an outlier among all images, and the rows above it, worst first."""
+    """Return the loss above which an image is an outlier (`OUTLIER_RANGES`), and the rows above it, highest first."""
     losses = clusters[loss_column(clusters.schema)].to_numpy()
     low, high = np.quantile(losses, [0.25, 0.75]) if len(losses) else (0.0, 0.0)
-    fence = float(high + FENCE * (high - low))
-    worst = np.argsort(-losses, kind="stable")
-    return fence, clusters.take(pa.array(worst[losses[worst] > fence]))
+    threshold = float(high + OUTLIER_RANGES * (high - low))
+    order = np.argsort(-losses, kind="stable")
+    return threshold, clusters.take(pa.array(order[losses[order] > threshold]))

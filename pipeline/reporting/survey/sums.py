@@ -1,4 +1,4 @@
-"""What a cluster's images are together, as sums that one pass over the shards can collect in any number of parts.
+"""Sums over the images of a cluster, which one pass over the shards computes in any number of parts.
 
 Shapes: B images, C channels, H x W pixels. Images are float32 in [0, 1].
 """
@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 OUTLINE_PX = 16
-"""Side of the images in which outlines are looked for."""
+"""Side of the downsampled images whose edges are the outlines."""
 
 
 @dataclass
 class ClusterSums:
-    """Sums over the images of one cluster; `+=` joins two parts."""
+    """Sums over the images of one cluster; `+=` adds another part."""
 
     images: int
+    """Number of images."""
     pixels_CHW: Tensor
-    """float32: sum of the photos as they are; over `images` it is the unaligned mean image."""
+    """float32: sum of the unaligned photos; divided by `images`, it is the unaligned mean image."""
     deviation_CHW: Tensor
     """float32: sum of squared differences between photos aligned back and the prototype."""
     energy: float = 0.0
@@ -29,19 +30,19 @@ class ClusterSums:
     residual: float = 0.0
     """Sum of squared differences between photos and the prototype aligned to them."""
     edges: float = 0.0
-    """Sum of the photos' squared edges, see `edge_energy`."""
+    """Sum of the photos' squared edges; see `edge_energy`."""
     outlines: float = 0.0
-    """Sum of the photos' squared outlines, see `outline_energy`."""
+    """Sum of the photos' squared outlines; see `outline_energy`."""
     outline_residual: float = 0.0
     """Sum of squared differences between the outlines of photos and those of the prototype aligned to them."""
 
     @classmethod
-    def nothing(cls, shape: tuple[int, ...]) -> ClusterSums:
-        """Sums over no image of (C, H, W) = `shape`."""
+    def zeros(cls, shape: tuple[int, ...]) -> ClusterSums:
+        """Return the sums over no images, where images have the shape (C, H, W) = `shape`."""
         return cls(0, torch.zeros(shape), torch.zeros(shape))
 
     def add(self, photos: Tensor, transformed: Tensor, aligned: Tensor, prototype_CHW: Tensor) -> None:
-        """Count in images of this cluster.
+        """Add images of this cluster.
 
         Args:
             photos: (B, C, H, W).
@@ -72,22 +73,22 @@ class ClusterSums:
 
     @property
     def mean_CHW(self) -> Tensor:
-        """The mean of the photos as they are; zeros where there are none."""
+        """Mean of the unaligned photos; zeros if there are no photos."""
         return self.pixels_CHW / max(1, self.images)
 
     @property
     def deviation_HW(self) -> Tensor:
-        """Root mean square of `deviation_CHW` per pixel, over images and channels; zeros where there are none."""
+        """Root mean square deviation per pixel, over images and channels; zeros if there are no photos."""
         return (self.deviation_CHW.mean(0) / max(1, self.images)).sqrt()
 
 
 def edge_energy(images: Tensor) -> float:
-    """Sum of squared differences between all neighbouring pixels of (..., H, W), right and below."""
+    """Return the sum of squared differences between each pixel of (..., H, W) and its right and lower neighbours."""
     values = images.double()
     return float(values.diff(dim=-1).square().sum() + values.diff(dim=-2).square().sum())
 
 
 def outline_energy(images: Tensor) -> float:
-    """`edge_energy` of (B, C, H, W) images that are averaged down to `OUTLINE_PX` first; smaller sides stay."""
+    """Return `edge_energy` of (B, C, H, W) images averaged down to `OUTLINE_PX`; smaller sides keep their size."""
     height, width = images.shape[-2:]
     return edge_energy(adaptive_avg_pool2d(images, (min(height, OUTLINE_PX), min(width, OUTLINE_PX))))

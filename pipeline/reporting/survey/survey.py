@@ -1,12 +1,11 @@
-"""The second pass over the shards: sums over each cluster, and thumbnails of the images that the page shows.
+"""The second pass over the shards: compute sums over each cluster, and thumbnails of the images on the page.
 
-Ray tasks take a few shards each, read them image by image, and return sums and small files, no pixels of photos.
-Parts are joined in the shards' order, so that the same run gives the same sums on any cluster.
+Each Ray task reads a few shards and returns sums and thumbnails. The driver adds the results in the order of the
+shards, so that a run gives the same sums on any number of machines.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,12 +18,13 @@ import torch
 from torch import Tensor
 
 from pipeline.clustering.model.method import ClusteringMethod
-from pipeline.console import Progress, rated, say
+from pipeline.console import Progress
 from pipeline.paths import CrawlPaths
 from pipeline.reporting.assignment.batch import BATCH_SIZE
 from pipeline.reporting.assignment.shards import trained_method
 from pipeline.reporting.pictures.pixels import to_images, to_pictures
 from pipeline.reporting.pictures.thumbnails import ThumbnailForm, thumbnail
+from pipeline.reporting.run import Run
 from pipeline.reporting.survey.sums import ClusterSums
 from pipeline.reporting.tables.manifest import transform_columns
 from pipeline.session import run_bounded
@@ -32,34 +32,35 @@ from pipeline.shards import Sample, read_shard
 from pipeline.storage import Storage
 
 SHARDS_PER_TASK = 8
-"""The more, the fewer sums are sent and joined; they are all that a task keeps while it reads."""
+"""Shards that one task reads. A task returns one set of sums, so a larger number means fewer sums to transfer."""
 
 ImageKey = tuple[str, int, str]
-"""Crawl, shard and image id: one row of the clusters table."""
+"""Crawl id, shard index and image id: the key of a row of the clusters table."""
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """An image as the page shows it: three WebP files."""
+    """The three pictures of an image on the page, as WebP files."""
 
     photo: bytes
     prototype: bytes
-    """Its prototype, aligned to it."""
+    """The prototype of its cluster, aligned to the photo."""
     aligned: bytes
-    """The photo, aligned back to its prototype."""
+    """The photo, aligned back to the prototype."""
 
 
 @dataclass
 class Survey:
-    """What the pass found."""
+    """Result of the pass, or of a part of it; `+=` adds another part."""
 
     sums: dict[int, ClusterSums] = field(default_factory=dict)
-    """By cluster; those without images are missing."""
+    """Sums by cluster; clusters without images are missing."""
     thumbnails: dict[ImageKey, Thumbnails] = field(default_factory=dict)
+    """Thumbnails of the requested images."""
 
     def sums_of(self, cluster: int, shape: tuple[int, ...]) -> ClusterSums:
-        """Sums over the images of `cluster`, of (C, H, W) = `shape`; over no image where it has none."""
-        return self.sums.get(cluster) or ClusterSums.nothing(shape)
+        """Return the sums of `cluster`, where images have the shape (C, H, W) = `shape`; zeros if it has no images."""
+        return self.sums.get(cluster) or ClusterSums.zeros(shape)
 
     def __iadd__(self, other: Survey) -> Survey:
         for cluster, part in other.sums.items():
@@ -72,71 +73,68 @@ class Survey:
 
 
 def survey_clusters(
-    storage: Storage, checkpoint: str, collection: str, clusters: pa.Table, shown: set[ImageKey], form: ThumbnailForm
+    storage: Storage, run: Run, clusters: pa.Table, to_draw: set[ImageKey], form: ThumbnailForm
 ) -> Survey:
-    """Sums over all images of `clusters`, and the thumbnails of those that are `shown`.
+    """Compute the sums over all images of `clusters`, and draw the thumbnails of some of them.
 
     Args:
-        storage: workspace with the shards and the model; it travels to the tasks.
-        checkpoint: key of the trained model.
-        collection: that the crawls belong to.
-        clusters: as `manifest.clusters_table` made it.
-        shown: images to draw.
-        form: of the thumbnails.
+        storage: workspace with the shards and the model; it is sent to the tasks.
+        run: the run to which the clusters belong.
+        clusters: one row per image; see `manifest.clusters_table`.
+        to_draw: images of which thumbnails are drawn.
+        form: size limits of the thumbnails.
     """
     import ray
 
     task = ray.remote(num_cpus=1)(_survey)
-    parts = list(_by_shard(clusters, shown))
+    parts = list(_by_shard(clusters, to_draw))
     chunks = [parts[start : start + SHARDS_PER_TASK] for start in range(0, len(parts), SHARDS_PER_TASK)]
-    submit = lambda index: task.remote(storage, checkpoint, collection, chunks[index], form)  # noqa: E731
-    started = time.monotonic()
-    result, following = Survey(), 0
+    submit = lambda index: task.remote(storage, run.checkpoint_key, run.collection, chunks[index], form)  # noqa: E731
+    result, next_index = Survey(), 0
     waiting: dict[int, Survey] = {}
-    with Progress("survey", clusters.num_rows, "img") as progress:
-        for index, found in run_bounded(submit, range(len(chunks))):
+    with Progress("survey", clusters.num_rows, "image") as progress:
+        for index, chunk_result in run_bounded(submit, range(len(chunks))):
             progress.advance(sum(part.rows.num_rows for part in chunks[index]))
-            waiting[index] = found
-            while following in waiting:
-                result += waiting.pop(following)
-                following += 1
-    say("survey", rated(clusters.num_rows, "image", time.monotonic() - started))
+            waiting[index] = chunk_result
+            while next_index in waiting:
+                result += waiting.pop(next_index)
+                next_index += 1
     return result
 
 
 def survey_samples(
-    method: ClusteringMethod, samples: Iterable[Sample], rows: pa.Table, shown: set[str], form: ThumbnailForm
+    method: ClusteringMethod, samples: Iterable[Sample], rows: pa.Table, to_draw: set[str], form: ThumbnailForm
 ) -> Iterator[tuple[dict[int, ClusterSums], dict[str, Thumbnails]]]:
-    """Sums by cluster and thumbnails by image id, for a batch of `samples` after the other.
+    """Yield sums by cluster and thumbnails by image id, for one batch of `samples` after another.
 
     Args:
         method: the trained model.
-        samples: of one shard, in any order.
-        rows: their rows of the clusters table; samples without a row are left out.
-        shown: ids of the images to draw.
-        form: of the thumbnails.
+        samples: samples of one shard, in any order.
+        rows: their rows of the clusters table; samples without a row are ignored.
+        to_draw: ids of the images of which thumbnails are drawn.
+        form: size limits of the thumbnails.
     """
     prototypes_KCHW = method.prototypes_KCHW()
-    place = {image_id: row for row, image_id in enumerate(rows["image_id"].to_pylist())}
-    known = (sample for sample in samples if sample.image_id in place)
+    row_of = {image_id: row for row, image_id in enumerate(rows["image_id"].to_pylist())}
+    known = (sample for sample in samples if sample.image_id in row_of)
     while batch := list(islice(known, BATCH_SIZE)):
-        own = rows.take(pa.array([place[sample.image_id] for sample in batch]))
-        cluster_B = torch.from_numpy(own["cluster"].to_numpy().astype(np.int64))
-        photos, parameters = to_images([sample.pixels() for sample in batch]), parameters_of(own)
+        batch_rows = rows.take(pa.array([row_of[sample.image_id] for sample in batch]))
+        cluster_B = torch.from_numpy(batch_rows["cluster"].to_numpy().astype(np.int64))
+        photos, parameters = to_images([sample.pixels() for sample in batch]), parameters_of(batch_rows)
         transformed, aligned = method.transform(cluster_B, parameters), method.align_back(photos, parameters)
         sums: dict[int, ClusterSums] = {}
         for cluster in cluster_B.unique().tolist():
             members = cluster_B == cluster
-            sums[cluster] = ClusterSums.nothing(photos.shape[1:])
+            sums[cluster] = ClusterSums.zeros(photos.shape[1:])
             sums[cluster].add(photos[members], transformed[members], aligned[members], prototypes_KCHW[cluster])
-        drawn = [index for index, sample in enumerate(batch) if sample.image_id in shown]
-        pictures = [to_pictures(images[drawn]) for images in (photos, transformed, aligned)]
+        indices = [index for index, sample in enumerate(batch) if sample.image_id in to_draw]
+        pictures = [to_pictures(images[indices]) for images in (photos, transformed, aligned)]
         files = [[thumbnail(picture, form) for picture in row] for row in pictures]
-        yield sums, {batch[i].image_id: Thumbnails(*three) for i, *three in zip(drawn, *files, strict=True)}
+        yield sums, {batch[i].image_id: Thumbnails(*three) for i, *three in zip(indices, *files, strict=True)}
 
 
 def parameters_of(rows: pa.Table) -> dict[str, Tensor]:
-    """(B, p) parameters per module from rows of the clusters table; a module that was never switched on has none."""
+    """Return the (B, p) parameters of each module from rows of the clusters table, without modules never activated."""
     columns = transform_columns(rows.schema)
     return {
         module: torch.tensor(rows[name].to_pylist()) for module, name in columns.items() if not rows[name].null_count
@@ -144,29 +142,29 @@ def parameters_of(rows: pa.Table) -> dict[str, Tensor]:
 
 
 def image_keys(rows: pa.Table) -> list[ImageKey]:
-    """The key of each row of the clusters table."""
+    """Return the key of each row of the clusters table."""
     columns: list[list[Any]] = [rows[name].to_pylist() for name in ("crawl_id", "shard", "image_id")]
     return list(zip(*columns, strict=True))
 
 
 def by_shard(keys: Iterable[ImageKey]) -> dict[tuple[str, int], set[str]]:
-    """Image ids by crawl and shard."""
-    found: dict[tuple[str, int], set[str]] = defaultdict(set)
+    """Group image ids by crawl and shard."""
+    image_ids: dict[tuple[str, int], set[str]] = defaultdict(set)
     for crawl_id, shard, image_id in keys:
-        found[crawl_id, shard].add(image_id)
-    return found
+        image_ids[crawl_id, shard].add(image_id)
+    return image_ids
 
 
 @dataclass(frozen=True)
 class _ShardPart:
-    """What a task needs to know of one shard."""
+    """The input of a task for one shard."""
 
     crawl_id: str
     shard: int
     rows: pa.Table
-    """Image id, cluster and transformation parameters of its images."""
-    shown: set[str]
-    """Ids of the images to draw."""
+    """Image id, cluster and transformation parameters of the images of the shard."""
+    to_draw: set[str]
+    """Ids of the images of which thumbnails are drawn."""
 
 
 def _survey(storage: Storage, checkpoint: str, collection: str, parts: list[_ShardPart], form: ThumbnailForm) -> Survey:
@@ -174,21 +172,21 @@ def _survey(storage: Storage, checkpoint: str, collection: str, parts: list[_Sha
     result = Survey()
     for part in parts:
         samples = read_shard(storage, CrawlPaths(collection, part.crawl_id).shard(part.shard))
-        for sums, thumbnails in survey_samples(method, samples, part.rows, part.shown, form):
-            named = {(part.crawl_id, part.shard, image_id): three for image_id, three in thumbnails.items()}
-            result += Survey(sums, named)
+        for sums, thumbnails in survey_samples(method, samples, part.rows, part.to_draw, form):
+            by_key = {(part.crawl_id, part.shard, image_id): three for image_id, three in thumbnails.items()}
+            result += Survey(sums, by_key)
     return result
 
 
-def _by_shard(clusters: pa.Table, shown: set[ImageKey]) -> Iterator[_ShardPart]:
-    """The rows of each shard, in the order of crawls and shards."""
-    place = ["crawl_id", "shard"]
-    order = [(name, "ascending") for name in place]
-    needed = [*place, "image_id", "cluster", *transform_columns(clusters.schema).values()]
-    rows = clusters.select(needed).sort_by(order).combine_chunks()
-    drawn = by_shard(shown)
+def _by_shard(clusters: pa.Table, to_draw: set[ImageKey]) -> Iterator[_ShardPart]:
+    """Yield the rows of each shard, ordered by crawl and shard."""
+    shard_columns = ["crawl_id", "shard"]
+    order = [(name, "ascending") for name in shard_columns]
+    columns = [*shard_columns, "image_id", "cluster", *transform_columns(clusters.schema).values()]
+    rows = clusters.select(columns).sort_by(order).combine_chunks()
+    to_draw_by_shard = by_shard(to_draw)
     start = 0
-    for run in clusters.group_by(place).aggregate([([], "count_all")]).sort_by(order).to_pylist():
-        crawl_id, shard, n = run["crawl_id"], run["shard"], run["count_all"]
-        yield _ShardPart(crawl_id, shard, rows.slice(start, n), drawn.get((crawl_id, shard), set()))
+    for group in clusters.group_by(shard_columns).aggregate([([], "count_all")]).sort_by(order).to_pylist():
+        crawl_id, shard, n = group["crawl_id"], group["shard"], group["count_all"]
+        yield _ShardPart(crawl_id, shard, rows.slice(start, n), to_draw_by_shard.get((crawl_id, shard), set()))
         start += n

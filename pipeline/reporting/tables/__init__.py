@@ -1,1 +1,1 @@
-"""The clusters and prototypes tables and their files."""
+"""The tables of clusters and prototypes, and their files."""

@@ -14,18 +14,18 @@ from pipeline.reporting.tables.manifest import loss_column
 from pipeline.storage import Storage, scratch_folder
 
 ROWS_PER_GROUP = 65_536
-"""Most rows of a row group."""
+"""Maximum number of rows of a row group."""
 ROWS_AT_ONCE = 10_000
-"""Rows of a spreadsheet that are in memory as text."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What a cell must not begin with: spreadsheets would compute what a stranger wrote in a caption."""
+"""Number of rows of the CSV file that are converted to text at once."""
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""Characters that make a spreadsheet evaluate a cell as a formula, which captions of strangers must not do."""
 
 
 def write_clusters_parquet(storage: Storage, key: str, clusters: pa.Table) -> None:
-    """Publish `clusters`, as `manifest.clusters_table` made it, as zstd-compressed Parquet.
+    """Publish `clusters` (see `manifest.clusters_table`) as zstd-compressed Parquet.
 
-    A row group holds images of one cluster alone, so a reader that asks for one cluster skips all others by their
-    statistics; and since rows are sorted by loss within it, the best images are in its first pages.
+    Each row group contains images of one cluster only, so a query for one cluster skips the others by their
+    statistics. Rows are sorted by loss within a cluster, so its best images are in the first pages.
     """
     schema = clusters.schema
     order = [pq.SortingColumn(schema.get_field_index(name)) for name in ("cluster", loss_column(schema))]
@@ -38,10 +38,10 @@ def write_clusters_parquet(storage: Storage, key: str, clusters: pa.Table) -> No
 
 
 def write_clusters_csv(storage: Storage, key: str, clusters: pa.Table) -> None:
-    """Publish `clusters` as CSV: UTF-8 with a byte order mark, which spreadsheets look for; no lists of parameters.
+    """Publish `clusters` as CSV, without the transformation parameters.
 
-    Times are ISO 8601 in UTC, hashtags are joined by spaces. A text that a spreadsheet would take for a formula begins
-    with an apostrophe.
+    The encoding is UTF-8 with a byte order mark, by which spreadsheets recognise it. Times are ISO 8601 in UTC, and
+    hashtags are joined by spaces. A text that a spreadsheet would evaluate as a formula is prefixed by an apostrophe.
     """
     names = [field.name for field in clusters.schema if field.name == "hashtags" or not pa.types.is_list(field.type)]
     first = ["cluster", "image_id", loss_column(clusters.schema)]
@@ -59,13 +59,13 @@ def write_clusters_csv(storage: Storage, key: str, clusters: pa.Table) -> None:
 
 
 def _cluster_ranges(clusters: pa.Table) -> Iterator[tuple[int, int]]:
-    """First row and end of each cluster that has images."""
+    """Yield the first row and the end of each cluster that has images."""
     ends = np.flatnonzero(np.diff(clusters["cluster"].to_numpy(), append=-1)) + 1
     yield from zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True) if len(ends) else ()
 
 
 def _cell(value: Any) -> str:
-    """`value` as it stands in a spreadsheet."""
+    """Return `value` as the text of a cell."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -75,4 +75,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         value = " ".join(tag for tag in value if tag)
     text = str(value if isinstance(value, str) else value.isoformat()).replace("\0", "")
-    return "'" + text if text.startswith(FORMULA) else text
+    return "'" + text if text.startswith(FORMULA_PREFIXES) else text

@@ -1,1 +1,1 @@
-"""A report in MLflow: runs, data set, model and registry."""
+"""Recording a report in MLflow: runs, data set, model and model registry."""

@@ -1,4 +1,4 @@
-"""The images of a run as an MLflow data set: which they are, where they lie and how many."""
+"""The images of a run as an MLflow data set: their digest, location and number."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import digest
-from pipeline.paths import CrawlPaths, crawls_of
+from pipeline.paths import CrawlPaths, crawls_folder
 from pipeline.records import Crawl
 from pipeline.reporting.tracking.model import images_schema
 from pipeline.storage import Storage
 
 CONTEXT = "clustering"
-"""What the images were used for."""
-_MAX_SOURCE = 60_000  # characters that an MLflow server accepts, with some to spare
+"""Context of the data set in MLflow: the images were used for clustering."""
+_MAX_SOURCE = 60_000  # characters; slightly below the limit of an MLflow server
 
 
 def data_digest(crawls: Sequence[Crawl]) -> str:
-    """Twelve hexadecimal digits that two lists of crawls share if they hold the same images."""
+    """Return a digest of twelve hexadecimal digits, equal for two lists of crawls if they contain the same images."""
     return digest(sorted(crawl.digest for crawl in crawls if crawl.accepted))
 
 
 def dataset_input(storage: Storage, collection: str, crawls: Sequence[Crawl]) -> Any:
-    """The images of `crawls` as MLflow's ``DatasetInput``.
+    """Return the images of `crawls` as MLflow's ``DatasetInput``.
 
-    Its source is the folder of the collection's crawls, as MLflow's own sources have one address, and the address of
-    each crawl's shards in it; only the former where those are too many for an MLflow server.
+    Its source consists of the URI of the folder of all crawls, since MLflow expects one URI, and the URIs of the shards
+    of each crawl. The latter are left out if they are too long for an MLflow server.
     """
     from mlflow.data.schema import TensorDatasetSchema
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    folder = storage.uri(crawls_of(collection))
+    folder = storage.uri(crawls_folder(collection))
     shards = [storage.uri(CrawlPaths(collection, crawl.crawl_id).shards) for crawl in crawls]
     source = {"uri": folder, "shards": shards}
     if len(json.dumps(source)) > _MAX_SOURCE:

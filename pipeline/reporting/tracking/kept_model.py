@@ -1,58 +1,46 @@
-"""The kept trial's model in MLflow: logged, registered, and no other one of the same run."""
+"""The model of the kept trial in MLflow: log and register it, and delete earlier models of the same run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipeline.paths import RunPaths
-from pipeline.reporting.run import PastRun
 from pipeline.reporting.tracking.model import log_model
+from pipeline.reporting.tracking.recording import Recording
 from pipeline.reporting.tracking.registry import register, unregister
-from pipeline.reporting.tracking.server import all_of, is_server, tracking_uri
+from pipeline.reporting.tracking.server import all_pages, is_server, tracking_uri
 from pipeline.reporting.tracking.tags import RUN_TAG, WORKSPACE_TAG
-from pipeline.storage import Storage
 
 
-def track_model(
-    client: Any, experiment: str, parent: str, common: dict[str, str], storage: Storage, run: PastRun
-) -> str:
-    """Log and register the kept trial's model in place of earlier attempts; return the address of its version.
-
-    Args:
-        client: of MLflow.
-        experiment: MLflow's id of it.
-        parent: MLflow's id of the run that the model belongs to.
-        common: tags that tell what belongs to this run of this workspace.
-        storage: workspace with the model.
-        run: that is recorded.
-    """
-    name, selected = run.config.collection, run.selected
-    checkpoint = RunPaths(name, run.run_id).checkpoint(selected.trial.name)
-    model = log_model(client, experiment, parent, storage, checkpoint, run.config.clustering, run.crawls[0], common)
-    # A database resolves a model's own address at the tracking URI of the process, which may be another.
-    on_server = is_server(tracking_uri(storage, run.config))
+def track_model(recording: Recording) -> str:
+    """Log and register the model of the kept trial, replacing earlier ones; return the URI of its version."""
+    client, run = recording.client, recording.run
+    model = log_model(recording)
+    # With a database, a ``models:/`` URI would be resolved with the process's tracking URI, which may be another one.
+    on_server = is_server(tracking_uri(recording.storage, run.config))
     source = f"models:/{model.model_id}" if on_server else model.artifact_location
-    tags = {"k": str(selected.k), "loss": str(selected.loss)}
-    version = register(client, name, source, model, common, tags, run.first_reported_at)
-    _delete_models(client, experiment, common, kept=model.model_id)
-    return f"models:/{name}/{version}"
+    version = register(recording, source, model)
+    _delete_models(client, recording.experiment, recording.owner, kept=model.model_id)
+    return f"models:/{run.collection}/{version}"
 
 
-def untrack_model(client: Any, experiment: str, name: str, common: dict[str, str]) -> None:
-    """Delete the version of a run, and its models with their files; the arguments are those of `track_model`."""
-    unregister(client, name, common)
-    _delete_models(client, experiment, common)
+def untrack_model(client: Any, experiment: str, name: str, owner: dict[str, str]) -> None:
+    """Delete the version of a run in the registered model `name`, and all logged models of the run with their files.
+
+    For `client`, `experiment` and `owner`, see `Recording`.
+    """
+    unregister(client, name, owner)
+    _delete_models(client, experiment, owner)
 
 
-def _delete_models(client: Any, experiment: str, common: dict[str, str], kept: str | None = None) -> None:
-    """Delete all models of a run but `kept`, whether they were registered or not.
+def _delete_models(client: Any, experiment: str, owner: dict[str, str], kept: str | None = None) -> None:
+    """Delete all logged models of a run except `kept`, whether they are registered or not.
 
-    MLflow only marks them as deleted; their files, which are large, are deleted here, first.
+    MLflow only marks models as deleted, so their files, which are large, are deleted first.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    wanted = f"tags.`{RUN_TAG}` = '{common[RUN_TAG]}'"
-    for model in all_of(lambda token: client.search_logged_models([experiment], wanted, page_token=token)):
-        if model.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG] and model.model_id != kept:
+    query = f"tags.`{RUN_TAG}` = '{owner[RUN_TAG]}'"
+    for model in all_pages(lambda token: client.search_logged_models([experiment], query, page_token=token)):
+        if model.tags.get(WORKSPACE_TAG) == owner[WORKSPACE_TAG] and model.model_id != kept:
             get_artifact_repository(model.artifact_location, tracking_uri=client.tracking_uri).delete_artifacts()
             client.delete_logged_model(model.model_id)

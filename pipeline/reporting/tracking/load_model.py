@@ -1,6 +1,6 @@
-"""What ``mlflow.pyfunc.load_model`` imports to load a tracked model, from the copy of this package that lies beside it.
+"""Loader of tracked models, which ``mlflow.pyfunc.load_model`` imports from the copy of this package in the model.
 
-So it imports no more than assigning images takes, and changes nothing of the process that loads it.
+It therefore imports only what is needed to assign images, and has no side effects on the process that loads it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from pipeline.clustering.checkpoint import load_checkpoint, load_method
 from pipeline.config import ClusteringConfig
+from pipeline.records import Pixels
 from pipeline.reporting.assignment.batch import BATCH_SIZE, assign_pictures, assignment_schema
-from pipeline.reporting.pictures.pixels import Pixels
 from pipeline.reporting.tables.manifest import clusters_schema
 from pipeline.storage import LocalStorage
 
@@ -22,7 +22,7 @@ class TrackedModel:
     """A trained model, on the CPU.
 
     Args:
-        checkpoint: file of the kept trial.
+        checkpoint: checkpoint file of the kept trial.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -32,23 +32,23 @@ class TrackedModel:
         self._method = load_method(storage, checkpoint.name)
 
     def predict(self, images: Pixels, params: dict[str, Any] | None = None) -> Any:
-        """How each of `images`, uint8 (N, H, W, C) of the collection's size, is assigned; see `assignment_schema`.
+        """Assign images to prototypes.
 
         Args:
-            images: upright squares, as the collection's shards hold them. MLflow has checked shape and type.
-            params: none; MLflow passes them to every model.
+            images: upright square images, uint8 (N, H, W, C), of the collection's size. MLflow checks shape and type.
+            params: not used; MLflow passes it to every model.
 
         Returns:
-            A pandas DataFrame, one row per image, in order.
+            A pandas DataFrame with one row per image, in order, and the columns of `assignment_schema`.
         """
-        wanted = assignment_schema(self._schema)
-        parts = [wanted.empty_table()]
+        columns = assignment_schema(self._schema)
+        parts = [columns.empty_table()]
         for start in range(0, len(images), BATCH_SIZE):
             assigned = assign_pictures(self._method, list(images[start : start + BATCH_SIZE]), self._schema)
-            parts.append(assigned.select(wanted.names).cast(wanted))
+            parts.append(assigned.select(columns.names).cast(columns))
         return pa.concat_tables(parts).to_pandas()
 
 
 def _load_pyfunc(path: str) -> TrackedModel:
-    """MLflow's name for the function that makes a model of the file or folder that was saved with it."""
+    """Load the model from the checkpoint file `path`; MLflow requires a function of this name."""
     return TrackedModel(Path(path))

@@ -1,7 +1,7 @@
-"""The job in MLflow: one run per job, one nested run per trial.
+"""A clustering run in MLflow: one parent run, with one nested run per trial.
 
-Tracking is a courtesy to the user: whatever goes wrong with it costs a warning, never the job. What an earlier
-attempt at the same run left there is replaced, so that a restart never doubles it.
+Tracking is optional: its failures are printed as a warning and never fail the job. Records of an earlier attempt at
+the same run are replaced, so that a restart does not duplicate them.
 """
 
 from __future__ import annotations
@@ -17,147 +17,156 @@ from pipeline.clustering.trial import TrialResult, best_of_each_k
 from pipeline.config import JobConfig
 from pipeline.console import say
 from pipeline.errors import StorageError
-from pipeline.paths import RunPaths
-from pipeline.reporting.run import PastRun
+from pipeline.reporting.run import Run
 from pipeline.reporting.tracking.dataset import data_digest, dataset_input
 from pipeline.reporting.tracking.kept_model import track_model, untrack_model
+from pipeline.reporting.tracking.recording import Recording
 from pipeline.reporting.tracking.server import (
-    all_of,
+    all_pages,
     client_of,
+    database_lock,
     default_uri,
-    first_use,
-    guarded,
+    error_line,
+    failures_as_warning,
     is_server,
-    line,
+    redact_credentials,
     tracking_uri,
-    without_credentials,
 )
 from pipeline.reporting.tracking.tags import RUN_TAG, WORKSPACE_TAG, source_tags
 from pipeline.storage import Storage
 
 SCORES = ("accuracy", "nmi")
-"""What is logged of a trial's metrics."""
+"""Names of the metrics that are logged if images have labels."""
 
-_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100  # what an MLflow server accepts at once
-_FAILED_UPLOADS = 3  # after which the others are not tried: a dead artifact store takes its time for each
+_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100  # limits of an MLflow server
+_MAX_FAILED_UPLOADS = 3  # then stop uploading, since each upload to an unreachable artifact store takes long
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where a job was recorded, or why it was not; kept in ``run.json``."""
+    """Where a run was recorded, or why it was not; stored in ``run.json``."""
 
     uri: str
-    """Tracking server or database, without credentials."""
+    """URI of the tracking server or database, without credentials."""
     run_id: str | None = None
-    """MLflow's id of the parent run; there may be one although some of its artifacts are missing."""
+    """Id of the parent run in MLflow; it can be set even if some artifacts are missing. None if there is no run."""
     error: str | None = None
-    """What went wrong, on one line; the next start of the same job tries again."""
+    """Failures on one line, or None; the next start of the same job tries again."""
     model: str | None = None
-    """Address of the model, for ``mlflow.pyfunc.load_model``: its version in the registry."""
+    """URI of the registered version of the model, for ``mlflow.pyfunc.load_model``; None if it is not registered."""
 
 
-def track(storage: Storage, run: PastRun, artifacts: Sequence[str]) -> Tracking:
-    """Record a reported run and its trials, all but ``run.json``; the parent run stays open until `finish`.
+def track_run(storage: Storage, run: Run, artifacts: Sequence[str]) -> Tracking:
+    """Record a reported run and its trials, except ``run.json``; the parent run stays open until `finish`.
 
     Args:
-        storage: workspace that holds the artifacts.
-        run: what to record. Parent run, experiment, data set and registered model are named after it and its
-            collection; each trial becomes a nested run with its metrics over iterations.
-        artifacts: keys of the files to attach to the parent run.
+        storage: workspace with the artifacts.
+        run: the run to record. The parent run is named after it; experiment, data set and registered model are named
+            after its collection. Each trial becomes a nested run with its metrics over iterations.
+        artifacts: keys of the files to upload to the parent run.
 
     Returns:
-        Where it was recorded, or the error; a fault is printed as a warning and not raised, and one artifact that
-        cannot be attached leaves the others alone.
+        Where the run was recorded, or the error. Failures are printed as a warning and not raised, and an artifact that
+        cannot be uploaded does not prevent the upload of others.
     """
     config, name = run.config, run.config.collection
     uri = tracking_uri(storage, config)
-    shown = without_credentials(uri)
-    with guarded(uri) as faults:
-        with first_use(uri):
+    redacted = redact_credentials(uri)
+    with failures_as_warning(uri) as failures:
+        with database_lock(uri):
             client = client_of(uri)
             experiment = _experiment(client, name, storage, uri)
-        common = {RUN_TAG: run.run_id, WORKSPACE_TAG: storage.root, "collection": name}
-        described = common | source_tags(run.document["versions"].get("commit"))
-        _delete_earlier(client, experiment, common)
+        owner = {RUN_TAG: run.run_id, WORKSPACE_TAG: storage.root, "collection": name}
+        _delete_earlier(client, experiment, owner)
+        tags = owner | source_tags(run.document["versions"].get("commit"))
         metrics = [trial["metrics"] or {} for trial in run.document["trials"]]
         scores = [{score: trial[score] for score in SCORES if trial} for trial in metrics]
-        kept = scores[run.results.index(run.selected)]
-        parent = _track_job(client, experiment, described, run, kept)
-        client.log_inputs(parent, [dataset_input(storage, name, run.crawls)])
+        parent = _create_parent(client, experiment, tags, run)
+        recording = Recording(client, experiment, parent, owner, storage, run)
+        _log_job(recording, scores[run.results.index(run.selected)])
         for result, score in zip(run.results, scores, strict=True):
-            _track_trial(client, experiment, parent, described, config, result, score, result == run.selected)
-        faults.extend(_attach(client, parent, storage, RunPaths(name, run.run_id).folder, artifacts))
+            _track_trial(recording, tags, result, score)
+        failures.extend(_upload(client, parent, storage, run.paths.folder, artifacts))
         model = None
-        if len(faults) < _FAILED_UPLOADS:
+        if len(failures) < _MAX_FAILED_UPLOADS:
             try:
-                model = track_model(client, experiment, parent, common, storage, run)
-            except Exception as error:  # artifact repositories raise whatever their clients raise
-                faults.append(f"model: {line(error)}")
-        if not faults:
-            say("track", f"MLflow run {parent} in {shown}")
-        return Tracking(shown, parent, "; ".join(faults) or None, model)
-    return Tracking(shown, error="; ".join(faults))
+                model = track_model(recording)
+            except Exception as error:  # artifact repositories raise various types of exceptions
+                failures.append(f"model: {error_line(error)}")
+        if not failures:
+            say("track", f"MLflow run {parent} in {redacted}")
+        return Tracking(redacted, parent, "; ".join(failures) or None, model)
+    return Tracking(redacted, error="; ".join(failures))
 
 
 def finish(storage: Storage, config: JobConfig, tracking: Tracking, marker: str) -> Tracking:
-    """Attach ``run.json``, the file `marker`, to a recorded run and close it; return what `tracking` is now."""
+    """Upload ``run.json``, the file `marker`, to the recorded run and close it; return the updated `tracking`."""
     if tracking.run_id is None:
         return tracking
     uri = tracking_uri(storage, config)
-    with guarded(uri) as faults:
+    with failures_as_warning(uri) as failures:
         client = client_of(uri)
-        faults.extend(_attach(client, tracking.run_id, storage, str(Path(marker).parent), [marker]))
+        failures.extend(_upload(client, tracking.run_id, storage, str(Path(marker).parent), [marker]))
         client.set_terminated(tracking.run_id)
-    errors = [tracking.error, *faults] if tracking.error else faults
+    errors = [tracking.error, *failures] if tracking.error else failures
     return replace(tracking, error="; ".join(errors) or None)
 
 
 def untrack(storage: Storage, uri: str, collection: str, run_id: str, workspace: str | None = None) -> None:
-    """Delete what was recorded of the run `run_id` at the tracking server or database `uri`, artifacts included.
+    """Delete all records and artifacts of the run `run_id` from the tracking server or database `uri`.
 
     Args:
         storage: workspace of the run.
-        uri: of the server or database, which is not made where it does not exist.
-        collection: of the run.
-        run_id: of the run.
-        workspace: root of the workspace when the run was recorded. Default: as it is now.
+        uri: URI of the server or database; a database that does not exist is not created.
+        collection: name of the collection.
+        run_id: id of the run.
+        workspace: root of the workspace when the run was recorded. Default: its current root.
 
-    Raises StorageError where some of it may be left.
+    Raises StorageError if some of them may remain.
     """
     database = uri.removeprefix("sqlite:///")
     if database != uri and not Path(database).exists():
         if uri == default_uri(storage):
             return
-        raise StorageError(f"{uri}: is gone, and with it what tells where the artifacts of run {run_id} are")
+        raise StorageError(
+            f"{uri} is missing, so the artifacts of run {run_id} cannot be found and deleted; restore the database, or "
+            "name the one that replaces it with --tracking-uri"
+        )
     try:
-        with first_use(uri):
+        with database_lock(uri):
             client = client_of(uri)
             experiment = client.get_experiment_by_name(collection)
         if experiment is not None:
-            common = {RUN_TAG: run_id, WORKSPACE_TAG: workspace or storage.root}
-            untrack_model(client, experiment.experiment_id, collection, common)
-            deleted = _delete_earlier(client, experiment.experiment_id, common)
-            if uri == default_uri(storage):  # which may have been moved, and the artifacts with it
+            owner = {RUN_TAG: run_id, WORKSPACE_TAG: workspace or storage.root}
+            untrack_model(client, experiment.experiment_id, collection, owner)
+            deleted = _delete_earlier(client, experiment.experiment_id, owner)
+            if uri == default_uri(storage):  # the database and its artifacts may have been moved with the workspace
                 for key in list(storage.list(f"mlartifacts/{collection}")):
                     if key.split("/")[2] in deleted:
                         storage.delete(key)
-    except Exception as error:  # stores raise whatever their clients raise
+    except Exception as error:  # MLflow's stores raise various types of exceptions
         raise StorageError(
-            f"{without_credentials(uri)}: what it has of run {run_id} cannot be deleted ({line(error)}); run the same "
-            "command again, with --tracking-uri if it is found elsewhere by now or asks for a password"
+            f"{redact_credentials(uri)}: the records of run {run_id} cannot be deleted ({error_line(error)}); run the "
+            "same command again, with --tracking-uri if the server has moved or requires a password"
         ) from error
 
 
-def _track_job(client: Any, experiment: str, common: dict[str, str], run: PastRun, scores: Mapping[str, float]) -> str:
-    crawls, selected = run.crawls, run.selected
-    tags = {
-        **common,
-        "crawl_ids": ", ".join(crawl.crawl_id for crawl in crawls),
-        "data_digest": data_digest(crawls),
-        "selected_k": str(selected.k),
-        "selected_seed": str(selected.seed),
+def _create_parent(client: Any, experiment: str, tags: dict[str, str], run: Run) -> str:
+    """Create the parent run in MLflow; return its id."""
+    all_tags = {
+        **tags,
+        "crawl_ids": ", ".join(crawl.crawl_id for crawl in run.crawls),
+        "data_digest": data_digest(run.crawls),
+        "selected_k": str(run.selected.k),
+        "selected_seed": str(run.selected.seed),
     }
-    parent: str = client.create_run(experiment, tags=tags, run_name=run.run_id).info.run_id
+    return str(client.create_run(experiment, tags=all_tags, run_name=run.run_id).info.run_id)
+
+
+def _log_job(recording: Recording, scores: Mapping[str, float]) -> None:
+    """Log configuration, data set and metrics of the run to the parent run; `scores` are those of the kept trial."""
+    client, parent, run = recording.client, recording.parent, recording.run
+    crawls, selected = run.crawls, run.selected
     points = [("images", float(sum(crawl.accepted for crawl in crawls)), 0), ("final_loss", selected.loss, 0)]
     points += [("final_loss_by_k", result.loss, result.k) for result in best_of_each_k(run.results)]
     points += [(name, value, 0) for name, value in scores.items()]
@@ -166,23 +175,17 @@ def _track_job(client: Any, experiment: str, common: dict[str, str], run: PastRu
         ingested |= {f"rejected.{reason}": n for reason, n in crawl.rejected.items()}
         points += [(f"ingest.{name}", float(value), step) for name, value in ingested.items()]
     _log(client, parent, _flat(run.config.model_dump(mode="json", exclude={"tracking_uri"})), points)
-    return parent
+    client.log_inputs(parent, [dataset_input(recording.storage, run.collection, crawls)])
 
 
-def _track_trial(
-    client: Any,
-    experiment: str,
-    parent: str,
-    common: dict[str, str],
-    config: JobConfig,
-    result: TrialResult,
-    scores: Mapping[str, float],
-    selected: bool,
-) -> None:
-    tags = {**common, "mlflow.parentRunId": parent, "selected": str(selected).lower()}
+def _track_trial(recording: Recording, tags: dict[str, str], result: TrialResult, scores: Mapping[str, float]) -> None:
+    """Record one trial as a nested run."""
+    client, kept = recording.client, recording.run.selected
+    tags = {**tags, "mlflow.parentRunId": recording.parent, "selected": str(result == kept).lower()}
     now_ms = int(time.time() * 1000)
     start_ms = now_ms - int(result.seconds * 1000)
-    run = client.create_run(experiment, start_time=start_ms, tags=tags, run_name=result.trial.name).info.run_id
+    created = client.create_run(recording.experiment, start_time=start_ms, tags=tags, run_name=result.trial.name)
+    run_id = created.info.run_id
     points = [
         (name, float(value), point.iteration)
         for point in result.history
@@ -192,26 +195,26 @@ def _track_trial(
     totals = {"final_loss": result.loss, "image_passes": result.image_passes, "seconds": result.seconds}
     totals |= {"iterations": result.iterations, **scores}
     points += [(name, float(value), result.iterations) for name, value in totals.items()]
-    settings = {**config.clustering.model_dump(mode="json"), "k": result.k, "seed": result.seed}
-    _log(client, run, _flat({"clustering": settings}), points)
-    client.set_terminated(run, end_time=now_ms)
+    settings = {**recording.run.config.clustering.model_dump(mode="json"), "k": result.k, "seed": result.seed}
+    _log(client, run_id, _flat({"clustering": settings}), points)
+    client.set_terminated(run_id, end_time=now_ms)
 
 
 def _log(client: Any, run: str, params: dict[str, str], points: Sequence[tuple[str, float, int]]) -> None:
     from mlflow.entities import Metric, Param
 
     now_ms = int(time.time() * 1000)
-    entities = [Param(name, value) for name, value in params.items()]
-    for start in range(0, len(entities), _PARAMS_PER_CALL):
-        client.log_batch(run, params=entities[start : start + _PARAMS_PER_CALL])
+    all_params = [Param(name, value) for name, value in params.items()]
+    for start in range(0, len(all_params), _PARAMS_PER_CALL):
+        client.log_batch(run, params=all_params[start : start + _PARAMS_PER_CALL])
     metrics = [Metric(name, value, now_ms, step) for name, value, step in points]
     for start in range(0, len(metrics), _METRICS_PER_CALL):
         client.log_batch(run, metrics=metrics[start : start + _METRICS_PER_CALL])
 
 
-def _attach(client: Any, run: str, storage: Storage, folder: str, keys: Sequence[str]) -> list[str]:
-    """Upload the files `keys`, named relative to `folder`; return what went wrong, a line per file."""
-    faults: list[str] = []
+def _upload(client: Any, run: str, storage: Storage, folder: str, keys: Sequence[str]) -> list[str]:
+    """Upload the files `keys` under their names relative to `folder`; return one line per failure."""
+    failures: list[str] = []
     for key in keys:
         name = Path(key).relative_to(folder)
         try:
@@ -220,41 +223,41 @@ def _attach(client: Any, run: str, storage: Storage, folder: str, keys: Sequence
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(storage.read_bytes(key))
                 client.log_artifacts(run, local)
-        except Exception as error:  # artifact repositories raise whatever their clients raise
-            faults.append(f"{name}: {line(error)}")
-            if len(faults) == _FAILED_UPLOADS:
+        except Exception as error:  # artifact repositories raise various types of exceptions
+            failures.append(f"{name}: {error_line(error)}")
+            if len(failures) == _MAX_FAILED_UPLOADS:
                 break
-    return faults
+    return failures
 
 
 def _experiment(client: Any, name: str, storage: Storage, uri: str) -> str:
-    """Id of the experiment `name`, which is made where it does not exist."""
-    if found := client.get_experiment_by_name(name):
-        return str(found.experiment_id)
-    location = None  # a server knows where artifacts lie
+    """Return the id of the experiment `name`, which is created if it does not exist."""
+    if experiment := client.get_experiment_by_name(name):
+        return str(experiment.experiment_id)
+    location = None  # a server determines where artifacts are stored
     if not is_server(uri):
-        place = storage.uri(f"mlartifacts/{name}")
-        # A hashtag's sign would begin the fragment of an address.
-        location = place.replace("#", "%23") if "://" in place else Path(place).as_uri()
+        folder = storage.uri(f"mlartifacts/{name}")
+        # Escape the # of a hashtag, which would start the fragment of a URI.
+        location = folder.replace("#", "%23") if "://" in folder else Path(folder).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _delete_earlier(client: Any, experiment: str, common: dict[str, str]) -> set[str]:
-    """Delete what an earlier attempt at the same run of the same workspace recorded; MLflow's ids of it.
+def _delete_earlier(client: Any, experiment: str, owner: dict[str, str]) -> set[str]:
+    """Delete the MLflow runs of earlier attempts with the tags `owner`; return their ids.
 
-    MLflow only marks a run as deleted; its artifacts, which may be full of photos, are deleted here, first.
+    MLflow only marks a run as deleted, so its artifacts, which can contain photos, are deleted first.
     """
     from mlflow.entities import LifecycleStage, ViewType
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    query, everything = f"tags.`{RUN_TAG}` = '{common[RUN_TAG]}'", ViewType.ALL
-    runs = all_of(lambda token: client.search_runs([experiment], query, run_view_type=everything, page_token=token))
-    found = [run.info for run in runs if run.data.tags.get(WORKSPACE_TAG) == common[WORKSPACE_TAG]]
-    for run in found:
+    query, view = f"tags.`{RUN_TAG}` = '{owner[RUN_TAG]}'", ViewType.ALL
+    runs = all_pages(lambda token: client.search_runs([experiment], query, run_view_type=view, page_token=token))
+    earlier = [run.info for run in runs if run.data.tags.get(WORKSPACE_TAG) == owner[WORKSPACE_TAG]]
+    for run in earlier:
         get_artifact_repository(run.artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts()
         if run.lifecycle_stage == LifecycleStage.ACTIVE:
             client.delete_run(run.run_id)
-    return {run.run_id for run in found}
+    return {run.run_id for run in earlier}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The MLflow server or database of a job: where it is, and how it is reached."""
+"""The MLflow server or database of a job: its URI, and access to it."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are ours, not those of the folder we are started in
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are given, not those of the current folder
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
 
 def tracking_uri(storage: Storage, config: JobConfig) -> str:
-    """The tracking server or database of `config`: SQLite in the workspace unless it names another."""
+    """Return the URI of the tracking server or database of `config`. Default: `default_uri`."""
     return config.tracking_uri or default_uri(storage)
 
 
 def default_uri(storage: Storage) -> str:
-    """SQLite in the workspace."""
+    """Return the URI of the SQLite database in the workspace."""
     return f"sqlite:///{storage.uri('mlflow.db')}"
 
 
-def without_credentials(text: str) -> str:
-    """`text` without the user and password of any address in it."""
+def redact_credentials(text: str) -> str:
+    """Return `text` with user and password removed from all URLs in it."""
     return re.sub(r"(?<=://)[^/\s]+@", "", text)
 
 
 def is_server(uri: str) -> bool:
-    """Whether `uri` is the address of a server, which knows where artifacts lie; otherwise it is a database."""
+    """Whether `uri` belongs to a server, which determines where artifacts are stored, rather than to a database."""
     return uri.startswith(("http://", "https://"))
 
 
 def client_of(uri: str) -> Any:
-    """An MLflow client that neither calls home nor talks on the console, and soon gives up on a dead server."""
+    """Return an MLflow client without telemetry and console output, and with a short timeout."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -56,19 +56,19 @@ def client_of(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def all_of(search: Callable[[str | None], Any]) -> list[Any]:
-    """Everything that MLflow finds, page after page; `search` takes the token of a page."""
-    found: list[Any] = []
+def all_pages(search: Callable[[str | None], Any]) -> list[Any]:
+    """Return the results of all pages of an MLflow search; `search` takes the token of a page."""
+    results: list[Any] = []
     token = None
     while True:
         page = search(token)
-        found += page
+        results += page
         if not (token := page.token):
-            return found
+            return results
 
 
-def first_use(uri: str) -> Any:
-    """A lock for SQLite, whose tables must not be made by two jobs at the same moment; nothing for a server."""
+def database_lock(uri: str) -> Any:
+    """Return a lock for a SQLite database, whose tables must not be created by two jobs at once; no lock for others."""
     database = uri.removeprefix("sqlite:///")
     if database == uri:
         return nullcontext()
@@ -78,18 +78,21 @@ def first_use(uri: str) -> Any:
 
 
 @contextmanager
-def guarded(uri: str) -> Iterator[list[str]]:
-    """Turn an exception into a line of the list, and the lines of the list into one warning."""
-    faults: list[str] = []
+def failures_as_warning(uri: str) -> Iterator[list[str]]:
+    """Collect failures in a list, and print them as one warning at the end; an exception is added to the list."""
+    failures: list[str] = []
     try:
-        yield faults
-    except Exception as error:  # stores raise whatever their clients raise
-        faults.append(line(error))
-    if faults:
-        where, why = without_credentials(uri), "; ".join(faults)
-        say("track", f"warning: not all is recorded in {where}, the same command or --sync-tracking tries again: {why}")
+        yield failures
+    except Exception as error:  # MLflow's stores raise various types of exceptions
+        failures.append(error_line(error))
+    if failures:
+        say(
+            "track",
+            f"warning: not everything is recorded in {redact_credentials(uri)}; run the same command again or with "
+            f"--sync-tracking: {'; '.join(failures)}",
+        )
 
 
-def line(error: Exception) -> str:
-    """What `error` says, on one line, without credentials."""
-    return " ".join(without_credentials(str(error)).split())[:200] or type(error).__name__
+def error_line(error: Exception) -> str:
+    """Return the message of `error` on one line, without credentials."""
+    return " ".join(redact_credentials(str(error)).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Checkpoints are written beside training, and survive storage that fails for a while."""
+"""Checkpoints are written in the background of training, and survive temporary failures of the storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.clustering import patience
+from pipeline.clustering import storage_retries
 from pipeline.clustering.checkpoint import (
     CheckpointWriter,
     delete_snapshots,
@@ -27,7 +27,7 @@ from pipeline.storage import LocalStorage
 
 
 class Failing(LocalStorage):
-    """Refuses as many reads or writes as it is told to, and waits for `open` before each write."""
+    """Storage that refuses the next `failures` reads or writes, and waits for the event `open` before each write."""
 
     def __init__(self, root: Path, failures: int = 0) -> None:
         super().__init__(str(root))
@@ -51,21 +51,21 @@ class Failing(LocalStorage):
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(storage_retries, "LONGEST_WAIT_S", 0.01)
 
 
 def state(value: float) -> dict[str, Any]:
     return {"model": {"prototypes": torch.full((2,), value)}, "iteration": int(value)}
 
 
-def test_what_is_written_is_what_it_was_when_it_was_given(tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_state_at_the_time_of_the_call(tmp_path: Path) -> None:
     storage = Failing(tmp_path)
     storage.open.clear()
     writer = CheckpointWriter(storage, "c", print)
     given = state(1)
     assert writer.write(given)
     given["model"]["prototypes"].add_(1)  # the next step
-    assert not writer.write(given), "the first is still being written"
+    assert not writer.write(given), "the first checkpoint is still being written"
     storage.open.set()
     writer.close()
     assert load_checkpoint(storage, "c")["model"]["prototypes"].tolist() == [1, 1]
@@ -73,16 +73,16 @@ def test_what_is_written_is_what_it_was_when_it_was_given(tmp_path: Path) -> Non
     assert load_checkpoint(storage, "c")["model"]["prototypes"].tolist() == [2, 2]
 
 
-def test_a_refused_write_is_tried_again_and_said_once(tmp_path: Path) -> None:
-    notes: list[str] = []
+def test_a_refused_write_is_retried_and_logged_once(tmp_path: Path) -> None:
+    lines: list[str] = []
     storage = Failing(tmp_path, failures=3)
-    CheckpointWriter(storage, "c", notes.append).finish(state(1))
+    CheckpointWriter(storage, "c", lines.append).finish(state(1))
     assert load_checkpoint(storage, "c")["iteration"] == 1
-    assert [note.split(" is ")[1].split(":")[0] for note in notes] == ["not written", "written, at attempt 4"]
+    assert [line.split(" is ")[1].split(":")[0] for line in lines] == ["not written", "written, at attempt 4"]
 
 
-def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.05)
+def test_retries_of_writes_are_limited_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_retries, "PATIENCE_S", 0.05)
     writer = CheckpointWriter(Failing(tmp_path, failures=1000), "c", print)
     assert writer.write(state(1))
     with pytest.raises(StorageError, match="not now"):
@@ -90,28 +90,26 @@ def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_read_is_tried_again_where_storage_does_not_answer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_read_is_retried_while_storage_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage = Failing(tmp_path)
     CheckpointWriter(storage, "c", print).finish(state(1))
     storage.failures = 3
     assert load_checkpoint(storage, "c")["iteration"] == 1
-    said = capsys.readouterr().out
-    assert "c is not read: cannot read c: not now; trying again for 10 minutes" in said
-    assert "c is read, at attempt 4" in said
+    out = capsys.readouterr().out
+    assert "c is not read: cannot read c: not now; trying again for 10 minutes" in out
+    assert "c is read, at attempt 4" in out
 
 
-def test_what_is_missing_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_read_of_a_missing_checkpoint_is_not_retried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(StorageError, match="No such file") as raised:
         load_checkpoint(Failing(tmp_path), "c")
     assert not isinstance(raised.value, UnavailableError)
     assert capsys.readouterr().out == ""
 
 
-def damaged(how: str, whole: bytes) -> bytes:
-    """A checkpoint that something happened to."""
-    middle = len(whole) // 2
+def damaged(how: str, intact: bytes) -> bytes:
+    """Return the checkpoint `intact` with the damage `how`."""
+    middle = len(intact) // 2
     if how == "another archive":
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
@@ -119,14 +117,14 @@ def damaged(how: str, whole: bytes) -> bytes:
         return buffer.getvalue()
     return {
         "empty": b"",
-        "cut": whole[:middle],
-        "another byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "cut": intact[:middle],
+        "another byte": intact[:middle] + bytes([intact[middle] ^ 1]) + intact[middle + 1 :],
         "text": b"<html>not here</html>" * 100,
     }[how]
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "another byte", "text", "another archive"])
-def test_what_is_damaged_is_no_checkpoint(tmp_path: Path, how: str) -> None:
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, how: str) -> None:
     storage = LocalStorage(str(tmp_path))
     CheckpointWriter(storage, "c", print).finish({"model": torch.zeros(1000)})
     storage.write_bytes("c", damaged(how, storage.read_bytes("c")))
@@ -134,7 +132,9 @@ def test_what_is_damaged_is_no_checkpoint(tmp_path: Path, how: str) -> None:
         load_checkpoint(storage, "c")
 
 
-def test_a_lack_of_memory_does_not_make_a_checkpoint_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_not_reported_as_a_damaged_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
@@ -145,7 +145,7 @@ def test_a_lack_of_memory_does_not_make_a_checkpoint_bad(tmp_path: Path, monkeyp
         load_checkpoint(storage, "c")
 
 
-def test_a_model_by_itself_has_nothing_of_its_training(tmp_path: Path) -> None:
+def test_a_stored_model_has_no_state_of_training(tmp_path: Path) -> None:
     storage, config = LocalStorage(str(tmp_path)), ClusteringConfig(transforms=["color"])
     method = build_method(config, torch.rand(3, 1, 8, 8), seed=0)
     state = {**model_state(method, config), "optimizer": None, "snapshots": [{"webp": torch.zeros(9)}]}
@@ -159,15 +159,15 @@ def test_a_model_by_itself_has_nothing_of_its_training(tmp_path: Path) -> None:
     assert (left["snapshots"], set(left)) == ([], {"format", *state})
 
 
-def test_what_comes_before_a_checkpoint_is_published_first(tmp_path: Path) -> None:
+def test_states_before_a_checkpoint_are_published_first(tmp_path: Path) -> None:
     order: list[str] = []
 
-    class Noting(LocalStorage):
+    class Recording(LocalStorage):
         def publish(self, path: Path, key: str) -> None:
             order.append(key)
             super().publish(path, key)
 
-    storage = Noting(str(tmp_path))
+    storage = Recording(str(tmp_path))
     writer = CheckpointWriter(storage, "c", print)
     assert writer.write(state(2), {"best": state(1)})
     writer.close()

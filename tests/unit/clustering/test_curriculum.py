@@ -56,7 +56,7 @@ def test_convergence_waits_for_patience_and_minimum() -> None:
 
 
 def test_gains_count_against_those_of_their_own_stage() -> None:
-    """After a first stage that gained much, a later one that gains little by little still goes on."""
+    """After a first stage with a large gain, a later stage with small gains still continues."""
     curriculum = Curriculum(SCHEDULE, [])
     for loss in (1e6, 0.0, 0.0, 0.0):
         curriculum.update(10, loss)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clustering.halving import better_half, halve, rungs
-from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult, loss_at
+from pipeline.clustering.trial import HistoryPoint, Trial, TrialResult, TrialTask, loss_at
 from pipeline.config import ClusteringConfig
 from pipeline.console import about
 from pipeline.errors import ClusteringError
@@ -27,21 +28,22 @@ def test_rungs_end_half_way(seeds: int, expected: list[int]) -> None:
 
 
 @given(st.dictionaries(st.builds(Trial, st.just(4), st.integers(0, 20)), st.floats(-9, 9), min_size=1))
-def test_no_stopped_seed_is_better_than_one_that_goes_on(losses: dict[Trial, float]) -> None:
+def test_no_stopped_seed_is_better_than_one_that_is_kept(losses: dict[Trial, float]) -> None:
     kept = better_half(losses)
     assert len(kept) == (len(losses) + 1) // 2
     assert all(losses[trial] >= max(losses[k] for k in kept) for trial in losses if trial not in kept)
 
 
 class Training:
-    """Trials whose loss falls at a rate of their own; some are over before the others."""
+    """A trainer whose trials have losses that fall at different rates; one of them ends early."""
 
     def __init__(self, folder: Path) -> None:
         self.storage, self.paths = LocalStorage(str(folder)), RunPaths("c", "run")
         self.trained: list[tuple[str, int | None]] = []
 
-    def __call__(self, trials: list[Trial], until: int | None) -> None:
-        for trial in trials:
+    def __call__(self, tasks: Sequence[TrialTask]) -> None:
+        for task in tasks:
+            trial, until = task.trial, task.until
             self.trained.append((trial.name, until))
             if until is None:
                 self.end(trial, 1200)
@@ -52,6 +54,10 @@ class Training:
             else:
                 write_json(self.storage, self.paths.rung(trial.name, until), {"loss": loss})
 
+    def tasks(self, config: ClusteringConfig) -> list[TrialTask]:
+        trials = [Trial(k, seed) for k in (4, 8) for seed in range(config.seeds)]
+        return [TrialTask(self.storage, self.paths, config, trial, [], 0) for trial in trials]
+
     def end(self, trial: Trial, iteration: int) -> None:
         history = [HistoryPoint(iteration, -1e9, 1e-3, 1, 0, 0.5, 0.1)]
         result = TrialResult(trial.k, trial.seed, 5.0, iteration, 1, 1.0, 1, [], history)
@@ -59,42 +65,40 @@ class Training:
         self.storage.write_bytes(self.paths.checkpoint(trial.name), b"")
 
 
-def test_the_better_half_of_each_k_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_better_half_of_each_k_is_trained_further(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     training = Training(tmp_path)
-    trials = [Trial(k, seed) for k in (4, 8) for seed in range(4)]
-    assert halve(training.storage, training.paths, config(4), trials, training) == [Trial(4, 3), Trial(8, 0)]
+    assert halve(training.tasks(config(4)), training) == [Trial(4, 3), Trial(8, 0)]
     first, second, last = (
         sorted(name for name, until in training.trained if until == rung) for rung in (550, 1100, None)
     )
     assert len(first) == 8
     assert second == ["k=4-seed=2", "k=4-seed=3", "k=8-seed=3"], "a trial that is done is not trained again"
     assert last == ["k=4-seed=3"]
-    assert "k=4-seed=0 (-150), k=4-seed=1 (-700) stops after 550" in capsys.readouterr().out
-    # A job that is submitted again decides alike, and trains nothing.
+    assert "stopped after 550 iterations: k=4-seed=0 (-150), k=4-seed=1 (-700); the best" in capsys.readouterr().out
+    # A job that is submitted again makes the same decisions, and trains nothing.
     training.trained.clear()
-    assert halve(training.storage, training.paths, config(4), trials, training) == [Trial(4, 3), Trial(8, 0)]
+    assert halve(training.tasks(config(4)), training) == [Trial(4, 3), Trial(8, 0)]
     assert not training.trained
 
 
 def test_no_k_waits_for_another(tmp_path: Path) -> None:
-    """Trials of K = 8 do not begin before the best one of K = 4 is done."""
+    """K = 4 is trained to the end while the trials of K = 8 are delayed."""
     training, done = Training(tmp_path), threading.Event()
 
-    def train(trials: list[Trial], until: int | None) -> None:
-        if trials[0].k == 8:
+    def train(tasks: Sequence[TrialTask]) -> None:
+        if tasks[0].trial.k == 8:
             assert done.wait(30)
-        training(trials, until)
-        if trials[0].k == 4 and until is None:
+        training(tasks)
+        if tasks[0].trial.k == 4 and tasks[0].until is None:
             done.set()
 
-    trials = [Trial(k, seed) for k in (4, 8) for seed in range(4)]
-    assert halve(training.storage, training.paths, config(4), trials, train) == [Trial(4, 3), Trial(8, 0)]
+    assert halve(training.tasks(config(4)), train) == [Trial(4, 3), Trial(8, 0)]
 
 
-def test_lines_of_every_k_say_what_they_are_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_lines_of_every_k_name_their_subject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     training = Training(tmp_path)
     with about("rome"):
-        halve(training.storage, training.paths, config(2), [Trial(k, s) for k in (4, 8) for s in (0, 1)], training)
+        halve(training.tasks(config(2)), training)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("cluster   rome: ") for line in lines)
@@ -103,17 +107,17 @@ def test_lines_of_every_k_say_what_they_are_about(tmp_path: Path, capsys: pytest
 def test_a_k_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     training = Training(tmp_path)
 
-    def train(trials: list[Trial], until: int | None) -> None:
-        if trials[0].k == 4:
+    def train(tasks: Sequence[TrialTask]) -> None:
+        if tasks[0].trial.k == 4:
             raise ClusteringError("four is broken")
-        training(trials, until)
+        training(tasks)
 
     with pytest.raises(ClusteringError, match="four is broken"):
-        halve(training.storage, training.paths, config(2), [Trial(k, s) for k in (4, 8) for s in (0, 1)], train)
+        halve(training.tasks(config(2)), train)
     assert training.storage.exists(training.paths.trial_marker("k=8-seed=0"))
 
 
-def test_a_trial_that_is_further_is_compared_where_the_others_are() -> None:
+def test_a_trial_that_is_further_is_compared_at_the_same_iteration() -> None:
     history = [HistoryPoint(10 * i, 100.0 - i, 1e-3, 1, 0, 0.5, 0.1) for i in range(1, 5)]
     assert [loss_at(history, iteration) for iteration in (10, 15, 40, 99)] == [99, 98, 96, 96]
 

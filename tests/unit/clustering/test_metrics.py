@@ -26,18 +26,18 @@ def assignments(draw: st.DrawFn, as_many: bool = False) -> Assignments:
 
 
 @given(assignments(as_many=True))
-def test_with_as_many_clusters_as_classes_the_best_matching_counts(drawn: Assignments) -> None:
+def test_with_as_many_clusters_as_classes_accuracy_is_that_of_the_best_matching(drawn: Assignments) -> None:
     classes, clusters, k = drawn
     matchings = [np.array(order)[clusters] for order in permutations(sorted(set(classes.tolist())), k)]
     assert accuracy(classes, clusters, k) == pytest.approx(max(np.mean(m == classes) for m in matchings))
 
 
-def test_otherwise_every_cluster_votes() -> None:
+def test_otherwise_every_cluster_represents_its_most_frequent_class() -> None:
     classes = np.array([0, 0, 0, 1, 1, 1])
     clusters = np.array([0, 0, 1, 1, 1, 2])
-    # Of the three clusters, two hold one class only; the vote in cluster 1 is two to one.
+    # Two of the three clusters hold a single class; in cluster 1 the majority is two to one.
     assert accuracy(classes, clusters, 3) == pytest.approx(5 / 6)
-    # Matched one to one, two of the clusters cannot stand for the same class.
+    # Matched one to one, two clusters cannot represent the same class.
     assert accuracy(np.array([0, 0, 1, 2]), np.array([0, 1, 2, 2]), 3) == pytest.approx(2 / 4)
     assert accuracy(np.array([0, 0, 1, 2]), np.array([0, 1, 2, 2]), 4) == pytest.approx(3 / 4)
 
@@ -62,21 +62,21 @@ def test_both_metrics_stay_within_their_bounds(drawn: Assignments) -> None:
     classes, clusters, k = drawn
     largest = max(np.bincount(classes)) / len(classes)
     n_classes = len(set(classes.tolist()))
-    # One class for all would be at least as good as the largest class; matched, K! ways average 1/K.
+    # With majority votes, accuracy is at least the share of the largest class; the K! matchings have a mean of 1/K.
     assert (1 / n_classes if k == n_classes else largest) <= accuracy(classes, clusters, k) + 1e-9
     assert accuracy(classes, clusters, k) <= 1
     assert -1e-9 <= nmi(classes, clusters) <= 1 + 1e-9
 
 
 @given(assignments())
-def test_the_truth_itself_is_perfect(drawn: Assignments) -> None:
+def test_the_true_classes_have_perfect_metrics(drawn: Assignments) -> None:
     classes, _, _ = drawn
     assert accuracy(classes, classes, int(classes.max()) + 1) == 1
     assert nmi(classes, classes) == pytest.approx(1)
 
 
 def test_nmi_is_normalised_by_the_arithmetic_mean() -> None:
-    # Two classes of one bit, four clusters of two bits, one bit shared: 1 / ((1 + 2) / 2).
+    # Entropies are 1 bit (classes) and 2 bits (clusters), mutual information is 1 bit: 1 / ((1 + 2) / 2).
     assert nmi(np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3])) == pytest.approx(2 / 3)
 
 

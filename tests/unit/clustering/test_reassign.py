@@ -10,7 +10,7 @@ from pipeline.config import ClusteringConfig
 
 
 def trained() -> tuple[DTI, torch.optim.Adam]:
-    """A small model after some steps, so that its optimiser has moments."""
+    """Return a small model and its optimiser after some steps, so that the optimiser has moments."""
     config = ClusteringConfig(k=[4], transforms=["color", "affine"], precision="float32")
     torch.manual_seed(0)
     model = build_method(config, torch.rand(4, 3, 12, 12), seed=0)
@@ -57,7 +57,7 @@ def test_nothing_happens_above_the_threshold() -> None:
 
 def test_workers_with_the_same_state_stay_the_same() -> None:
     (one, one_optimizer), (other, other_optimizer) = trained(), trained()
-    torch.manual_seed(99)  # a worker's own random state must not matter
+    torch.manual_seed(99)  # the global random state of a worker must not matter
     shares = torch.tensor([0.0, 0.7, 0.0, 0.3])
     reassign_tiny(one, one_optimizer, shares, below=0.2, generator=generator(7))
     torch.manual_seed(1)

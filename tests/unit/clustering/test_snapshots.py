@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clustering.snapshots import MOST, SIDE_PX, SNAPSHOT_PX, Snapshots, snapshot, snapshots_of
+from pipeline.clustering.snapshots import MAX_SNAPSHOTS, SIDE_PX, SNAPSHOT_PX, Snapshots, snapshot, snapshots_of
 
 
 def plain(k: int, side: int = 16, channels: int = 3) -> Tensor:
-    """Prototypes of one grey each, the first one black."""
+    """Return `k` uniformly grey prototypes, from black to white."""
     greys = torch.arange(k).float() / max(1, k - 1)
     return greys[:, None, None, None].expand(k, channels, side, side)
 
@@ -21,10 +21,10 @@ def test_every_window_is_kept_until_there_are_many_and_never_too_many() -> None:
     for window in range(1000):
         snapshots.take(plain(1, side=1), window, 10 * window, [])
         kept = [taken.window for taken in snapshots.taken]
-        assert len(kept) <= MOST
-        assert len(kept) >= min(window + 1, MOST // 2)
+        assert len(kept) <= MAX_SNAPSHOTS
+        assert len(kept) >= min(window + 1, MAX_SNAPSHOTS // 2)
         gaps = set(np.diff(kept).tolist())
-        assert len(gaps) <= 1, "evenly"
+        assert len(gaps) <= 1, "evenly spaced"
         assert kept[0] == 0
         assert window - kept[-1] < max(gaps, default=1)
     assert [taken.iteration for taken in snapshots.taken[:3]] == [0, 320, 640]
@@ -50,7 +50,7 @@ def test_a_checkpoint_brings_snapshots_back() -> None:
     torch.save({"snapshots": snapshots.state()}, file)
     file.seek(0)
     assert snapshots_of(torch.load(file, weights_only=True)) == snapshots.taken
-    assert snapshots_of({}) == [], "of an earlier version"
+    assert snapshots_of({}) == [], "a checkpoint of an earlier version"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -63,7 +63,7 @@ def test_pictures_are_the_prototypes_in_their_order(k: int, side: int, expected:
     assert abs(means - 255 * plain(k)[:, 0, 0, 0].numpy()).max() < 3
 
 
-def test_what_is_no_picture_is_clamped() -> None:
+def test_values_outside_0_to_1_are_clamped() -> None:
     assert snapshot(torch.tensor([-2.0, 3.0])[:, None, None, None].expand(2, 3, 8, 8), 0, 0, []).pictures()[
         :, 4, 4, 0
     ].tolist() == [0, 255]
@@ -76,4 +76,4 @@ def test_even_prototypes_of_noise_stay_small(k: int) -> None:
     height, width = taken.pictures().shape[1:3]
     assert max(height, width) <= SIDE_PX
     assert k * height * width <= SNAPSHOT_PX
-    assert MOST * len(taken.webp) < 12e6
+    assert MAX_SNAPSHOTS * len(taken.webp) < 12e6

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.clustering.sweep import check_k, check_run_id, elbow, open_run, select, sweep
-from pipeline.clustering.trial import Trial, TrialResult, is_done
+from pipeline.clustering.trial import Trial, TrialResult, TrialTask
 from pipeline.config import ClusteringConfig, JobConfig, load_config
 from pipeline.errors import ConfigError, StorageError
 from pipeline.paths import RunPaths
@@ -25,11 +25,11 @@ def crawl(digest: str) -> Crawl:
     return Crawl("c", "x", n_shards=1, records=9, accepted=9, rejected={}, image_size=64, digest=digest)
 
 
-def test_the_elbow_is_where_the_gain_breaks_off() -> None:
+def test_the_elbow_is_the_point_after_which_gains_are_small() -> None:
     assert elbow([2, 4, 6, 8, 10, 12], [100, 60, 22, 20, 18, 16]) == 2
 
 
-def test_units_of_the_loss_do_not_move_the_elbow() -> None:
+def test_the_elbow_does_not_depend_on_the_unit_of_the_loss() -> None:
     losses = [100.0, 60.0, 22.0, 20.0, 18.0]
     assert elbow([4, 8, 16, 32, 64], losses) == elbow([4, 8, 16, 32, 64], [x * 1e-6 - 3e4 for x in losses])
 
@@ -45,7 +45,7 @@ def test_a_loss_without_elbow_keeps_the_lowest() -> None:
     assert elbow([1, 2, 3], [10.0, 9.0, 1.0]) == 2
 
 
-def test_the_reason_is_the_true_one() -> None:
+def test_the_reason_describes_the_selection() -> None:
     assert select([result(4, 3.0), result(8, 1.0)], select_k=None)[1] == "lowest loss"
     assert select([result(2, 9.0), result(4, 2.0), result(8, 1.0)], select_k=None)[1] == "elbow of the loss"
 
@@ -78,7 +78,7 @@ def test_a_run_is_found_again_and_never_mixed_up(tmp_path: Path) -> None:
     assert open_run(storage, job(), [crawl("a")]) == run
     assert open_run(storage, job(), [crawl("b")]) != run, "other images, another run"
     assert open_run(storage, job(**{"clustering.batch_size": 8}), [crawl("a")]) != run, "another model, another run"
-    assert open_run(storage, job(**{"clustering.workers": 2}), [crawl("a")]) == run, "carried out otherwise"
+    assert open_run(storage, job(**{"clustering.workers": 2}), [crawl("a")]) == run, "only other resources"
     assert open_run(storage, job(**{"clustering.k": [3]}), [crawl("a")]) == run, "one more trial"
 
 
@@ -88,7 +88,7 @@ def test_a_crawl_that_brings_nothing_new_changes_no_run(tmp_path: Path) -> None:
     assert open_run(storage, job(), [crawl("a"), nothing_new]) == open_run(storage, job(), [crawl("a")])
 
 
-def test_a_name_that_belongs_to_another_run_is_refused(tmp_path: Path) -> None:
+def test_a_run_id_that_belongs_to_another_run_is_refused(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     named = job(run_id="mine")
     check_run_id(storage, named)
@@ -107,12 +107,13 @@ def test_a_trial_without_its_model_is_not_done(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     run = RunPaths("c", "r")
     write_json(storage, run.trial_marker("k=4-seed=0"), result(4, 1.0).to_json())
-    assert not is_done(storage, run, Trial(4, 0))
+    task = TrialTask(storage, run, ClusteringConfig(k=[4]), Trial(4, 0), [], 0)
+    assert not task.is_done()
     storage.write_bytes(run.checkpoint("k=4-seed=0"), b"x")
-    assert is_done(storage, run, Trial(4, 0))
+    assert task.is_done()
 
 
-def test_a_result_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_result_is_named(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     run = RunPaths("c", "r")
     write_json(storage, run.trial_marker("k=4-seed=0"), {})

@@ -1,4 +1,4 @@
-"""Files that were made to do harm, cut files of every format, and files that are damaged at random."""
+"""Decoding of malicious files, of truncated files of every format, and of randomly damaged files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MB = 2**20
 
 
 def outcome(data: bytes, config: IngestConfig = CONFIG) -> DecodedImage | str:
-    """The image, of the size that was asked for, or a known reason."""
+    """Return the decoded image or the reason of the rejection, and check both."""
     try:
         decoded = decode_square(data, config)
     except Rejected as rejected:
@@ -90,16 +90,16 @@ def test_a_whole_file_is_read_and_a_cut_one_has_an_outcome(name: str) -> None:
     assert isinstance(outcome(data), DecodedImage)
     for part in range(1, 20):
         cut = outcome(data[: len(data) * part // 20])
-        # Of some, the first image is whole: an icon of several sizes, a film.
+        # In files of several images, such as icons and animations, the first image may be complete.
         assert isinstance(cut, DecodedImage) or cut in {"truncated", "corrupt", "not_an_image"}
 
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A file of any format with bits turned over, pieces of other files put in, parts repeated or missing."""
+    """Generate a file of any format with flipped bits, pieces of other files, and repeated or missing parts."""
     data = bytearray(FORMATS[draw(st.sampled_from(sorted(FORMATS)))][:20_000])
     for _ in range(draw(st.integers(1, 4))):
-        # Headers are where damage hurts.
+        # Damage in headers has the worst effects.
         at = draw(st.one_of(st.integers(0, 120), st.integers(0, 20_000))) % max(1, len(data))
         length = draw(st.integers(1, 64))
         kind = draw(st.sampled_from(["flip", "number", "splice", "repeat", "delete", "cut"]))
@@ -121,15 +121,15 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 @contextmanager
-def memory_at_most(more_bytes: int) -> Iterator[None]:
-    """The memory of this process may grow by so much for a while."""
+def memory_growth_below(limit_bytes: int) -> Iterator[None]:
+    """Check that the peak memory of this process grows by less than `limit_bytes` within the context."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:
-        pytest.skip("this machine does not let a process measure its peak of memory")
+        pytest.skip("a process cannot reset its peak memory on this machine")
     before = _peak_bytes()
     yield
-    assert _peak_bytes() - before < more_bytes
+    assert _peak_bytes() - before < limit_bytes
 
 
 def _peak_bytes() -> int:
@@ -145,7 +145,7 @@ def test_damage_of_any_kind_has_an_outcome_and_takes_little_memory() -> None:
     def any_damage(data: bytes) -> None:
         outcome(data, FUZZ_CONFIG)
 
-    for data in FORMATS.values():  # what the decoders keep for ever is not counted
+    for data in FORMATS.values():  # memory that decoders allocate once is not counted
         outcome(data)
-    with memory_at_most(128 * MB):
+    with memory_growth_below(128 * MB):
         any_damage()

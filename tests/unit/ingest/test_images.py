@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import ColorMode, IngestConfig
-from pipeline.ingest.images import UNSAFE_FORMATS, DecodedImage, Pixels, decode_square, encode, square_of
+from pipeline.ingest.images import UNSAFE_FORMATS, DecodedImage, decode_square, encode, square_of
 from pipeline.ingest.rejection import Rejected
+from pipeline.records import Pixels
 from pipeline.shards import Sample
 from tests.support.crawl_files import encoded, photograph, png_bomb
 
@@ -29,7 +30,7 @@ def reason(data: bytes, config: IngestConfig = CONFIG) -> str:
 
 
 def distance(pixels: Pixels, image: Image.Image) -> float:
-    """Mean absolute difference in grey levels from the square that `image` should become."""
+    """Mean absolute difference in grey levels between `pixels` and the square that `image` should become."""
     expected = np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.LANCZOS), np.float64)
     return float(np.abs(pixels - expected).mean())
 
@@ -137,6 +138,7 @@ def test_large_images_of_any_mode_come_out_as_small_ones_do(mode: str, monkeypat
     assert np.abs(pixels[0] - pixels[1]).mean() < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["F", "P"])
 def test_a_huge_image_takes_little_more_than_its_decoded_size(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "huge.tif"
@@ -147,7 +149,7 @@ def test_a_huge_image_takes_little_more_than_its_decoded_size(mode: str, tmp_pat
         "print(pathlib.Path('/proc/self/status').read_text())"
     )
     result = subprocess.run([sys.executable, "-c", measure, str(path)], check=True, capture_output=True, text=True)
-    peak_kb = int(result.stdout.partition("VmHWM:")[2].split()[0])  # ru_maxrss would include the parent's
+    peak_kb = int(result.stdout.partition("VmHWM:")[2].split()[0])  # ru_maxrss would include the parent process
     assert peak_kb < ({"F": 381, "P": 96}[mode] + 200) * 1024
 
 
@@ -179,7 +181,7 @@ def test_every_exif_orientation_is_made_upright(orientation: int, file_format: s
     corner[:32, 48:] = (0, 255, 0)
     corner[32:, :48] = (0, 0, 255)
     stored = Image.fromarray(corner)
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that leads to each orientation
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Image.Transpose that produces each orientation
     if orientation in undo:
         stored = stored.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
@@ -344,7 +346,7 @@ def test_no_bytes_crash_it(start: bytes, rest: bytes) -> None:
 def test_no_damage_crashes_it(data: st.DataObject) -> None:
     damaged = bytearray(WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))])
     for _ in range(data.draw(st.integers(1, 6))):
-        # Headers are where damage hurts.
+        # Damage in headers has the worst effects.
         at = data.draw(st.one_of(st.integers(0, 80), st.integers(0, len(damaged) - 5)))
         damaged[at : at + 4] = struct.pack("<I", data.draw(st.integers(0, 2**32 - 1)))
     decoded = attempt(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]))

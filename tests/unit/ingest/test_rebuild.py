@@ -1,4 +1,4 @@
-"""A shard whose rewriting was interrupted between its tar and its rows is mended by the next attempt."""
+"""A shard whose rewriting was interrupted between its tar and its rows is repaired by the next attempt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.ingest.plan import write_plan
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.repeats import dedup
 from pipeline.ingest.repeats.dedup import drop_repeats, find_repeats, known_images
-from pipeline.ingest.shard import build_shard, rebuild_shard
+from pipeline.ingest.shard import ShardTask, build_shard, rebuild_shard
 from pipeline.paths import CrawlPaths
 from pipeline.records import CrawlRecord
 from pipeline.shards import read_shard
@@ -29,12 +29,12 @@ UNREACHABLE = Rejected("unreachable", "no answer")
 
 
 class Web:
-    """Addresses that end in the number of a photograph, and those of them that do not answer."""
+    """A fake web of photographs, whose URLs end in the number of the photograph; URLs in `silent` do not answer."""
 
     def __init__(self) -> None:
         self.silent: set[str] = set()
 
-    def fetch_all(self, addresses: Mapping[int, str], *_: object) -> Iterator[tuple[int, bytes | Rejected]]:
+    def download(self, addresses: Mapping[int, str], *_: object) -> Iterator[tuple[int, bytes | Rejected]]:
         for key, url in addresses.items():
             yield key, UNREACHABLE if url in self.silent else encoded(photograph(int(url.rpartition("/")[2])))
 
@@ -42,7 +42,7 @@ class Web:
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Web:
     web = Web()
-    monkeypatch.setattr(shard, "fetch_all", web.fetch_all)
+    monkeypatch.setattr(shard, "download", web.download)
     return web
 
 
@@ -56,7 +56,7 @@ def records(tmp_path: Path, *urls: str) -> pa.Table:
 
 
 def outcomes(storage: LocalStorage, index: int) -> list[str]:
-    """Status or reason of each record of a shard, whose tar holds what its rows say."""
+    """Return the status or reason of each record of a shard, and check that its tar agrees with its rows."""
     rows = read_table(storage, PATHS.rows(index)).to_pylist()
     accepted = [row["image_id"] for row in rows if row["status"] == "accepted"]
     assert [sample.image_id for sample in read_shard(storage, PATHS.shard(index))] == accepted
@@ -67,38 +67,38 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_what_an_interrupted_attempt_left_in_the_tar_is_taken_out_again(
+def test_images_that_an_interrupted_attempt_left_in_the_tar_are_removed(
     web: Web, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = known_images(storage, [], CONFIG)
     plan = records(tmp_path, "http://a/1", "http://b/2")
     web.silent = {"http://b/2"}
-    build_shard(storage, PATHS, 0, plan, known, CONFIG)
+    build_shard(ShardTask(storage, PATHS, CONFIG, known), 0, plan)
     web.silent = set()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shard, "write_table", killed)
-        rebuild_shard(storage, PATHS, 0, plan, known, CONFIG)
+        rebuild_shard(ShardTask(storage, PATHS, CONFIG, known), 0, plan)
     assert len(list(read_shard(storage, PATHS.shard(0)))) == 2
     web.silent = {"http://b/2"}
-    assert rebuild_shard(storage, PATHS, 0, plan, known, CONFIG) == 0
+    assert rebuild_shard(ShardTask(storage, PATHS, CONFIG, known), 0, plan) == 0
     assert outcomes(storage, 0) == ["accepted", "unreachable"]
 
 
-def test_a_retry_goes_on_where_the_dropping_of_repeats_was_interrupted(
+def test_a_retry_continues_where_the_dropping_of_repeats_was_interrupted(
     web: Web, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = known_images(storage, [], CONFIG)
     plans = [records(tmp_path, "http://a/1"), records(tmp_path, "http://b/1", "http://b/2")]
     web.silent = {"http://b/2"}
     for index, plan in enumerate(plans):
-        build_shard(storage, PATHS, index, plan, known, CONFIG)
+        build_shard(ShardTask(storage, PATHS, CONFIG, known), index, plan)
     repeats = find_repeats(storage, PATHS, 2, known, [], CONFIG)
     assert repeats["shard"].to_pylist() == [1]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(dedup, "write_table", killed)
         drop_repeats(storage, PATHS, 1, repeats)
     web.silent = set()
-    assert rebuild_shard(storage, PATHS, 1, plans[1], known, CONFIG) == 1
+    assert rebuild_shard(ShardTask(storage, PATHS, CONFIG, known), 1, plans[1]) == 1
     assert find_repeats(storage, PATHS, 2, known, [], CONFIG).equals(repeats)
     drop_repeats(storage, PATHS, 1, repeats)
     assert outcomes(storage, 0) == ["accepted"]
@@ -109,8 +109,10 @@ def test_images_are_forgotten_where_the_dropping_of_repeats_was_interrupted(
     web: Web, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = known_images(storage, [], CONFIG)
-    build_shard(storage, PATHS, 0, records(tmp_path, "http://a/1"), known, CONFIG)
-    build_shard(storage, PATHS, 1, records(tmp_path, "http://b/1", "http://b/2", "http://b/3"), known, CONFIG)
+    build_shard(ShardTask(storage, PATHS, CONFIG, known), 0, records(tmp_path, "http://a/1"))
+    build_shard(
+        ShardTask(storage, PATHS, CONFIG, known), 1, records(tmp_path, "http://b/1", "http://b/2", "http://b/3")
+    )
     repeats = find_repeats(storage, PATHS, 2, known, [], CONFIG)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(dedup, "write_table", killed)

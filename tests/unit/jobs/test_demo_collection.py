@@ -15,7 +15,7 @@ from pipeline.ingest.images import decode_square
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources.detect import read_records
 
-pytest.importorskip("skimage", reason="the photographs come from scikit-image, of the dev extra")
+pytest.importorskip("skimage", reason="the photographs come from scikit-image, which the dev extra installs")
 JOB = Path(__file__).parents[3] / "jobs" / "demo_collection.py"
 
 
@@ -37,7 +37,7 @@ def test_every_file_is_labelled_and_has_a_post(demo: Path) -> None:
     assert all(record.caption and record.taken_at and record.problem is None for record in records)
 
 
-def test_every_kind_is_there_and_is_what_its_label_says(demo: Path) -> None:
+def test_every_kind_exists_and_matches_its_label(demo: Path) -> None:
     kinds = Counter(kind for kind, _ in labels(demo).values())
     assert set(kinds) == {"view", "noise", "broken", "repeat"}
     assert 25 <= kinds["noise"] <= 50
@@ -54,8 +54,9 @@ def test_every_kind_is_there_and_is_what_its_label_says(demo: Path) -> None:
             assert min(decode_square(data, IngestConfig()).pixels.shape[:2]) == 128
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(demo: Path, tmp_path: Path) -> None:
-    for _ in range(2):  # the second time over the first
+    for _ in range(2):  # the second run overwrites the files of the first
         make_collection(tmp_path, n=150, seed=3, tag="demo")
         for path in demo.rglob("*"):
             if path.is_file():
@@ -65,7 +66,7 @@ def test_the_same_seed_gives_the_same_bytes(demo: Path, tmp_path: Path) -> None:
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "mine.jpg").write_bytes(b"mine")
-    with pytest.raises(PipelineError, match=r"holds other files \(mine\.jpg"):
+    with pytest.raises(PipelineError, match=r"contains other files \(mine\.jpg"):
         make_collection(tmp_path, n=2, seed=0, tag="demo")
     assert [p.name for p in (tmp_path / "demo").iterdir()] == ["mine.jpg"]
 

@@ -12,7 +12,7 @@ from tests.support.array_files import idx
 
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
-    """Twenty crosses and bars of 20 px in images of 28, as large as digits are."""
+    """Twenty crosses and bars of 20 px, the size of digits, in images of 28 px."""
     images = np.zeros((20, 28, 28), np.uint8)
     images[:, 4:24, 12:16] = 255
     images[::2, 12:16, 4:24] = 255
@@ -58,12 +58,12 @@ def test_moved_images_hold_the_whole_digit(mnist: Path) -> None:
     assert (ink / area).min() >= 0.8**2 - 0.05
     assert (ink / area).max() <= 1.2**2 + 0.05
     centre_x = (images.sum(axis=1) * np.arange(AFFINE_SIDE)).sum(axis=1) / images.sum(axis=(1, 2))
-    assert centre_x.std() > 2, "digits lie in different places"
+    assert centre_x.std() > 2, "digits have different positions"
 
 
-def test_what_is_not_grey_digits_is_refused(mnist: Path, tmp_path: Path) -> None:
+def test_images_that_are_not_grey_are_refused(mnist: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"--out .*: No such file or directory"):
         make_variant(str(mnist), "color", tmp_path / "none" / "x.npz", 1, 0)
     (mnist / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((20, 8, 8, 3), np.uint8)))
-    with pytest.raises(SourceError, match="expected grey ones of one size"):
+    with pytest.raises(SourceError, match="expected grey images of one size"):
         make_variant(str(mnist), "color", tmp_path / "x.npz", 1, 0)

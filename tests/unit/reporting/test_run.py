@@ -7,16 +7,16 @@ import pytest
 from pipeline.config import ReportingConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.paths import CrawlPaths
-from pipeline.reporting.run import latest_run, past_run, reported
+from pipeline.reporting.run import latest_run, load_run, reported_run_ids
 from pipeline.storage import LocalStorage
 from tests.support.made_collection import trial_result
 from tests.support.made_report import WINDOWS, make_crawl_marker, make_report
 
 
-def test_a_report_can_be_made_again_from_what_is_there(tmp_path: Path) -> None:
+def test_a_reported_run_is_loaded_from_storage(tmp_path: Path) -> None:
     storage, reporting = LocalStorage(str(tmp_path)), ReportingConfig(examples=False)
     make_report(storage, "rome", reporting=reporting)
-    found = past_run(storage, "rome", "run-1")
+    found = load_run(storage, "rome", "run-1")
     kept = trial_result(4, WINDOWS)
     assert (found.crawls, found.selected, found.reason) == (
         [make_crawl_marker(storage, "rome")],
@@ -29,18 +29,18 @@ def test_a_report_can_be_made_again_from_what_is_there(tmp_path: Path) -> None:
     assert found.config.tracking_uri is None
 
 
-@pytest.mark.parametrize(("asked", "expected"), [(None, "http://host"), ("http://me:it@host", "http://me:it@host")])
-def test_it_is_tracked_where_it_was_or_where_the_user_says(tmp_path: Path, asked: str | None, expected: str) -> None:
+@pytest.mark.parametrize(("given", "expected"), [(None, "http://host"), ("http://me:it@host", "http://me:it@host")])
+def test_it_is_tracked_where_it_was_or_where_the_user_says(tmp_path: Path, given: str | None, expected: str) -> None:
     storage = LocalStorage(str(tmp_path))
     make_report(storage, "rome", tracked="http://host")
-    assert past_run(storage, "rome", "run-1", asked).config.tracking_uri == expected
+    assert load_run(storage, "rome", "run-1", given).config.tracking_uri == expected
 
 
 def test_all_runs_come_in_the_order_in_which_they_were_reported(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     for run_id, created_at in (("b", "2026-01"), ("c", "2026-03"), ("a", "2026-02")):
         make_report(storage, "rome", run_id, created_at)
-    assert reported(storage, "rome") == ["b", "a", "c"]
+    assert reported_run_ids(storage, "rome") == ["b", "a", "c"]
     assert latest_run(storage, "rome").run_id == "c"
 
 
@@ -51,12 +51,12 @@ def test_a_collection_without_a_report_has_no_latest_one(tmp_path: Path) -> None
 
 def test_a_run_that_was_never_reported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run-2"):
-        past_run(LocalStorage(str(tmp_path)), "rome", "run-2")
+        load_run(LocalStorage(str(tmp_path)), "rome", "run-2")
 
 
-def test_a_report_whose_crawl_is_gone_says_so(tmp_path: Path) -> None:
+def test_a_missing_crawl_is_an_error(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     make_report(storage, "rome")
     storage.delete(CrawlPaths("rome", "monday").marker)
     with pytest.raises(StorageError, match="monday"):
-        past_run(storage, "rome", "run-1")
+        load_run(storage, "rome", "run-1")

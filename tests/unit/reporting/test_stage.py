@@ -2,29 +2,54 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.reporting.stage import closing_lines
+import pytest
+
+from pipeline.reporting.stage import closing_lines, found_sentence
 
 PATHS = {"run": "/w/rome/runs/run-1", "page": "/w/rome/runs/run-1/report.html"}
 
 
+def counts(clear_clusters: int = 8, clear_images: int = 272) -> dict[str, Any]:
+    sizes = [40] * 9 + [14]
+    return {
+        "assigned": sum(sizes),
+        "cluster_sizes": sizes,
+        "clear_clusters": clear_clusters,
+        "clear_images": clear_images,
+    }
+
+
 def lines(uri: str, error: str | None = None, metrics: dict[str, float] | None = None) -> list[str]:
     tracking = {"uri": uri, "run_id": "1a2b", "error": error}
-    document: dict[str, Any] = {"paths": PATHS, "tracking": tracking, "metrics": metrics}
+    document: dict[str, Any] = {"paths": PATHS, "tracking": tracking, "metrics": metrics, "counts": counts()}
     return closing_lines(document)
 
 
-def test_the_last_lines_say_where_everything_is() -> None:
+def test_the_closing_lines_state_the_result_and_the_locations() -> None:
     assert lines("http://mlflow:5000") == [
+        "found     8 of 10 clusters are clear views and hold 73% of 374 images; the others are mostly noise",
         "run       /w/rome/runs/run-1",
         "page      /w/rome/runs/run-1/report.html",
         "MLflow    http://mlflow:5000",
     ]
 
 
-def test_the_metrics_of_a_labelled_collection_come_first() -> None:
+@pytest.mark.parametrize(
+    ("clear_clusters", "clear_images", "expected"),
+    [
+        (0, 0, "none of 10 clusters of 374 images is a clear view; the page shows all of them"),
+        (1, 40, "1 of 10 clusters is a clear view and holds 11% of 374 images; the others are mostly noise"),
+        (10, 374, "10 of 10 clusters are clear views and hold 100% of 374 images"),
+    ],
+)
+def test_the_result_is_summarised_in_one_sentence(clear_clusters: int, clear_images: int, expected: str) -> None:
+    assert found_sentence(counts(clear_clusters, clear_images)) == expected
+
+
+def test_a_labelled_collection_has_a_line_with_metrics() -> None:
     metrics = {"accuracy": 0.97649, "nmi": 0.94, "labelled_images": 10_000, "classes": 10}
-    first = lines("http://mlflow:5000", metrics=metrics)[0]
-    assert first == "metrics   accuracy 0.976, NMI 0.940 on 10,000 labelled images"
+    second = lines("http://mlflow:5000", metrics=metrics)[1]
+    assert second == "metrics   accuracy 0.976, NMI 0.940 on 10,000 labelled images"
 
 
 def test_a_database_comes_with_the_command_that_shows_it() -> None:
@@ -33,5 +58,5 @@ def test_a_database_comes_with_the_command_that_shows_it() -> None:
     )
 
 
-def test_a_run_that_is_not_all_recorded_is_not_called_so() -> None:
-    assert "not all is in http://mlflow:5000" in lines("http://mlflow:5000", "refused")[-1]
+def test_a_run_that_is_not_completely_recorded_is_reported_as_such() -> None:
+    assert "not everything is recorded in http://mlflow:5000" in lines("http://mlflow:5000", "refused")[-1]

@@ -14,7 +14,7 @@ from pipeline.errors import ClusteringError
 @settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 4), st.integers(0, 5))
 def test_every_epoch_holds_every_image_once(n_images: int, local: int, world: int, seed: int) -> None:
-    """Whatever the sizes: the stream is a sequence of permutations, cut into full batches among the workers."""
+    """For all sizes, the stream is a sequence of permutations, divided into full batches and among the workers."""
     batch = local * world
     streams = [BatchStream(EpochOrder([n_images], seed), batch, rank, world) for rank in range(world)]
     whole = BatchStream(EpochOrder([n_images], seed), batch)
@@ -27,7 +27,7 @@ def test_every_epoch_holds_every_image_once(n_images: int, local: int, world: in
         assert sorted(drawn[epoch * n_images : (epoch + 1) * n_images]) == list(range(n_images))
 
 
-def test_a_batch_depends_on_its_number_alone() -> None:
+def test_a_batch_depends_only_on_its_number() -> None:
     forward = BatchStream(EpochOrder([30], 1), 8)
     batches = [forward.indices(i) for i in range(12)]
     assert torch.equal(BatchStream(EpochOrder([30], 1), 8).indices(11), batches[11])
@@ -45,17 +45,17 @@ def test_initial_prototypes_are_different_images() -> None:
     assert sorted(chosen.round().int().tolist()) == list(range(10))
 
 
-def test_alike_images_are_no_reason_to_start_from_one_twice() -> None:
+def test_images_that_look_alike_are_not_chosen_twice() -> None:
     levels = torch.tensor([0, 0, 0, 0, 200], dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).clone()
     levels[:, 0, 0, 0] = torch.arange(5)
-    levels[:, 0, 0, 1] = 4 - torch.arange(5)  # five images whose thumbnails are the same two
+    levels[:, 0, 0, 1] = 4 - torch.arange(5)  # five different images with only two different thumbnails
     small = torch.nn.functional.interpolate(levels.float(), scale_factor=8).to(torch.uint8)
     chosen = initial_images(ImageSet.of(small), 5, 0, "k-means++")
     assert len({round(float(image[0, 0, 0]) * 255) for image in chosen}) == 5
 
 
-def test_far_initial_prototypes() -> None:
-    """Three tight groups: k-means++ takes one image of each, as random images rarely do."""
+def test_distant_initial_prototypes() -> None:
+    """From three tight groups, k-means++ takes one image each, unlike most random choices."""
     levels = torch.tensor([0, 120, 250], dtype=torch.uint8).repeat_interleave(40)
     images = levels[:, None, None, None].expand(-1, 1, 20, 24)
     for seed in range(5):
@@ -69,28 +69,28 @@ SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda sizes
 
 @settings(max_examples=100)
 @given(SIZES, st.integers(1, 40), st.integers(0, 3))
-def test_a_window_is_drawn_whole_before_the_next(sizes: list[int], window: int, epoch: int) -> None:
-    """Each epoch holds each image once, and no more than a window's images are needed at a time."""
+def test_a_window_is_used_up_before_the_next(sizes: list[int], window: int, epoch: int) -> None:
+    """Each epoch holds each image once, and needs no more than the images of a window at a time."""
     order = EpochOrder(sizes, seed=3, window=window).permutation(epoch).tolist()
     assert sorted(order) == list(range(sum(sizes)))
     shard_of = [shard for shard, size in enumerate(sizes) for _ in range(size)]
-    last_use = {shard_of[image]: place for place, image in enumerate(order)}
+    last_use = {shard_of[image]: position for position, image in enumerate(order)}
     begun: set[int] = set()
-    for place, image in enumerate(order):
+    for position, image in enumerate(order):
         begun.add(shard_of[image])
-        in_use = [shard for shard in begun if last_use[shard] >= place]
+        in_use = [shard for shard in begun if last_use[shard] >= position]
         assert sum(sizes[shard] for shard in in_use) <= max(window, *(sizes[shard] for shard in in_use))
 
 
 def test_streamed_images_are_shuffled_beyond_their_shards() -> None:
     order = EpochOrder([50] * 20, seed=0, window=250).permutation(0)
     shards = order.div(50, rounding_mode="floor")
-    assert len(shards[:250].unique()) == 5, "a window of five shards"
-    assert len(shards[:32].unique()) == 5, "mixed"
+    assert len(shards[:250].unique()) == 5, "a window holds five shards"
+    assert len(shards[:32].unique()) == 5, "the shards of a window are mixed"
 
 
 class Shards:
-    """Shards of 10 images whose pixels are their index; counts how often each is read."""
+    """Shards of 10 images whose pixels are the image's index; counts how often each shard is read."""
 
     def __init__(self, n: int) -> None:
         self.read = [0] * n
@@ -102,7 +102,7 @@ class Shards:
 
 @pytest.mark.parametrize("resident", [None, 60])
 def test_batches_are_the_images_of_the_stream(resident: int | None) -> None:
-    """In memory or streamed: a batch holds the images whose turn it is, and streaming reads a shard once an epoch."""
+    """Batches follow the stream, in memory and streamed; streaming reads each shard once per epoch."""
     shards = Shards(12)
     images = ImageSet([10] * 12, shards.open, resident)
     stream = BatchStream(EpochOrder([10] * 12, seed=1, window=resident and resident // 2), 8)
@@ -111,10 +111,10 @@ def test_batches_are_the_images_of_the_stream(resident: int | None) -> None:
         found = (loader.batch(iteration) * 255).round().int()
         assert torch.equal(found, stream.indices(iteration).int()[:, None, None, None].expand(-1, 1, 2, 2))
     loader.close()
-    assert max(shards.read) <= (2 if resident is None else 4), "the one at the beginning, and the next epoch's"
+    assert max(shards.read) <= (2 if resident is None else 4), "three epochs, and a first read for the shape"
 
 
-def test_a_resumed_loader_goes_on_where_it_was() -> None:
+def test_a_resumed_loader_continues_at_its_iteration() -> None:
     images = ImageSet([10] * 4, Shards(4).open, 20)
     stream = BatchStream(EpochOrder([10] * 4, seed=1, window=10), 8)
     resumed = Loader(images, stream, torch.device("cpu"))
@@ -122,14 +122,14 @@ def test_a_resumed_loader_goes_on_where_it_was() -> None:
     resumed.close()
 
 
-def test_every_worker_has_its_part_of_the_images() -> None:
+def test_workers_share_the_images() -> None:
     images = ImageSet(
         [3, 0, 4], lambda index: np.full((max(3, index * 2), 1, 1, 1), index, np.uint8)[: [3, 0, 4][index]]
     )
     for world in (1, 2, 5):
-        parts = [part for rank in range(world) for part in images.parts(2, rank, world)]
-        assert sorted(torch.cat(parts).flatten().tolist()) == [0] * 3 + [2] * 4
-        assert max(map(len, parts)) <= 2
+        batches = [batch for rank in range(world) for batch in images.batches(2, rank, world)]
+        assert sorted(torch.cat(batches).flatten().tolist()) == [0] * 3 + [2] * 4
+        assert max(map(len, batches)) <= 2
 
 
 def test_shards_of_different_shapes_are_refused() -> None:
@@ -138,6 +138,6 @@ def test_shards_of_different_shapes_are_refused() -> None:
         images[torch.tensor([0, 1])]
 
 
-def test_no_image_is_refused() -> None:
+def test_a_collection_without_images_is_refused() -> None:
     with pytest.raises(ClusteringError, match="nothing to cluster"):
         ImageSet([0, 0], lambda _: np.empty((0, 0, 0, 0), np.uint8))

@@ -25,7 +25,7 @@ SEQUENCES: list[list[str]] = [
 
 
 def build(method: str, transforms: list[str], k: int = 4, channels: int = 3, **more: Any) -> DTI:
-    """A method in float64 whose predictors are not at zero any more, all modules on."""
+    """Return a method in float64 with random predictors and all modules on."""
     config = ClusteringConfig(
         method=method, transforms=transforms, k=[k], precision="float32", morphology_kernel=3, **more
     )
@@ -46,7 +46,7 @@ def images(n: int = 5, channels: int = 3) -> Tensor:
 
 
 def dense_loss(model: DTI, batch: Tensor, weight_std: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss with gradients, reported loss, and scores with prior, from the oracle."""
+    """Return loss with gradients, reported loss, and scores with prior, from the dense reference."""
     names, padding = model.sequence.names, model.sequence.padding
     parameters = model._predict(batch)
     if isinstance(model, DTIGaussianMixture):
@@ -61,13 +61,15 @@ def dense_loss(model: DTI, batch: Tensor, weight_std: float | None = None) -> tu
 @pytest.mark.parametrize("transforms", SEQUENCES)
 @pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
 def test_a_step_equals_the_dense_algorithm(method: str, transforms: list[str]) -> None:
-    """Two passes give the loss and all gradients of Algorithm 1 as printed."""
+    """The two passes give the loss and all gradients of Algorithm 1."""
     check_step(build(method, transforms), weight_std=None)
 
 
 @pytest.mark.parametrize("transforms", SEQUENCES)
 @pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
-def test_so_it_does_with_weighted_pixels_and_zeros_beyond_the_border(method: str, transforms: list[str]) -> None:
+def test_a_step_equals_the_dense_algorithm_with_weighted_pixels_and_padding_by_zeros(
+    method: str, transforms: list[str]
+) -> None:
     check_step(build(method, transforms, padding="zeros", loss_weight_std=3.0), weight_std=3.0)
 
 
@@ -78,7 +80,7 @@ def test_so_it_does_with_weighted_pixels_and_zeros_beyond_the_border(method: str
 def test_one_pair_at_a_time(
     monkeypatch: pytest.MonkeyPatch, transforms: list[str], padding: str, method: str, k: int, n: int
 ) -> None:
-    """However few pairs are looked at at once, also where they are a single one: the same scores, nothing changed."""
+    """With one pair at a time, scores and losses are the same, and the model is not changed."""
     model, batch = build(method, transforms, k=k, padding=padding), images(n)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     expected_loss, _, scores = dense_loss(model, batch)
@@ -125,15 +127,15 @@ def test_transformations_start_as_the_identity(method: str) -> None:
     config = ClusteringConfig(method=method, transforms=["color", "affine", "tps"], k=[3], precision="float32")
     initial = torch.rand(3, 3, 12, 12)
     model = build_method(config, initial, seed=0)
-    still = model.assign(images(4).float().repeat(1, 1, 1, 2)[..., :12].repeat(1, 1, 2, 1)[..., :12, :])
+    untransformed = model.assign(images(4).float().repeat(1, 1, 1, 2)[..., :12].repeat(1, 1, 2, 1)[..., :12, :])
     model.activate(3)
-    moved = model.assign(images(4).float().repeat(1, 1, 1, 2)[..., :12].repeat(1, 1, 2, 1)[..., :12, :])
-    torch.testing.assert_close(moved.loss_B, still.loss_B, rtol=1e-4, atol=1e-4)
-    picture = model.transform(torch.tensor([1]), {name: beta[:1] for name, beta in moved.parameters.items()})
+    transformed = model.assign(images(4).float().repeat(1, 1, 1, 2)[..., :12].repeat(1, 1, 2, 1)[..., :12, :])
+    torch.testing.assert_close(transformed.loss_B, untransformed.loss_B, rtol=1e-4, atol=1e-4)
+    picture = model.transform(torch.tensor([1]), {name: beta[:1] for name, beta in transformed.parameters.items()})
     torch.testing.assert_close(picture, initial[1:2], atol=1e-5, rtol=0)
 
 
-def test_one_prototype_has_itself_as_runner_up() -> None:
+def test_a_single_prototype_is_its_own_runner_up() -> None:
     assignment = build("dti-gmm", ["color"], k=1).assign(images())
     assert assignment.runner_up_B.tolist() == [0] * 5
     assert assignment.margin_B.tolist() == [0.0] * 5
@@ -145,8 +147,8 @@ def test_one_channel_works_with_colour() -> None:
     assert model.assign(images(channels=1)).parameters["color"].shape == (5, 2)
 
 
-def test_assignment_counts_the_mixing_proportions() -> None:
-    """Two equal prototypes: the one with more mass wins."""
+def test_assignment_includes_the_mixing_proportions() -> None:
+    """Of two equal prototypes, images are assigned to the one with the larger mixing proportion."""
     model = build("dti-gmm", [], k=2)
     assert isinstance(model, DTIGaussianMixture)
     for parameter in (model.prototypes, model.scales):
@@ -159,7 +161,7 @@ def test_assignment_counts_the_mixing_proportions() -> None:
 
 @pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
 def test_screening_keeps_the_prototypes_that_matter(method: str) -> None:
-    """Images made from the prototypes: ruling prototypes out on a 16th of the pixels changes no gradient."""
+    """For images made from the prototypes, screening on a 16th of the pixels changes no gradient."""
     config = ClusteringConfig(method=method, transforms=["color", "affine"], k=[12], precision="float32")
     pictures = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     prototypes = torch.nn.functional.interpolate(pictures, size=(64, 64), mode="bicubic")
@@ -191,7 +193,7 @@ def test_screening_rules_out_all_but_the_survivors() -> None:
     assert (scores == -torch.inf).sum(1).tolist() == [6] * 5
 
 
-def test_a_prototype_with_a_number_that_is_not_finite_is_named() -> None:
+def test_the_part_with_a_number_that_is_not_finite_is_named() -> None:
     model = build("dti-gmm", ["color", "affine"])
     assert model.broken_part() is None
     model.heads["affine"].get_parameter("weights.1").data[0, 0, 0] = float("inf")

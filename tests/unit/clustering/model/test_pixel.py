@@ -1,4 +1,4 @@
-"""The baselines: directly optimised transformations, and none at all."""
+"""The baselines: directly optimised transformations, and no transformations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import dense
 
 
 def blobs(n: int) -> Tensor:
-    """(n, 1, 16, 16): one soft square each, about the middle, moved by up to 2 px."""
+    """Return images (n, 1, 16, 16) of a soft square each, up to 2 px from the middle in either direction."""
     generator = torch.Generator().manual_seed(0)
     centre = 7.5 + 4 * (torch.rand(n, 2, generator=generator) - 0.5)
     axis = torch.arange(16)
@@ -25,8 +25,8 @@ def blobs(n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("method", ["ti-gmm", "ti-kmeans"])
-def test_direct_alignment_descends_to_the_image(method: str) -> None:
-    """A moved square: more steps leave less of the identity's loss, and the score is that of the parameters."""
+def test_direct_alignment_converges_to_the_image(method: str) -> None:
+    """With more steps the loss decreases, and `transform` follows the dense formula for the returned parameters."""
     images = blobs(9)
     losses = []
     for steps in (1, 10, 60):
@@ -38,8 +38,8 @@ def test_direct_alignment_descends_to_the_image(method: str) -> None:
         for b, k in enumerate(assignment.cluster_B):
             beta = {"affine": assignment.parameters["affine"][b].double()}
             moved = dense.transform(images[k].double(), ["affine"], beta, colors=1).float()
-            shown = model.transform(k[None], {"affine": assignment.parameters["affine"][b : b + 1]})
-            torch.testing.assert_close(shown[0], moved, atol=1e-4, rtol=0)
+            transformed = model.transform(k[None], {"affine": assignment.parameters["affine"][b : b + 1]})
+            torch.testing.assert_close(transformed[0], moved, atol=1e-4, rtol=0)
     assert losses == sorted(losses, reverse=True)
     if method == "ti-kmeans":
         model.activate(0)
@@ -55,7 +55,7 @@ def test_prototypes_learn_under_direct_alignment() -> None:
 
 
 def fit(model: DTI, images: Tensor, iterations: int) -> Tensor:
-    """Full-batch Adam; the last loss."""
+    """Train with full-batch Adam; return the last loss."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(iterations):
         output = model.loss(images)
@@ -66,14 +66,14 @@ def fit(model: DTI, images: Tensor, iterations: int) -> Tensor:
 
 
 def groups() -> Tensor:
-    """(90, 1, 4, 4): three noisy pictures."""
+    """Return 90 images (90, 1, 4, 4): thirty noisy copies of each of three pictures."""
     generator = torch.Generator().manual_seed(1)
     pictures = torch.rand(3, 1, 4, 4, generator=generator)
     noise = 0.05 * torch.randn(90, 1, 4, 4, generator=generator)
     return (pictures.repeat_interleave(30, dim=0) + noise).clamp(0, 1)
 
 
-def test_kmeans_finds_what_lloyds_algorithm_finds() -> None:
+def test_kmeans_agrees_with_lloyds_algorithm() -> None:
     images = groups()
     model = build_method(ClusteringConfig(method="kmeans", k=[3]), images[[0, 40, 80]], seed=0)
     fit(model, images, 300)
@@ -83,14 +83,14 @@ def test_kmeans_finds_what_lloyds_algorithm_finds() -> None:
     torch.testing.assert_close(model.prototypes_KCHW(), centres, atol=5e-3, rtol=0)
 
 
-def test_gmm_finds_what_expectation_maximisation_finds() -> None:
+def test_gmm_agrees_with_expectation_maximisation() -> None:
     images = groups()
     config = ClusteringConfig(method="gmm", k=[3], min_std=0.02, initial_std=0.1)
     model = build_method(config, images[[0, 40, 80]], seed=0)
     fit(model, images, 600)
     flat = images.flatten(1).double().numpy()
     reference = GaussianMixture(3, covariance_type="diag", reg_covar=0.02**2, means_init=flat[[0, 40, 80]]).fit(flat)
-    # scikit-learn adds the minimal variance to the fitted one; here their sum is fitted, which is no worse.
+    # scikit-learn adds the minimum variance to the fitted variance; here the sum is fitted, which is not worse.
     difference = float(-model.assign(images).loss_B.mean()) - reference.score(flat)
     assert -0.05 < difference < 0.5
     assert torch.equal(model.assign(images).cluster_B, torch.arange(3).repeat_interleave(30))

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
-from pipeline.clustering.model.predictor import GlobalBatchNorm, PrototypeHeads, ResNet, build_encoder
-from pipeline.clustering.workers import connected
-from tests.support.worker_processes import begin_worker
+from pipeline.clustering.model.batch_norm import GlobalBatchNorm
+from pipeline.clustering.model.predictor import PrototypeHeads, ResNet, build_encoder
+from tests.support.worker_processes import process_group
 
 
 def test_heads_equal_one_network_per_prototype() -> None:
@@ -34,7 +33,7 @@ def test_heads_start_at_zero() -> None:
 
 
 def test_encoders_have_the_depth_of_their_name() -> None:
-    """ResNet-20 and ResNet-18 count convolutions and the (absent) classifier; shortcuts do not count."""
+    """The depth counts convolutions and the classifier, which is absent here, but not shortcuts."""
     for name, depth, features in (("resnet20", 20, 64), ("resnet18", 18, 512)):
         encoder = build_encoder(name, 3, 64, 64)
         convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
@@ -49,11 +48,11 @@ def test_the_encoder_follows_the_image_size() -> None:
 
 
 PARTS = (3, 5)
-"""Images of each worker."""
+"""Number of images of each worker."""
 
 
 def norm_inputs(dtype: torch.dtype) -> tuple[GlobalBatchNorm, torch.Tensor, torch.Tensor]:
-    """A normalisation with weights that are no ones, a batch with a large mean, and the gradient of its output."""
+    """Return a normalisation with random weights, a batch with a large mean, and a gradient of the output."""
     generator = torch.Generator().manual_seed(0)
     norm = GlobalBatchNorm(4).to(torch.promote_types(dtype, torch.float32))
     with torch.no_grad():
@@ -65,20 +64,21 @@ def norm_inputs(dtype: torch.dtype) -> tuple[GlobalBatchNorm, torch.Tensor, torc
 
 
 def normalise_a_part(rank: int, folder: str, dtype: torch.dtype) -> None:
-    """Body of one worker: normalise its part of the batch, and keep all that comes of it."""
-    begin_worker(rank, len(PARTS), folder)
+    """Run one worker: normalise its part of the batch, and save outputs, gradients and running moments."""
     norm, batch, gradient = norm_inputs(dtype)
     part = batch.split(PARTS)[rank].clone().requires_grad_()
-    with connected(60.0):
+    with process_group(rank, len(PARTS), folder):
         y = norm(part)
         y.backward(gradient.split(PARTS)[rank])
     found = {"y": y.detach(), "x": part.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
     torch.save({**found, "mean": norm.running_mean, "var": norm.running_var}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 0.02)])
-def test_workers_normalise_as_one_does_the_whole_batch(tmp_path: Path, dtype: torch.dtype, atol: float) -> None:
+def test_workers_normalise_like_a_single_worker_with_the_whole_batch(
+    tmp_path: Path, dtype: torch.dtype, atol: float
+) -> None:
     norm, batch, gradient = norm_inputs(dtype)
     whole = torch.nn.BatchNorm2d(4).double()
     whole.load_state_dict(norm.state_dict())

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clustering.model.transforms import Morphology, TransformSequence, morphology, sample
+from pipeline.clustering.model.morphology import Morphology, morphology
+from pipeline.clustering.model.transforms import TransformSequence, sample
 from tests.support import dense
 
 SPATIAL = ["affine", "projective", "tps"]
@@ -50,7 +51,7 @@ def test_zero_colour_is_the_identity() -> None:
 
 @pytest.mark.parametrize("names", [["affine", "tps"], ["tps", "projective"], ["projective", "affine", "tps"]])
 def test_modules_compose_in_their_order(names: list[str]) -> None:
-    """The composed points are T_1's points at T_2's points at …: the sequence applies its first module first."""
+    """The composed points are T_1's points at T_2's points at …, since the sequence applies its first module first."""
     parameters = random_parameters(names, 1, 0.05)
     points = sequence(names).points(parameters)[0]
     expected = dense.pixel_centres(9, 11)
@@ -70,7 +71,7 @@ def test_gradients(name: str) -> None:
 def test_a_projective_horizon_stays_finite() -> None:
     modules = sequence(["projective"])
     beta = torch.zeros(1, 8, dtype=torch.float64)
-    beta[0, 6] = -3.0  # the divisor changes its sign inside the picture
+    beta[0, 6] = -3.0  # the divisor changes sign within the picture
     assert modules.points({"projective": beta}).isfinite().all()
 
 
@@ -87,7 +88,7 @@ def test_inverse_points_undo_the_warp(names: list[str]) -> None:
 
 
 def test_invert_aligns_a_photo_back() -> None:
-    """A smooth picture that is transformed and then inverted is itself again, away from the border."""
+    """Transforming a smooth picture and inverting the result restores the picture, except near the border."""
     names = ["color", "projective"]
     modules = TransformSequence(names, 3, 64, 64)
     y, x = torch.meshgrid(torch.linspace(0, 3, 64), torch.linspace(0, 3, 64), indexing="ij")
@@ -131,7 +132,7 @@ def test_morphology_starts_as_the_identity(channels: int) -> None:
 
 
 def test_morphology_learns_from_the_identity() -> None:
-    """Nothing is stuck at zero: the window's gradient is there, and it points towards thicker strokes."""
+    """The window's gradient is not zero at the identity, and it points towards thicker strokes."""
     thin = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
     thin[..., 4] = 1
     thick = thin.clone()
@@ -151,7 +152,7 @@ def test_gradients_of_morphology() -> None:
 
 @pytest.mark.parametrize(("alpha", "extreme"), [(1e4, torch.amax), (-1e4, torch.amin)])
 def test_strong_morphology_is_dilation_or_erosion(alpha: float, extreme: object) -> None:
-    """An open window and a large alpha: the largest, or smallest, pixel under the window; no overflow in float32."""
+    """An open window with a large |alpha| yields the largest or smallest pixel, without overflow in float32."""
     binary = (picture().float() > 0.6).float()
     out = morphology(binary, torch.tensor([alpha]).clamp(-30, 30), torch.ones(1, 3, 3))
     inner = binary.unfold(2, 3, 1).unfold(3, 3, 1)
@@ -171,7 +172,7 @@ def test_huge_parameters_of_morphology_stay_finite() -> None:
     [["color", "affine", "tps"], ["affine", "color", "morphological", "tps", "projective"], ["morphological", "color"]],
 )
 def test_every_canvas_under_every_parameter(padding: str, names: list[str]) -> None:
-    """`transform_each` and `transform` are the modules of the oracle, one after the other."""
+    """`transform_each` and `transform` agree with the reference modules, applied one after the other."""
     modules = TransformSequence(names, 2, 9, 11, morphology_kernel=3, padding=padding).double()  # type: ignore[arg-type]
     canvas = torch.rand(3, 4, 9, 11, dtype=torch.float64)
     beta = {name: 0.1 * torch.randn(3, 5, size, dtype=torch.float64) for name, size in modules.sizes.items()}
@@ -179,8 +180,8 @@ def test_every_canvas_under_every_parameter(padding: str, names: list[str]) -> N
         each = modules.transform_each(canvas, beta)
     for k in range(3):
         for b in range(5):
-            own = {name: value[k, b] for name, value in beta.items()}
-            expected = dense.transform(canvas[k], names, own, colors=2, padding=padding)
+            of_pair = {name: value[k, b] for name, value in beta.items()}
+            expected = dense.transform(canvas[k], names, of_pair, colors=2, padding=padding)
             torch.testing.assert_close(each[k, b], expected, atol=2e-6, rtol=0)
-            alone = modules.transform(canvas[k : k + 1], {name: value[None] for name, value in own.items()})
-            torch.testing.assert_close(alone[0], expected, atol=2e-6, rtol=0)
+            single = modules.transform(canvas[k : k + 1], {name: value[None] for name, value in of_pair.items()})
+            torch.testing.assert_close(single[0], expected, atol=2e-6, rtol=0)

@@ -1,4 +1,4 @@
-"""Many downloads at once, against a real server on loopback."""
+"""Many downloads at once, from a real server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import pytest
 
 from pipeline.config import HttpConfig
 from pipeline.ingest.download import downloads
-from pipeline.ingest.download.downloads import download, is_url
+from pipeline.ingest.download.downloads import download
 from pipeline.ingest.download.host_limits import HostLimiter, Use
 from pipeline.ingest.download.request import HttpClient
+from pipeline.ingest.download.urls import is_url
 from pipeline.ingest.rejection import Rejected
 from tests.support.http_server import Handler, Site, serving
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def reason(result: bytes | Rejected) -> str:
 
 
 def failing(times: int, status: int = 503, **headers: str) -> Callable[[Handler], None]:
-    """A page that fails `times` times for each path, and then does not."""
+    """A page that fails the first `times` times for each path, and succeeds afterwards."""
     hits: dict[str, int] = {}
 
     def page(handler: Handler) -> None:
@@ -187,7 +190,7 @@ def test_redirects_are_followed_so_far(site: Site) -> None:
     ],
 )
 def test_each_hop_is_checked(location: str, expected: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The first host counts as public, as a hostile server on the internet would.
+    # The first host counts as public, like a hostile server on the internet.
     monkeypatch.setattr("pipeline.ingest.download.public_addresses.is_public", lambda address: address == "127.0.0.1")
     site.pages["/moved"] = redirecting(lambda _: location.format(port=site.port))
     [result] = run([site.url("/moved")], allow_private_hosts=False)

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from pipeline.config import HttpConfig
-from pipeline.ingest.download.host_limits import BURST_S, LEASE_S, LONGEST_PAUSE_S, Answer, HostLimiter, HostSlots, Use
+from pipeline.ingest.download.host_limits import BURST_S, LEASE_S, MAX_HOST_PAUSE_S, Answer, HostLimiter, HostSlots, Use
 
 
 class Clock:
@@ -27,13 +27,13 @@ def test_slots_are_divided_among_the_tasks_that_want_them() -> None:
     alone = limits.exchange("a", {"h": Use(waiting=20)}).grants["h"]
     assert (alone.slots, alone.keep) == (8, 8)
     assert limits.exchange("b", {"h": Use(waiting=20)}).grants["h"].slots == 0
-    # Somebody waits: the first one is told to keep its share, and what it gives back goes to the other.
-    told = limits.exchange("a", {"h": Use(8, 8, 20)}).grants["h"]
-    assert (told.slots, told.keep) == (0, 4)
+    # As another task waits, the first one must reduce its slots to its share; the other gets those that it gives back.
+    reduced = limits.exchange("a", {"h": Use(8, 8, 20)}).grants["h"]
+    assert (reduced.slots, reduced.keep) == (0, 4)
     limits.exchange("a", {"h": Use(5, 5, 20)})
     assert limits.exchange("b", {"h": Use(waiting=20)}).grants["h"].slots == 3
     assert limits.slots_in_use() == {"h": 8}
-    # Once nobody lacks anything, there is no need to give back.
+    # Once no task lacks slots, none have to be given back.
     limits.exchange("b", {"h": Use(3, 3, 0)})
     assert limits.exchange("a", {"h": Use(5, 5, 20)}).grants["h"].keep == 8
 
@@ -85,7 +85,7 @@ def test_starts_of_all_tasks_together_keep_to_the_rate(rate: float) -> None:
     assert rate * 20 * 0.95 <= granted <= rate * 20 + max(1, rate * BURST_S)
 
 
-def test_a_host_that_asks_for_peace_gets_it_from_all_tasks() -> None:
+def test_a_host_that_asks_for_a_pause_gets_it_from_all_tasks() -> None:
     clock = Clock()
     limits = limiter(clock, requests_per_second_per_host=10)
     limits.exchange("a", {"h": Use(pause_s=5)})
@@ -93,7 +93,7 @@ def test_a_host_that_asks_for_peace_gets_it_from_all_tasks() -> None:
     clock.now += 5
     assert limits.exchange("b", {"h": Use(waiting=3)}).grants["h"].starts == 2
     limits.exchange("a", {"h": Use(pause_s=1e9)})
-    assert limits.exchange("b", {"h": Use(waiting=3)}).grants["h"].pause_s == LONGEST_PAUSE_S
+    assert limits.exchange("b", {"h": Use(waiting=3)}).grants["h"].pause_s == MAX_HOST_PAUSE_S
 
 
 def test_the_limit_holds_whatever_the_tasks_do() -> None:
@@ -107,12 +107,12 @@ def test_the_limit_holds_whatever_the_tasks_do() -> None:
         running = rng.randint(0, slots[task])
         slots[task] = rng.randint(running, slots[task])
         slots[task] += limits.exchange(task, {"h": Use(slots[task], running, rng.randint(0, 9))}).grants["h"].slots
-        for other in "abcd":  # nobody else is silent
+        for other in "abcd":  # all other tasks report, too
             slots[other] += limits.exchange(other, {"h": Use(slots[other], slots[other])}).grants["h"].slots
         assert sum(slots.values()) <= 5
 
 
-def test_more_tasks_state_less_often() -> None:
+def test_more_tasks_report_less_often() -> None:
     limits = limiter(Clock())
     pauses = [limits.exchange(f"task {i}", {f"h{i}": Use(waiting=1)}).pause_s for i in range(1000)]
     assert pauses[0] == 0.02
@@ -120,7 +120,7 @@ def test_more_tasks_state_less_often() -> None:
 
 
 def work(limits: HostLimiter, config: HttpConfig, requests: int, seconds: float, running: list[int]) -> None:
-    """A task of `requests` requests to one host, `seconds` each; `running` notes how many there are of all tasks."""
+    """Run a task of `requests` requests of `seconds` each to one host; append starts (1) and ends (-1) to `running`."""
     changed = threading.Event()
     ends: list[float] = []
     with HostSlots(limits.exchange, config, changed.set) as slots:
@@ -155,7 +155,7 @@ def test_tasks_share_a_host_and_all_come_through() -> None:
     assert limits.slots_in_use() == {}
 
 
-def test_a_failing_limiter_is_no_silence() -> None:
+def test_a_failing_limiter_raises_its_error() -> None:
     def broken(task: str, uses: dict[str, Use]) -> Answer:
         raise RuntimeError("gone")
 

@@ -41,7 +41,7 @@ def answering(*addresses: str) -> Any:
 
 def test_every_address_of_a_name_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", answering("8.8.8.8", "10.0.0.1"))
-    with pytest.raises(Rejected, match=r"private_address.*a\.test is 10\.0\.0\.1"):
+    with pytest.raises(Rejected, match=r"private_address.*a\.test resolves to 10\.0\.0\.1"):
         resolve("a.test", 80, allow_private=False, timeout_s=5)
     assert len(resolve("a.test", 80, allow_private=True, timeout_s=5)) == 2
 

@@ -1,4 +1,4 @@
-"""One request, against a real server on loopback."""
+"""A single request to a real server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from pipeline.config import HttpConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.download import connections, request
-from pipeline.ingest.download.request import HttpClient, Redirect, opt_out, retry_after_s, without_credentials
+from pipeline.ingest.download.request import HttpClient, Redirect, opt_out, retry_after_s
+from pipeline.ingest.download.urls import strip_userinfo
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
 from tests.support.http_server import Handler, Site, serving, tls_files
 
@@ -49,7 +50,7 @@ def get(url: str, seconds: float = 5.0, max_bytes: int = 1 << 20, **options: Any
 
 
 def names(monkeypatch: pytest.MonkeyPatch, **addresses: list[str]) -> list[str]:
-    """Names with the addresses that each lookup of them gets, one after the other; the lookups that were made."""
+    """Fake the name service: successive lookups of a name get its `addresses` in turn. Return the list of lookups."""
     asked: list[str] = []
 
     def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
@@ -215,7 +216,7 @@ def test_tls_verifies_the_name_at_the_checked_address(tmp_path: Path, monkeypatc
         with pytest.raises(Rejected, match=r"tls_error.*[Hh]ostname mismatch"):
             get(url.replace("photos", "wrong"))
         started = time.monotonic()
-        with pytest.raises(TemporaryFailure, match="no answer in time"):
+        with pytest.raises(TemporaryFailure, match="no response in time"):
             get(url.replace("/ok", "/slow"), seconds=0.3)
         assert time.monotonic() - started < 1.5
 
@@ -262,7 +263,7 @@ def slow_chunks(handler: Handler) -> None:
 def test_a_server_that_drips_meets_the_deadline(site: Site, page: Any) -> None:
     site.pages["/slow"] = page
     started = time.monotonic()
-    with pytest.raises(TemporaryFailure, match="no answer in time"):
+    with pytest.raises(TemporaryFailure, match="no response in time"):
         get(site.url("/slow"), seconds=0.3)
     assert 0.25 < time.monotonic() - started < 1.5
 
@@ -270,7 +271,7 @@ def test_a_server_that_drips_meets_the_deadline(site: Site, page: Any) -> None:
 def test_a_silent_server_meets_the_read_timeout(site: Site) -> None:
     site.pages["/silent"] = lambda handler: time.sleep(1.5)
     started = time.monotonic()
-    with pytest.raises(TemporaryFailure, match="no answer in time"):
+    with pytest.raises(TemporaryFailure, match="no response in time"):
         get(site.url("/silent"), read_timeout_s=0.2)
     assert time.monotonic() - started < 1
 
@@ -291,7 +292,7 @@ def test_a_server_that_breaks_off_may_pass(site: Site) -> None:
         handler.close_connection = True
 
     site.pages |= {"/cut": cut, "/nothing": nothing, "/noise": noise}
-    for path, words in {"/cut": "ended early", "/nothing": "no valid answer", "/noise": "no valid answer"}.items():
+    for path, words in {"/cut": "ended early", "/nothing": "no valid response", "/noise": "no valid response"}.items():
         with pytest.raises(TemporaryFailure, match=words) as caught:
             get(site.url(path))
         assert " at 0x" not in caught.value.detail
@@ -440,7 +441,7 @@ def test_no_url_is_more_than_rejected(url: str) -> None:
         with pytest.raises(Rejected) as caught:
             get(url, allow_private_hosts=False)
     assert caught.value.reason in {"bad_url", "unknown_host"}
-    without_credentials(url)
+    strip_userinfo(url)
 
 
 @given(st.lists(st.text()), st.text())
@@ -460,4 +461,4 @@ def test_no_header_is_more_than_unknown(values: list[str], user_agent: str) -> N
     ],
 )
 def test_credentials_are_not_shown(url: str, shown: str) -> None:
-    assert without_credentials(url) == shown
+    assert strip_userinfo(url) == shown

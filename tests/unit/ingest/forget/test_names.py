@@ -23,8 +23,8 @@ from pipeline.ingest.forget.names import (
 )
 from pipeline.ingest.plan import write_plan, write_without
 from pipeline.ingest.repeats.dedup import KNOWN
-from pipeline.ingest.shard import build_shard
-from pipeline.paths import CrawlPaths, forgotten_of
+from pipeline.ingest.shard import ShardTask, build_shard
+from pipeline.paths import CrawlPaths, forgotten_list
 from pipeline.records import PLAN_SCHEMA, SHARD_SCHEMA, CrawlRecord
 from pipeline.shards import read_shard
 from pipeline.storage import LocalStorage, read_table
@@ -60,7 +60,7 @@ def test_anything_else_is_refused_by_its_line(line: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["", "# nothing\n\n"])
 def test_a_list_that_names_nothing_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="names nothing"):
+    with pytest.raises(ConfigError, match="names no image"):
         entries(tmp_path, text)
 
 
@@ -69,12 +69,12 @@ def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_entries(tmp_path / "gone.txt")
 
 
-def test_what_is_kept_says_nothing_of_the_image(tmp_path: Path) -> None:
+def test_the_stored_list_reveals_nothing_of_the_image(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "workspace"))
     assert read_forgotten(storage, "c").tolist() == []
     write_forgotten(storage, "c", names_from(entries(tmp_path, f"{URL}\n{SHA256}")))
     assert read_forgotten(storage, "c").tolist() == sorted([SHA256.encode(), URL_NAME.encode()])
-    assert read_table(storage, forgotten_of("c"))["name"].to_pylist() == sorted([SHA256, URL_NAME])
+    assert read_table(storage, forgotten_list("c"))["name"].to_pylist() == sorted([SHA256, URL_NAME])
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
@@ -106,16 +106,16 @@ def test_content_is_known_by_its_hash_and_by_the_id_that_it_would_get() -> None:
     assert not is_forgotten(NO_NAMES, SHA256, "0" * 20)
 
 
-def test_of_a_forgotten_row_only_its_place_stays() -> None:
+def test_of_a_forgotten_row_only_its_position_stays() -> None:
     row = {
         name: {"hashtags": ["a"], "taken_at": None, "look": b"x"}.get(name, "x" if kind == pa.string() else 1)
         for name, kind in zip(SHARD_SCHEMA.names, SHARD_SCHEMA.types, strict=True)
     }
     first, second = cleared(table(row, {**row, "record": 2}), np.array([False, True])).to_pylist()
     assert first == row
-    said = {name: value for name, value in second.items() if value is not None}
-    assert said.pop("detail")
-    assert said == {"record": 2, "status": "rejected", "reason": "forgotten"}
+    left = {name: value for name, value in second.items() if value is not None}
+    assert left.pop("detail")
+    assert left == {"record": 2, "status": "rejected", "reason": "forgotten"}
 
 
 def records() -> list[CrawlRecord]:
@@ -128,7 +128,7 @@ def records() -> list[CrawlRecord]:
     ]
 
 
-def test_a_plan_has_the_place_of_a_forgotten_address_and_the_same_digest(tmp_path: Path) -> None:
+def test_a_plan_has_the_position_of_a_forgotten_address_and_the_same_digest(tmp_path: Path) -> None:
     plain = write_plan(records(), tmp_path / "plain.parquet", 2)
     plan = write_plan(records(), tmp_path / "plan.parquet", 2, names_from([URL_NAME]))
     assert plan.listing_digest == plain.listing_digest
@@ -141,10 +141,10 @@ def test_a_plan_has_the_place_of_a_forgotten_address_and_the_same_digest(tmp_pat
     assert second == plain.records_of(0).to_pylist()[1]
 
 
-def test_a_plan_is_written_again_without_places_and_addresses(tmp_path: Path) -> None:
+def test_a_plan_is_written_again_without_records_and_addresses(tmp_path: Path) -> None:
     plain = write_plan(records(), tmp_path / "plain.parquet", 2)
-    gone = write_without(plain.path, tmp_path / "plan.parquet", [2], names_from([URL_NAME]))
-    assert URL_NAME in gone
+    removed = write_without(plain.path, tmp_path / "plan.parquet", [2], names_from([URL_NAME]))
+    assert URL_NAME in removed
     before, after = (pq.ParquetFile(tmp_path / name) for name in ("plain.parquet", "plan.parquet"))
     assert after.schema_arrow.equals(PLAN_SCHEMA)
     assert after.metadata.metadata[b"records_per_shard"] == before.metadata.metadata[b"records_per_shard"]
@@ -152,7 +152,7 @@ def test_a_plan_is_written_again_without_places_and_addresses(tmp_path: Path) ->
     assert after.read()["record"].to_pylist() == [0, 1, 2]
 
 
-def test_forgotten_content_is_not_decoded_and_leaves_only_its_place(
+def test_forgotten_content_is_not_decoded_and_leaves_only_its_position(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.ingest.shard.decode_square", lambda *_: pytest.fail("decoded"))
@@ -165,7 +165,11 @@ def test_forgotten_content_is_not_decoded_and_leaves_only_its_place(
     )
     storage, paths = LocalStorage(str(tmp_path / "workspace")), CrawlPaths("c", "x")
     names = names_from([hashlib.sha256(content).hexdigest()])
-    build_shard(storage, paths, 0, plan.records_of(0), np.empty(0, KNOWN), IngestConfig(image_size=16), forgotten=names)
+    build_shard(
+        ShardTask(storage, paths, IngestConfig(image_size=16), np.empty(0, KNOWN), forgotten=names),
+        0,
+        plan.records_of(0),
+    )
     (row,) = read_table(storage, paths.rows(0)).to_pylist()
     kept = {name for name, value in row.items() if value is not None}
     assert (kept, row["reason"]) == ({"record", "status", "reason", "detail"}, "forgotten")

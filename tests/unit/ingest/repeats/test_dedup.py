@@ -13,7 +13,7 @@ from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.repeats.dedup import drop_repeats, find_repeats, known_images
-from pipeline.ingest.shard import build_shard
+from pipeline.ingest.shard import ShardTask, build_shard
 from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl, CrawlRecord
 from pipeline.shards import read_shard
@@ -29,7 +29,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 
 def content(seed: float) -> bytes:
-    """A photograph; with a fraction, the same one posted again in another quality; below 0, nothing."""
+    """A photograph by its seed; a fractional part gives the same photograph in another quality, -1 an empty file."""
     if seed < 0:
         return b""
     return encoded(photograph(int(seed), 96, 96, details=24), quality=round(90 - 40 * (seed % 1)))
@@ -43,7 +43,7 @@ def build(
     earlier: Sequence[Crawl] = (),
     config: IngestConfig = CONFIG,
 ) -> Crawl:
-    """A crawl whose shards hold the photographs of these seeds; -1 is an empty file."""
+    """Build a crawl of the photographs with these seeds, by shard; -1 is an empty file."""
     known = known_images(storage, earlier, config)
     paths = CrawlPaths("c", crawl_id)
     for index, seeds in enumerate(shards):
@@ -53,7 +53,7 @@ def build(
             path.write_bytes(content(seed))
             records.append(CrawlRecord(str(path), path.name, fingerprint=path.name))
         plan = write_plan(records, folder / "plan.parquet", len(records))
-        build_shard(storage, paths, index, plan.records_of(0), known, config)
+        build_shard(ShardTask(storage, paths, config, known), index, plan.records_of(0))
     return Crawl(
         "c", crawl_id, len(shards), sum(map(len, shards)), 0, {}, 64, "", keep_duplicates=config.keep_duplicates
     )
@@ -62,7 +62,7 @@ def build(
 def resolve(
     storage: LocalStorage, crawl: Crawl, earlier: Sequence[Crawl] = (), config: IngestConfig = CONFIG
 ) -> set[int]:
-    """Drop the repeats of a crawl; the shards that had some."""
+    """Drop the repeats of a crawl; return the shards that had any."""
     paths = CrawlPaths("c", crawl.crawl_id)
     known = known_images(storage, earlier, config)
     repeats = find_repeats(storage, paths, crawl.n_shards, known, earlier, config)
@@ -73,7 +73,7 @@ def resolve(
 
 
 def outcomes(storage: LocalStorage, crawl: Crawl) -> list[list[str]]:
-    """Status or reason per record, by shard; checks that rows and tars agree."""
+    """Return the status or reason of each record, by shard, and check that rows and tars agree."""
     paths = CrawlPaths("c", crawl.crawl_id)
     found = []
     for index in range(crawl.n_shards):
@@ -151,7 +151,7 @@ def test_an_earlier_crawl_of_another_form_has_other_images(
     assert resolve(storage, build(storage, tmp_path, "b", [[1]]), [earlier]) == set()
 
 
-def test_an_interruption_after_the_tar_is_mended_by_the_next_run(
+def test_an_interruption_after_the_tar_is_repaired_by_the_next_run(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crawl = build(storage, tmp_path, "x", [[1, 2], [2, 3]])
@@ -170,7 +170,7 @@ def test_an_interruption_after_the_tar_is_mended_by_the_next_run(
 
 
 def originals(storage: LocalStorage, crawl: Crawl) -> list[str]:
-    """What the near-duplicates of a crawl name, in order."""
+    """The images that the near-duplicates of a crawl name as their originals, in order."""
     tables = [read_table(storage, CrawlPaths("c", crawl.crawl_id).rows(i)) for i in range(crawl.n_shards)]
     rows = [row for table in tables for row in table.to_pylist()]
     return [row["duplicate_of"] for row in rows if row["reason"] == "near_duplicate"]
@@ -215,7 +215,7 @@ def test_reposts_are_kept_on_request_but_no_file_of_an_earlier_crawl_twice(
         4,
     )
     known = known_images(storage, [crawl], keep)
-    assert build_shard(storage, CrawlPaths("c", "y"), 0, again.records_of(0), known, keep) == 0
+    assert build_shard(ShardTask(storage, CrawlPaths("c", "y"), keep, known), 0, again.records_of(0)) == 0
 
 
 def test_a_copy_of_a_near_duplicate_names_the_image_that_is_kept(storage: LocalStorage, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_shard_that_lost_an_image_is_refused(storage: LocalStorage, tmp_path: 
     crawl = build(storage, tmp_path, "x", [[1], [2, 1]])
     paths = CrawlPaths("c", "x")
     storage.write_bytes(paths.shard(1), storage.read_bytes(paths.shard(0)))
-    with pytest.raises(StorageError, match=f"has no image {image_id(2)}, which its rows have; delete"):
+    with pytest.raises(StorageError, match=f"image {image_id(2)} is missing, although its row is accepted; delete"):
         resolve(storage, crawl)
 
 

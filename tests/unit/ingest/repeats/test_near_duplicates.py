@@ -18,13 +18,13 @@ from pipeline.ingest.images import decode_square
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.repeats.near_duplicates import (
     HASH_BYTES,
-    LOOK_BYTES,
-    MOST_BITS,
-    MOST_COLOR,
-    Looks,
-    as_looks,
-    look_of,
+    MAX_COLOR_DIFFERENCE,
+    MAX_DIFFERENT_BITS,
+    SIGNATURE_BYTES,
+    Signatures,
+    as_signatures,
     originals_of,
+    signature_of,
 )
 from tests.support.crawl_files import encoded, photograph
 
@@ -32,73 +32,73 @@ SHARED = Path(__file__).parents[5] / "shared"
 CONFIG = IngestConfig()
 
 
-def look(data: bytes) -> bytes:
-    return look_of(decode_square(data, CONFIG).pixels)
+def signature(data: bytes) -> bytes:
+    return signature_of(decode_square(data, CONFIG).pixels)
 
 
 def alike(a: bytes, b: bytes) -> bool:
-    return originals_of(as_looks([a, b])) == {1: 0}
+    return originals_of(as_signatures([a, b])) == {1: 0}
 
 
-def greedy(looks: Looks, kept: int) -> dict[int, int]:
-    """`originals_of` by comparing all pairs, bit by bit."""
+def greedy(signatures: Signatures, kept: int) -> dict[int, int]:
+    """Reference for `originals_of` that compares all pairs bit by bit."""
     found: dict[int, int] = {}
-    for later in range(kept, len(looks)):
+    for later in range(kept, len(signatures)):
         for earlier in range(later):
-            bits = np.unpackbits(looks[earlier, :HASH_BYTES] ^ looks[later, :HASH_BYTES]).sum()
-            color = np.abs(looks[earlier, HASH_BYTES:].astype(int) - looks[later, HASH_BYTES:]).max()
-            if earlier not in found and bits <= MOST_BITS and color <= MOST_COLOR:
+            bits = np.unpackbits(signatures[earlier, :HASH_BYTES] ^ signatures[later, :HASH_BYTES]).sum()
+            color = np.abs(signatures[earlier, HASH_BYTES:].astype(int) - signatures[later, HASH_BYTES:]).max()
+            if earlier not in found and bits <= MAX_DIFFERENT_BITS and color <= MAX_COLOR_DIFFERENCE:
                 found[later] = earlier
                 break
     return found
 
 
 @given(
-    bases=arrays(np.uint8, (3, LOOK_BYTES)),
+    bases=arrays(np.uint8, (3, SIGNATURE_BYTES)),
     flips=st.lists(st.tuples(st.integers(0, 2), st.sets(st.integers(0, 255), max_size=16)), min_size=1, max_size=12),
     kept=st.integers(0, 4),
 )
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_searching_by_parts_finds_what_comparing_all_pairs_finds(
-    bases: Looks, flips: list[tuple[int, set[int]]], kept: int
+    bases: Signatures, flips: list[tuple[int, set[int]]], kept: int
 ) -> None:
-    looks = []
-    for base, places in flips:
+    signatures = []
+    for base, positions in flips:
         bits = np.unpackbits(bases[base, :HASH_BYTES])
-        bits[list(places)] ^= 1
-        looks.append(np.concatenate([np.packbits(bits), bases[base, HASH_BYTES:]]))
-    stacked = np.stack(looks)
+        bits[list(positions)] ^= 1
+        signatures.append(np.concatenate([np.packbits(bits), bases[base, HASH_BYTES:]]))
+    stacked = np.stack(signatures)
     assert originals_of(stacked, kept) == greedy(stacked, min(kept, len(stacked)))
 
 
 def test_of_no_images_none_is_a_duplicate() -> None:
-    assert originals_of(as_looks([])) == {}
+    assert originals_of(as_signatures([])) == {}
 
 
 def test_a_chain_of_likenesses_has_one_original() -> None:
-    looks = np.zeros((3, LOOK_BYTES), np.uint8)
-    looks[1, 0], looks[2, :2] = 0xFF, 0xFF  # 8 bits from one to the next, 16 from the first to the last
-    assert originals_of(looks) == {1: 0}
-    assert originals_of(looks, kept=2) == {2: 1}
+    signatures = np.zeros((3, SIGNATURE_BYTES), np.uint8)
+    signatures[1, 0], signatures[2, :2] = 0xFF, 0xFF  # neighbours differ in 8 bits, the first and the last in 16
+    assert originals_of(signatures) == {1: 0}
+    assert originals_of(signatures, kept=2) == {2: 1}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_photograph_posted_again_looks_the_same(seed: int) -> None:
     image = photograph(seed, 800, 640, details=24)
-    original = look(encoded(image, quality=95))
+    original = signature(encoded(image, quality=95))
     for again in (
         encoded(image, quality=50),
         encoded(image, "WEBP", quality=70),
         encoded(image.resize((400, 320), Image.Resampling.LANCZOS), quality=80),
         encoded(image.point(lambda value: min(255, round(1.04 * value)))),
     ):
-        assert alike(original, look(again))
+        assert alike(original, signature(again))
 
 
 def test_other_pictures_do_not_look_the_same() -> None:
-    looks = [look(encoded(photograph(seed, 300, 300))) for seed in range(60)]
-    plain = [look(encoded(Image.new("RGB", (300, 300), color))) for color in ("black", "white", "red", "#400000")]
-    assert originals_of(as_looks(looks + plain)) == {}
+    signatures = [signature(encoded(photograph(seed, 300, 300))) for seed in range(60)]
+    plain = [signature(encoded(Image.new("RGB", (300, 300), color))) for color in ("black", "white", "red", "#400000")]
+    assert originals_of(as_signatures(signatures + plain)) == {}
 
 
 def test_pictures_that_differ_in_one_place_or_in_one_color_are_two() -> None:
@@ -106,49 +106,55 @@ def test_pictures_that_differ_in_one_place_or_in_one_color_are_two() -> None:
         image = photograph(1, 640, 640, details=24)
         for box, color in boxes:
             image.paste(color, box)
-        return look(encoded(image))
+        return signature(encoded(image))
 
     passer_by = (300, 320, 380, 560)
-    looks = [scene(), scene((passer_by, "black")), scene((passer_by, "red")), scene(((60, 320, 140, 560), "black"))]
+    signatures = [
+        scene(),
+        scene((passer_by, "black")),
+        scene((passer_by, "red")),
+        scene(((60, 320, 140, 560), "black")),
+    ]
     bottle = [Image.new("RGB", (600, 600), "white") for _ in range(3)]
     for image, color in zip(bottle, ("#103080", "#803010", "#108030"), strict=True):
         image.paste(color, (240, 150, 360, 500))
-    assert originals_of(as_looks(looks + [look(encoded(image)) for image in bottle])) == {}
+    assert originals_of(as_signatures(signatures + [signature(encoded(image)) for image in bottle])) == {}
 
 
 def test_a_thousand_reposts_of_one_picture_take_a_thousand_comparisons() -> None:
-    looks = np.repeat(np.frombuffer(look(encoded(photograph(1, 300, 300))), np.uint8)[None], 20_000, axis=0)
-    assert originals_of(looks) == dict.fromkeys(range(1, 20_000), 0)
+    signatures = np.repeat(np.frombuffer(signature(encoded(photograph(1, 300, 300))), np.uint8)[None], 20_000, axis=0)
+    assert originals_of(signatures) == dict.fromkeys(range(1, 20_000), 0)
 
 
-def test_a_grey_picture_has_a_look() -> None:
+def test_a_grey_picture_has_a_signature() -> None:
     grey = np.asarray(photograph(1).convert("L"))[..., None]
-    assert look_of(grey) == look_of(np.repeat(grey, 3, axis=2))
-    assert len(look_of(grey)) == LOOK_BYTES
+    assert signature_of(grey) == signature_of(np.repeat(grey, 3, axis=2))
+    assert len(signature_of(grey)) == SIGNATURE_BYTES
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared: photographs and make_crawl.py")
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="needs photographs and make_crawl.py in ../shared")
 @pytest.mark.parametrize("seed", [7])
 def test_other_photographs_of_a_view_are_no_duplicates(seed: int, tmp_path: Path) -> None:
-    """A made crawl: 160 files of 8 views; every view image is kept, and finds itself again when it is recompressed."""
+    """Keep all images of 8 views in a generated crawl of 160 files, and find the originals of recompressed copies."""
     command = [sys.executable, f"{SHARED}/tools/make_crawl.py", "--photos", f"{SHARED}/data/photos", "--n", "160"]
     subprocess.run([*command, "--seed", str(seed), "--out", str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
     with (tmp_path / "labels.csv").open() as file:
         views = [row["file"] for row in csv.DictReader(file) if row["kind"] == "view"]
-    looks, reposts = [], []
+    signatures, reposts = [], []
     for name in views:
         data = next(tmp_path.rglob(Path(name).name)).read_bytes()
         try:
             image = decode_square(data, IngestConfig(image_size=512, min_side=1))
         except Rejected:
             continue
-        looks.append(look(data))
+        signatures.append(signature(data))
         square = Image.fromarray(image.pixels).resize((400, 400), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         square.save(buffer, "JPEG", quality=60)
-        reposts.append(look(buffer.getvalue()))
-    assert len(looks) > 100
-    assert originals_of(as_looks(looks)) == {}
-    found = originals_of(as_looks(looks + reposts), len(looks))
-    assert all(original == repost - len(looks) for repost, original in found.items())
-    assert len(found) >= 0.95 * len(looks)
+        reposts.append(signature(buffer.getvalue()))
+    assert len(signatures) > 100
+    assert originals_of(as_signatures(signatures)) == {}
+    found = originals_of(as_signatures(signatures + reposts), len(signatures))
+    assert all(original == repost - len(signatures) for repost, original in found.items())
+    assert len(found) >= 0.95 * len(signatures)

@@ -1,4 +1,4 @@
-"""Whatever bytes a source holds, reading it gives records that can be stored, or SourceError."""
+"""Property tests: reading a source with arbitrary bytes gives records that can be stored, or a SourceError."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from tests.support.dump_files import (
     tar,
 )
 
+pytestmark = pytest.mark.slow
+
 CSV = b'id,url,caption\n1,https://a.example/1.jpg,"one ""x"" #y"\n2,https://a.example/2.jpg,\n'
 JSONL = b'{"url": "https://a.example/1", "taken_at": 5, "tags": ["a"]}\n{"url": "/etc"}\n'
 POST = "2020-09-13_12-26-40_UTC"
@@ -54,13 +56,13 @@ SEEDS: dict[str, list[bytes]] = {
     "00000.parquet": [img2dataset_dump()["00000.parquet"]],
     "x": [CSV, JSONL, PARQUET, b"https://a.example/1"],
 }
-"""Good content by the name that leads to its parser."""
+"""Valid contents by a file name that selects their parser."""
 
 BOUNDED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
 def check(source: Path, source_type: SourceType = "auto") -> list[CrawlRecord]:
-    """The records of `source`, once they were written into a plan; none where it is refused."""
+    """Return the records of `source`, after writing them to a plan; none if the source is refused."""
     try:
         records = list(read_records(str(source), source_type))
     except SourceError as error:
@@ -75,20 +77,20 @@ def check(source: Path, source_type: SourceType = "auto") -> list[CrawlRecord]:
 
 @st.composite
 def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """A good file with some bytes overwritten, taken out, put in, or its end missing."""
+    """A valid file in which some bytes are overwritten, removed or inserted, or whose end is missing."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(data)))
+        position = draw(st.integers(0, len(data)))
         kind = draw(st.sampled_from(["overwrite", "insert", "delete", "cut"]))
         piece = draw(st.one_of(st.binary(max_size=8), st.sampled_from([b'"', b"\0", b"\n", b"{", b"[", b"\xff" * 4])))
         if kind == "overwrite":
-            data[at : at + len(piece)] = piece
+            data[position : position + len(piece)] = piece
         elif kind == "insert":
-            data[at:at] = piece
+            data[position:position] = piece
         elif kind == "delete":
-            del data[at : at + len(piece)]
+            del data[position : position + len(piece)]
         else:
-            del data[at:]
+            del data[position:]
     return bytes(data)
 
 

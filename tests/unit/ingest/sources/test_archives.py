@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.ingest.address import MemberAddress, parse_member
-from pipeline.ingest.fetch import fetch, file_uri
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import members as member_reading
+from pipeline.ingest.sources.content import file_uri, read_content
 from pipeline.ingest.sources.detect import read_records
+from pipeline.ingest.sources.members import MemberAddress, parse_member
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import put, tar
 
@@ -28,14 +28,14 @@ def read(path: Path) -> list[CrawlRecord]:
 
 @pytest.mark.parametrize(("name", "mode"), [("x.tar", "w"), ("x.tar.gz", "w:gz"), ("x.tgz", "w:gz"), ("x.tar", "w:gz")])
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_records_that_are_opened_where_they_lie(name: str, mode: str, form: int, tmp_path: Path) -> None:
+def test_members_are_records_that_are_read_in_place(name: str, mode: str, form: int, tmp_path: Path) -> None:
     put(tmp_path, {name: tar(IMAGES, mode, format=form)})
     for source in (tmp_path / name, tmp_path):
         found = read(source)
         assert [r.file_name for r in found] == [f"{i}.jpg" for i in range(6)]
         for order in (found, found[::-1]):
             for record in order:
-                assert fetch(record.source_uri, 10_000) == dict(IMAGES)[f"photos/{record.file_name}"]
+                assert read_content(record.source_uri, 10_000) == dict(IMAGES)[f"photos/{record.file_name}"]
         assert found[0].source_uri.startswith(f"{tmp_path / name}#member=photos/0.jpg&offset=")
 
 
@@ -46,7 +46,7 @@ def test_long_names_and_names_of_any_bytes(form: int, tmp_path: Path) -> None:
     found = read(tmp_path / "x.tar")
     assert [r.file_name for r in found] == ["long.jpg", "é☃#%&.jpg", "\\udcff\\udcfe.jpg", "new\nline.jpg"]
     for name, record in zip(names, found, strict=True):
-        assert fetch(record.source_uri, 10_000) == name.encode("utf-8", "surrogateescape")
+        assert read_content(record.source_uri, 10_000) == name.encode("utf-8", "surrogateescape")
         record.source_uri.encode()
         record.fingerprint.encode()
         address = parse_member(record.source_uri)
@@ -81,13 +81,13 @@ def hostile() -> bytes:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_hostile_members_are_only_names(packed: bool, tmp_path: Path) -> None:
+def test_hostile_members_are_never_extracted_or_followed(packed: bool, tmp_path: Path) -> None:
     put(tmp_path / "in", {"x.tar": gzip.compress(hostile()) if packed else hostile()})
     found = {r.file_name: r for r in read(tmp_path / "in" / "x.tar")}
     unreadable = dict.fromkeys(["soft.jpg", "hard.jpg", "null.jpg", "disk.jpg", "pipe.jpg"], "unreadable")
     good = {"escape.jpg": None, "absolute.jpg": None, "last.jpg": None}
     assert {n: r.problem for n, r in found.items()} == {**unreadable, **good, "film.mp4": "video"}
-    assert [fetch(found[n].source_uri, 100) for n in good] == [b"outside?", b"root?", b"good"]
+    assert [read_content(found[n].source_uri, 100) for n in good] == [b"outside?", b"root?", b"good"]
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "x.tar"]
 
 
@@ -111,17 +111,17 @@ def test_sparse_members_and_impossible_headers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_tar_that_is_cut_off_gives_what_it_holds_and_a_row(packed: bool, tmp_path: Path) -> None:
+def test_a_tar_that_is_cut_off_gives_its_complete_members_and_a_rejected_record(packed: bool, tmp_path: Path) -> None:
     images = [(f"{i}.jpg", os.urandom(5_000)) for i in range(4)]
     data = tar(images, "w:gz" if packed else "w")
     put(tmp_path, {"x.tar": data[:12_000]})
     found = read(tmp_path)
     assert [(r.file_name, r.problem) for r in found] == [("0.jpg", None), ("1.jpg", None), ("x.tar", "truncated")]
-    assert [fetch(r.source_uri, 10_000) for r in found[:2]] == [data for _, data in images[:2]]
+    assert [read_content(r.source_uri, 10_000) for r in found[:2]] == [data for _, data in images[:2]]
     assert found[2].problem_detail
 
 
-def test_what_is_no_tar_is_a_row_in_a_folder_and_refused_as_a_source(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tar_is_a_rejected_record_in_a_folder_and_refused_as_a_source(tmp_path: Path) -> None:
     put(tmp_path, {"a.jpg": b"x", "x.tar": b"no tar", "y.tar": b"", "z.tar": tar([])})
     assert {r.file_name: r.problem for r in read(tmp_path)} == {"a.jpg": None, "x.tar": "corrupt", "y.tar": "corrupt"}
     for name in ("x.tar", "y.tar", "z.tar"):
@@ -149,62 +149,62 @@ def test_metadata_in_a_tar_belongs_to_its_image(tmp_path: Path) -> None:
     assert (found[0].source_url, found[0].extra, found[0].hashtags) == ("https://a.example/1", {"n": 1}, ["x"])
 
 
-def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_bytes_of_the_member_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, {"x.tar": tar(IMAGES)})
     record = read(tmp_path / "x.tar")[3]
     read_bytes = 0
-    plain = member_reading._up_to
+    read_up_to = member_reading._read_up_to
 
     def counted(stream: Any, size: int) -> bytes:
         nonlocal read_bytes
         read_bytes += size
-        return plain(stream, size)
+        return read_up_to(stream, size)
 
-    monkeypatch.setattr(member_reading, "_up_to", counted)
-    assert fetch(record.source_uri, 10_000) == IMAGES[3][1]
+    monkeypatch.setattr(member_reading, "_read_up_to", counted)
+    assert read_content(record.source_uri, 10_000) == IMAGES[3][1]
     assert read_bytes == len(IMAGES[3][1])
     with pytest.raises(Rejected) as caught:
-        fetch(record.source_uri, 100)
+        read_content(record.source_uri, 100)
     assert caught.value.reason == "too_many_bytes"
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_a_tar_that_shrank_or_went_is_a_fault_that_may_pass(mode: str, tmp_path: Path) -> None:
+def test_a_tar_that_shrank_or_was_deleted_is_a_temporary_fault(mode: str, tmp_path: Path) -> None:
     put(tmp_path, {f"{mode[-1]}.tar": tar(IMAGES, mode)})
     (path,) = tmp_path.iterdir()
     record = read(path)[-1]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(StorageError, match="has changed since it was listed"):
-        fetch(record.source_uri, 10_000)
+        read_content(record.source_uri, 10_000)
     path.unlink()
     with pytest.raises(StorageError, match="No such file"):
-        fetch(record.source_uri, 10_000)
+        read_content(record.source_uri, 10_000)
 
 
 def test_threads_share_a_compressed_tar(tmp_path: Path) -> None:
     images = [(f"{i}.jpg", os.urandom(2_000)) for i in range(200)]
     put(tmp_path, {"x.tar.gz": tar(images, "w:gz")})
     found = read(tmp_path / "x.tar.gz")
-    wrong: list[str] = []
+    different: list[str] = []
 
     def work(start: int) -> None:
         for i in range(start, len(found), 4):
-            if fetch(found[i].source_uri, 10_000) != images[i][1]:
-                wrong.append(found[i].file_name)
+            if read_content(found[i].source_uri, 10_000) != images[i][1]:
+                different.append(found[i].file_name)
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not different
     assert len(member_reading._readers) <= member_reading.MAX_READERS
 
 
-def test_a_path_that_reads_like_a_member_is_opened_as_a_path(tmp_path: Path) -> None:
+def test_a_path_that_looks_like_a_member_address_is_opened_as_a_path(tmp_path: Path) -> None:
     put(tmp_path, {"x.tar": tar(IMAGES)})
-    trap = tmp_path / "x.tar#member=y&offset=0&size=3"
-    trap.write_bytes(b"own content")
-    assert fetch(file_uri(str(trap)), 100) == b"own content"
+    path = tmp_path / "x.tar#member=y&offset=0&size=3"
+    path.write_bytes(b"other content")
+    assert read_content(file_uri(str(path)), 100) == b"other content"
     address = MemberAddress("/a#b/é.tar", "c#d&e.jpg", 3, 4, True)
     assert parse_member(address.uri) == address

@@ -43,7 +43,7 @@ def refused(path: Path, labels: bool = False) -> str:
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_idx_files_are_read_packed_or_not(pack: Any, tmp_path: Path) -> None:
+def test_idx_files_are_read_gzipped_or_not(pack: Any, tmp_path: Path) -> None:
     (tmp_path / "grey").write_bytes(pack(idx(GREY)))
     (tmp_path / "color").write_bytes(pack(idx(COLOR)))
     (tmp_path / "labels").write_bytes(pack(idx(np.array([3, 1, 0, 9, 9], np.uint8))))
@@ -79,11 +79,11 @@ def test_labels_are_integers_or_texts(tmp_path: Path) -> None:
     ]
     for given, expected in cases:
         assert read_labels(saved(tmp_path / "x.npz", labels=given)) == expected
-    for wrong in (np.array([1.5]), np.array([[1]]), np.array([True])):
-        assert "expected integers or texts of shape (N,)" in refused(saved(tmp_path / "x.npz", labels=wrong), True)
+    for invalid in (np.array([1.5]), np.array([[1]]), np.array([True])):
+        assert "expected integers or texts of shape (N,)" in refused(saved(tmp_path / "x.npz", labels=invalid), True)
 
 
-def test_a_single_bad_image_is_rejected_alone(tmp_path: Path) -> None:
+def test_a_single_invalid_image_is_rejected_alone(tmp_path: Path) -> None:
     images = np.full((4, 8, 8), 0.5)
     images[1, 0, 0], images[2, 0, 0] = np.nan, 1.01
     path = saved(tmp_path / "x.npz", images=images)
@@ -97,19 +97,19 @@ def test_a_single_bad_image_is_rejected_alone(tmp_path: Path) -> None:
         assert caught.value.reason == "corrupt"
 
 
-@pytest.mark.parametrize("at", range(0, 250, 10))
+@pytest.mark.parametrize("length", range(0, 250, 10))
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_a_cut_idx_file_is_refused(pack: Any, at: int, tmp_path: Path) -> None:
+def test_a_cut_idx_file_is_refused(pack: Any, length: int, tmp_path: Path) -> None:
     whole = pack(idx(GREY))
-    (tmp_path / "x").write_bytes(whole[:at])
+    (tmp_path / "x").write_bytes(whole[:length])
     assert any(sign in refused(tmp_path / "x") for sign in ("cut off", "ends ", "starts with", "not a gzip"))
 
 
 def test_a_cut_or_damaged_npz_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.npz", images=GREY)
     whole = path.read_bytes()
-    for at in range(0, len(whole), 30):
-        path.write_bytes(whole[:at])
+    for length in range(0, len(whole), 30):
+        path.write_bytes(whole[:length])
         assert "cut off or damaged" in refused(path)
     path.write_bytes(whole.replace(GREY.tobytes(), GREY[::-1].tobytes()))
     assert "cut off or damaged (Bad CRC" in refused(path)
@@ -122,7 +122,7 @@ def test_a_cut_or_damaged_npz_file_is_refused(tmp_path: Path) -> None:
         (b"\0\0\x07\x03" + bytes(12), "starts with 00000703"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1), "far more than the file can hold"),
         (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 60_000, 28, 28)), "far more than the file can hold"),
-        (idx(GREY) + b"x", "holds more than the uint8 of shape"),
+        (idx(GREY) + b"x", "contains more than the uint8 of shape"),
         (gzip.compress(idx(GREY)) + b"x", "not a gzip file"),
         (idx(GREY[0]), "expected uint8, or floats"),
         (idx(GREY[:0]), "at least one image"),
@@ -150,15 +150,18 @@ def test_other_arrays_are_refused(content: dict[str, Any], message: str, tmp_pat
 
 
 def claiming(shape: tuple[int, ...]) -> bytes:
-    """A .npy file whose header claims zeros of `shape`, of which it holds a hundred."""
+    """Return a .npy file whose header claims an array of `shape`, but which contains only 100 zeros."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return header.getvalue() + bytes(100)
 
 
-def test_memory_is_not_taken_for_what_a_header_claims(tmp_path: Path) -> None:
+def test_memory_is_not_allocated_for_the_claims_of_a_header(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
-    for shape, message in [((2**40, 100, 100), "far more than the file"), ((1000, 10, 10), "ends 99,900 bytes before")]:
+    for shape, message in [
+        ((2**40, 100, 100), "far more than the file"),
+        ((1000, 10, 10), "ends 99,900 bytes too early"),
+    ]:
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("images.npy", claiming(shape))
         assert message in refused(path)
@@ -185,7 +188,7 @@ def test_hostile_headers_are_refused(header: str, tmp_path: Path) -> None:
     assert "array images" in refused(tmp_path / "x.npz")
 
 
-def test_damage_that_only_the_decompressor_sees_is_refused(tmp_path: Path) -> None:
+def test_damage_that_only_the_decompressor_detects_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED):
         with zipfile.ZipFile(path, "w", method) as file:
@@ -193,19 +196,19 @@ def test_damage_that_only_the_decompressor_sees_is_refused(tmp_path: Path) -> No
         whole = bytearray(path.read_bytes())
         whole[60:75] = bytes(15)
         path.write_bytes(whole)
-        assert "damaged" in refused(path) or "not one that" in refused(path)
+        assert "damaged" in refused(path) or "expected an array written by numpy.savez" in refused(path)
 
 
-def test_an_array_for_which_no_machine_has_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array_files, "MAX_ARRAY_BYTES", 100)
     assert "240 bytes, at most 100 are read" in refused(saved(tmp_path / "x.npz", images=GREY))
 
 
-def test_a_member_that_is_no_array_and_an_encrypted_one_are_refused(tmp_path: Path) -> None:
+def test_an_invalid_array_and_an_encrypted_one_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("images.npy", b"\x93NUMPY\x09\0 and so on")
-    assert "not one that numpy.savez wrote" in refused(path)
+    assert "expected an array written by numpy.savez" in refused(path)
     content = bytearray(saved(path, images=GREY).read_bytes())
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.index(signature) + flags] |= 1
@@ -218,12 +221,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert "Is a directory" in refused(tmp_path)
 
 
-def test_a_file_is_read_once_and_never_in_another_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_once_and_refused_after_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "x.npz", images=GREY)
     sha256 = inspect_images(path).sha256
     assert np.array_equal(read_image(path, 0, sha256), GREY[0, ..., None])
     with monkeypatch.context() as patch:
-        patch.setattr(array_files, "_opened", lambda *_: pytest.fail("read again"))
+        patch.setattr(array_files, "_open_array", lambda *_: pytest.fail("read again"))
         inspect_images(path)
         read_image(path, 1, sha256)
     array_files._load.cache_clear()
@@ -234,7 +237,7 @@ def test_a_file_is_read_once_and_never_in_another_state(tmp_path: Path, monkeypa
         read_image(path, 0, sha256)
 
 
-def test_nothing_warns(tmp_path: Path) -> None:
+def test_reading_gives_no_warnings(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_all(saved(tmp_path / "x.npz", images=GREY))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.ingest.fetch import fetch
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import instagram
+from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.detect import count_candidates, read_records
-from pipeline.ingest.stage import check_apart
+from pipeline.ingest.stage import check_workspace_location
 from pipeline.records import CrawlRecord
 from pipeline.storage import LocalStorage
 from tests.support.crawl_files import node, write_metadata
@@ -49,7 +49,7 @@ def test_hidden_partial_and_special_files_are_left_out(tmp_path: Path) -> None:
     assert names(tmp_path) == ["kept.jpg"]
 
 
-def test_links_to_files_are_followed_and_broken_ones_are_missing(tmp_path: Path) -> None:
+def test_links_to_files_are_followed_and_broken_links_are_missing_files(tmp_path: Path) -> None:
     touch(tmp_path, "real.jpg")
     (tmp_path / "link.jpg").symlink_to("real.jpg")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
@@ -97,7 +97,7 @@ def test_hashtags_come_from_the_caption_where_the_node_has_none(tmp_path: Path) 
     assert only(tmp_path).hashtags == ["trevi"]
 
 
-def test_files_and_posts_that_lack_each_other_are_records_too(tmp_path: Path) -> None:
+def test_files_without_a_post_and_posts_without_a_file_are_records(tmp_path: Path) -> None:
     touch(tmp_path, "stray.jpg")
     write_metadata(tmp_path, [node("gone.jpg")])
     stray, gone = read_records(str(tmp_path))
@@ -118,8 +118,8 @@ def test_posts_that_name_no_file_are_missing_files(tmp_path: Path) -> None:
 
 def test_a_repeated_post_is_used_once(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
-    moved = node("1.jpg", urls=["https://cdn.example/other.jpg"], display_url=None)
-    write_metadata(tmp_path, [node("1.jpg"), node("1.jpg"), moved])
+    other_node = node("1.jpg", urls=["https://cdn.example/other.jpg"], display_url=None)
+    write_metadata(tmp_path, [node("1.jpg"), node("1.jpg"), other_node])
     assert names(tmp_path) == ["1.jpg"]
 
 
@@ -132,7 +132,7 @@ def test_every_file_of_a_carousel_belongs_to_its_post(tmp_path: Path) -> None:
     assert {r.shortcode for r in records} == {"code of 1.jpg"}
 
 
-def test_videos_are_known_by_name_and_by_post(tmp_path: Path) -> None:
+def test_videos_are_recognised_by_name_and_by_post(tmp_path: Path) -> None:
     touch(tmp_path, "1.MP4", "2.bin", "3.jpg")
     write_metadata(tmp_path, [node("2.bin", is_video=True), node("3.jpg", is_video=True)])
     assert [r.problem for r in read_records(str(tmp_path))] == ["video", "video", None]
@@ -143,7 +143,7 @@ def test_videos_are_known_by_name_and_by_post(tmp_path: Path) -> None:
     [b"{", b"\xff\xfe\x00", b"[" * 100_000, b""],
     ids=["cut", "bytes", "deep", "empty"],
 )
-def test_broken_metadata_is_a_file_like_any_other(
+def test_broken_metadata_is_a_record_like_any_other_file(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     touch(tmp_path, "1.jpg")
@@ -152,7 +152,7 @@ def test_broken_metadata_is_a_file_like_any_other(
     assert f"{tmp_path / 'tag.json'} is not used as metadata" in capsys.readouterr().out
 
 
-def test_one_endless_number_loses_nothing_else(tmp_path: Path) -> None:
+def test_a_very_long_number_affects_no_other_value(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg", "2.jpg")
     likes = {"edge_media_preview_like": {"count": 777}}
     write_metadata(tmp_path, [node("1.jpg", taken_at_timestamp=777, **likes), node("2.jpg")])
@@ -170,22 +170,22 @@ def test_metadata_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pyt
     assert [r.caption for r in read_records(str(tmp_path))] == [None, None]
 
 
-def test_other_json_is_a_file_like_any_other(tmp_path: Path) -> None:
+def test_json_without_posts_is_a_record_like_any_other_file(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "other.json").write_text('{"GraphImages": 7}')
     assert names(tmp_path) == ["list.json", "other.json"]
 
 
-@pytest.mark.parametrize("wrong", [None, 7, -1e30, float("nan"), "text", [], {}, [[]], {"edges": 3}, True])
-def test_values_of_any_type_are_tolerated(wrong: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [None, 7, -1e30, float("nan"), "text", [], {}, [[]], {"edges": 3}, True])
+def test_values_of_any_type_are_tolerated(value: object, tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
     keys = ["id", "shortcode", "urls", "tags", "taken_at_timestamp", "edge_media_to_caption", "owner", "is_video"]
     keys += ["edge_media_preview_like", "location"]
-    nodes = [node("1.jpg", **{key: wrong}) for key in keys]
-    write_metadata(tmp_path, [wrong, *nodes, node("1.jpg", display_url=wrong, urls=[wrong])])
+    nodes = [node("1.jpg", **{key: value}) for key in keys]
+    write_metadata(tmp_path, [value, *nodes, node("1.jpg", display_url=value, urls=[value])])
     first, *rest = read_records(str(tmp_path))
     assert (first.file_name, first.problem) == ("1.jpg", None)
-    assert [r.problem for r in rest] == ["missing_file"] * isinstance(wrong, dict)
+    assert [r.problem for r in rest] == ["missing_file"] * isinstance(value, dict)
 
 
 def test_a_post_cannot_point_outside_its_folder(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_post_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     assert tmp_path / ".." not in uris
 
 
-def test_stray_bytes_and_surrogates_become_storable_and_stay_openable(tmp_path: Path) -> None:
+def test_names_with_invalid_utf8_can_be_stored_and_opened(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff%.jpg")).write_bytes(b"pixels")
     touch(tmp_path, "b.jpg")
     (tmp_path / "tag.json").write_text(
@@ -204,32 +204,32 @@ def test_stray_bytes_and_surrogates_become_storable_and_stay_openable(tmp_path: 
     )
     stray, joined = read_records(str(tmp_path))
     assert stray.file_name == "a\\udcff%.jpg"
-    assert fetch(stray.source_uri, 100) == b"pixels"
+    assert read_content(stray.source_uri, 100) == b"pixels"
     assert joined.caption == "\\ud800"
     for record in (stray, joined):
         record.source_uri.encode()
         record.fingerprint.encode()
 
 
-def test_names_with_anything_in_them_stay_openable(tmp_path: Path) -> None:
+def test_names_with_special_characters_can_be_opened(tmp_path: Path) -> None:
     touch(tmp_path, "a b%20#?\n.jpg", "file:é☃.jpg")
-    assert [fetch(r.source_uri, 100)[:10] for r in read_records(str(tmp_path))] == [b"content of"] * 2
+    assert [read_content(r.source_uri, 100)[:10] for r in read_records(str(tmp_path))] == [b"content of"] * 2
 
 
-def test_the_fingerprint_follows_name_and_size_but_not_the_place(tmp_path: Path) -> None:
-    def fingerprint(place: str, name: str, content: bytes) -> str:
-        path = tmp_path / place / "sub" / name
+def test_the_fingerprint_depends_on_name_and_size_but_not_on_the_location(tmp_path: Path) -> None:
+    def fingerprint(folder: str, name: str, content: bytes) -> str:
+        path = tmp_path / folder / "sub" / name
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-        return only(tmp_path / place).fingerprint
+        return only(tmp_path / folder).fingerprint
 
-    here = fingerprint("here", "1.jpg", b"four")
-    assert fingerprint("there", "1.jpg", b"five") == here
-    assert fingerprint("longer", "1.jpg", b"sixteen") != here
-    assert fingerprint("renamed", "2.jpg", b"four") != here
+    expected = fingerprint("first", "1.jpg", b"four")
+    assert fingerprint("second", "1.jpg", b"five") == expected
+    assert fingerprint("longer", "1.jpg", b"sixteen") != expected
+    assert fingerprint("renamed", "2.jpg", b"four") != expected
 
 
-def test_candidates_are_counted_no_further_than_asked(tmp_path: Path) -> None:
+def test_counting_candidates_stops_at_the_limit(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.mp4")
     assert count_candidates(str(tmp_path), 2) == 2
     assert count_candidates(str(tmp_path), 10) == 3
@@ -237,23 +237,26 @@ def test_candidates_are_counted_no_further_than_asked(tmp_path: Path) -> None:
 
 def test_an_absent_source_a_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "file.jpg", "empty/.hidden")
-    why = {"none": "no such file or folder", "file.jpg": "found a file", "empty": "holds no file"}
-    for source, message in why.items():
+    messages = {"none": "no such file or folder", "file.jpg": "found a file", "empty": "contains no files"}
+    for source, message in messages.items():
         with pytest.raises(SourceError, match=message):
             list(read_records(str(tmp_path / source)))
 
 
-def test_a_column_of_what_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_a_url_column_for_a_source_without_columns_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
-    with pytest.raises(SourceError, match=r"a folder has no columns; leave --url-column out"):
+    with pytest.raises(SourceError, match=r"a source of type folder has no columns; omit --url-column"):
         list(read_records(str(tmp_path), url_column="address"))
     with pytest.raises(SourceError, match="no such file or folder"):
         list(read_records(str(tmp_path / "absent"), url_column="address"))
 
 
-def test_addresses_are_refused() -> None:
+def test_urls_as_sources_are_refused() -> None:
     for source in ("gs://bucket/crawl", "https://example.org/crawl"):
-        with pytest.raises(SourceError, match="no other addresses; put addresses of images into a file"):
+        with pytest.raises(
+            SourceError,
+            match="expected a folder, a file or s3://bucket/prefix; to download images from URLs, list them",
+        ):
             list(read_records(source))
 
 
@@ -263,11 +266,11 @@ def test_a_workspace_inside_its_source_is_refused_by_any_name(tmp_path: Path) ->
     source = str(tmp_path / "crawl")
     for inside in ("crawl", "crawl/ws", "crawl/../crawl/ws", "alias/new/ws"):
         with pytest.raises(ConfigError, match="lies inside the source"):
-            check_apart([source], LocalStorage(str(tmp_path / inside)))
+            check_workspace_location([source], LocalStorage(str(tmp_path / inside)))
     with pytest.raises(ConfigError, match="lies inside the source"):
-        check_apart([str(tmp_path / "alias")], LocalStorage(str(tmp_path / "crawl/ws")))
-    for apart in ("ws", "crawl/../ws", "crawls"):
-        check_apart([source], LocalStorage(str(tmp_path / apart)))
+        check_workspace_location([str(tmp_path / "alias")], LocalStorage(str(tmp_path / "crawl/ws")))
+    for outside in ("ws", "crawl/../ws", "crawls"):
+        check_workspace_location([source], LocalStorage(str(tmp_path / outside)))
 
 
 def fail_with(code: int) -> Callable[..., Any]:
@@ -281,31 +284,29 @@ FAULTS = [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, err
 
 
 @pytest.mark.parametrize("code", FAULTS)
-def test_a_fault_of_the_machine_is_not_blamed_on_the_file(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.ingest.fetch.os.open", fail_with(code))
+def test_a_fault_of_the_machine_is_not_a_rejection(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ingest.sources.content.os.open", fail_with(code))
     with pytest.raises(StorageError, match=rf"{tmp_path}/1\.jpg: {os.strerror(code)}"):
-        fetch(str(tmp_path / "1.jpg"), 100)
+        read_content(str(tmp_path / "1.jpg"), 100)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO])
 def test_a_fault_of_the_file_is_a_rejection(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.ingest.fetch.os.open", fail_with(code))
+    monkeypatch.setattr("pipeline.ingest.sources.content.os.open", fail_with(code))
     with pytest.raises(Rejected) as caught:
-        fetch(str(tmp_path / "1.jpg"), 100)
+        read_content(str(tmp_path / "1.jpg"), 100)
     assert (caught.value.reason, caught.value.detail) == ("unreadable", os.strerror(code))
 
 
 def test_a_fault_of_the_machine_ends_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "1.jpg")
     write_metadata(tmp_path, [node("1.jpg")])
-    monkeypatch.setattr("pipeline.ingest.fetch.os.open", fail_with(errno.EIO))
+    monkeypatch.setattr("pipeline.ingest.sources.content.os.open", fail_with(errno.EIO))
     with pytest.raises(StorageError, match=r"tag\.json: Input/output error"):
         list(read_records(str(tmp_path)))
 
 
-def test_fetch_refuses_what_is_not_a_small_regular_file(tmp_path: Path) -> None:
+def test_files_that_are_too_large_or_not_regular_are_rejected(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
     os.mkfifo(tmp_path / "pipe")
     refused = {
@@ -317,5 +318,5 @@ def test_fetch_refuses_what_is_not_a_small_regular_file(tmp_path: Path) -> None:
     }
     for name, reason in refused.items():
         with pytest.raises(Rejected) as caught:
-            fetch(str(tmp_path / name), max_bytes=5)
+            read_content(str(tmp_path / name), max_bytes=5)
         assert caught.value.reason == reason

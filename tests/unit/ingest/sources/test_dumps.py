@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.config import SourceType
 from pipeline.errors import SourceError
-from pipeline.ingest.fetch import fetch
 from pipeline.ingest.sources import instaloader
+from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.detect import read_records
 from pipeline.records import CrawlRecord
 from tests.support.crawl_files import node, write_metadata
@@ -57,14 +57,14 @@ def test_an_instaloader_dump(source_type: SourceType, tmp_path: Path) -> None:
     assert found["2020-09-15_00-00-00_UTC.jpg"].extra["video_thumbnail"] is True
 
 
-def test_instaloader_without_metadata_tells_from_name_and_caption(tmp_path: Path) -> None:
+def test_instaloader_without_metadata_uses_the_file_name_and_the_caption_file(tmp_path: Path) -> None:
     name = "2020-09-13_12-26-40_UTC"
     put(tmp_path, {f"{name}.jpg": b"x", f"{name}.txt": "Però #Roma\n".encode()})
     record = records(tmp_path)[f"{name}.jpg"]
     assert (record.taken_at, record.caption, record.hashtags) == (TAKEN, "Però #Roma", ["roma"])
 
 
-def test_an_older_instaloader_writes_plain_json_and_other_keys(tmp_path: Path) -> None:
+def test_the_plain_json_and_other_keys_of_older_instaloader_versions(tmp_path: Path) -> None:
     name = "2020-09-13_12-26-40_UTC"
     old = {"node": {"code": "abc", "date": 1_600_000_000, "caption": "#x", "display_src": "https://a.example/1.jpg"}}
     put(tmp_path, {f"{name}.jpg": b"x", f"{name}.json": json.dumps(old).encode()})
@@ -85,7 +85,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_instaloader_metadata_is_a_row_and_its_image_stays(
+def test_broken_instaloader_metadata_is_a_rejected_record_and_its_image_is_kept(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instaloader, "MAX_NODE_BYTES", 2**20)
@@ -97,7 +97,7 @@ def test_broken_instaloader_metadata_is_a_row_and_its_image_stays(
     assert found[f"{name}.jpg"].taken_at == TAKEN
 
 
-def test_no_file_of_an_instaloader_post_is_lost_to_its_spelling(tmp_path: Path) -> None:
+def test_all_spellings_of_the_files_of_an_instaloader_post_are_read(tmp_path: Path) -> None:
     names = [f"2020-09-13_12-26-40_UTC{end}" for end in (".jpg", ".JPG", "_1.jpg", "_01.jpg", "_1.png")]
     assert sorted(records(put(tmp_path, dict.fromkeys(names, b"x")))) == sorted(names)
 
@@ -118,12 +118,12 @@ def test_a_gallery_dl_dump(source_type: SourceType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 10_000, b"\xff\xfe"])
-def test_broken_sidecars_are_rows_and_their_images_stay(content: bytes, tmp_path: Path) -> None:
+def test_broken_sidecars_are_rejected_records_and_their_images_are_kept(content: bytes, tmp_path: Path) -> None:
     put(tmp_path, {"1.jpg": b"x", "1.jpg.json": content, "2.jpg": b"y", "2.jpg.json": gallery_dl_sidecar(2)})
     assert problems(tmp_path) == {"1.jpg": None, "1.jpg.json": "broken_metadata", "2.jpg": None}
 
 
-def test_a_folder_may_hold_several_dumps_at_once(tmp_path: Path) -> None:
+def test_a_folder_may_contain_several_dumps(tmp_path: Path) -> None:
     put(tmp_path, {**instaloader_dump(), **gallery_dl_dump(), "plain/x.jpg": b"x"})
     put(tmp_path / "#trevi", {"1_n.jpg": b"y"})
     write_metadata(tmp_path / "#trevi", [node("1_n.jpg")])
@@ -143,7 +143,7 @@ def test_the_output_of_img2dataset(source_type: SourceType, tmp_path: Path) -> N
         "https://example.org/0.jpg",
     )
     assert first.extra == {"key": "000000000", "width": 48, "original_width": 96, "exif": "{}", "sha256": "x"}
-    assert fetch(first.source_uri, 10**6).startswith(b"\xff\xd8")
+    assert read_content(first.source_uri, 10**6).startswith(b"\xff\xd8")
     assert (failed.problem, failed.source_url, failed.caption) == (
         "missing_file",
         "https://example.org/2.jpg",
@@ -152,12 +152,12 @@ def test_the_output_of_img2dataset(source_type: SourceType, tmp_path: Path) -> N
     assert failed.problem_detail == "img2dataset: HTTP Error 404: Not Found"
 
 
-def test_a_table_of_img2dataset_that_is_broken_is_a_row(tmp_path: Path) -> None:
+def test_a_broken_table_of_img2dataset_is_a_rejected_record(tmp_path: Path) -> None:
     put(tmp_path, {**img2dataset_dump(), "00000.parquet": b"PAR1 no"})
     assert problems(tmp_path)["00000.parquet"] == "broken_metadata"
 
 
-def test_images_that_the_table_has_and_the_tar_has_not_are_missing(tmp_path: Path) -> None:
+def test_images_that_are_in_the_table_but_not_in_the_tar_are_missing(tmp_path: Path) -> None:
     put(tmp_path, {"00000.tar": tar([]), "00000.parquet": parquet({"url": ["https://a.example/1"], "key": ["0"]})})
     (record,) = read_records(str(tmp_path))
     assert (record.problem, record.problem_detail) == ("missing_file", "img2dataset: not in the tar")
@@ -170,14 +170,16 @@ def test_one_scene_of_megadepth_is_one_collection(tmp_path: Path) -> None:
         found = records(source, source_type)  # type: ignore[arg-type]
         assert list(found) == ["a.jpg", "b.jpg"]
         assert found["a.jpg"].extra == {"scene": "0000"}
-        assert fetch(found["b.jpg"].source_uri, 10**6)
+        assert read_content(found["b.jpg"].source_uri, 10**6)
 
 
 @pytest.mark.parametrize("source_type", ["auto", "megadepth"])
-def test_a_tree_of_scenes_is_refused_with_the_choice(source_type: SourceType, tmp_path: Path) -> None:
+def test_a_tree_of_scenes_is_refused_and_the_scenes_are_named(source_type: SourceType, tmp_path: Path) -> None:
     put(tmp_path, megadepth_tree())
     for source in (tmp_path, tmp_path / "phoenix/S6/zl548/MegaDepth_v1"):
-        with pytest.raises(SourceError, match=r"2 scenes \(0000, 0022\).* give one of them, such as --source .*/0000,"):
+        with pytest.raises(
+            SourceError, match=r"2 scenes of MegaDepth \(0000, 0022\).* choose one of them, such as --source .*/0000,"
+        ):
             list(read_records(str(source), source_type))
     assert len(records(tmp_path, "folder")) == 4
 
@@ -187,30 +189,30 @@ def test_the_other_archives_of_megadepth(tmp_path: Path) -> None:
     put(tmp_path, {"Undistorted_SfM/0001/images/b.jpg": b"x", "Undistorted_SfM/0000/images/c.jpg": b"x"})
     assert list(records(tmp_path / "MegaDepth_v1_SfM/0000")) == ["a.jpg"]
     assert list(records(tmp_path / "0001")) == ["b.jpg"]
-    with pytest.raises(SourceError, match=r"scene 0000 is there 2 times; give one of MegaDepth_v1_SfM/0000, Undis"):
+    with pytest.raises(SourceError, match=r"scene 0000 exists 2 times; choose one of MegaDepth_v1_SfM/0000, Undis"):
         list(read_records(str(tmp_path / "0000")))
     with pytest.raises(SourceError, match="no such file or folder"):
         list(read_records(str(tmp_path / "0077")))
 
 
-def test_numbered_folders_of_other_things_are_no_scenes(tmp_path: Path) -> None:
+def test_other_numbered_folders_are_not_scenes(tmp_path: Path) -> None:
     put(tmp_path, {"2019/images/a.jpg": b"x", "2020/b.jpg": b"x", "0001/images/c.jpg": b"x"})
     assert set(records(tmp_path)) == {"a.jpg", "b.jpg", "c.jpg"}
-    with pytest.raises(SourceError, match="no scene of MegaDepth"):
+    with pytest.raises(SourceError, match="not a scene of MegaDepth"):
         list(read_records(str(tmp_path), "megadepth"))
 
 
 EXPECTED: list[tuple[SourceType, str]] = [
-    ("instaloader", "nothing of instaloader; expected files such as 2020-09-13"),
+    ("instaloader", "no files of type instaloader; expected files such as 2020-09-13"),
     ("instagram-scraper", "GraphImages beside the images"),
-    ("gallery-dl", "a file .json beside each image"),
-    ("img2dataset", "tars with a table"),
-    ("tar", "files .tar"),
+    ("gallery-dl", "a .json file beside each image"),
+    ("img2dataset", "tars with a .parquet table"),
+    ("tar", r"expected \.tar, \.tar\.gz or \.tgz files"),
 ]
 
 
 @pytest.mark.parametrize(("source_type", "message"), EXPECTED)
-def test_a_layout_that_was_named_must_be_there(source_type: SourceType, message: str, tmp_path: Path) -> None:
+def test_a_source_without_the_given_layout_is_refused(source_type: SourceType, message: str, tmp_path: Path) -> None:
     put(tmp_path, {"1.jpg": b"x"})
     with pytest.raises(SourceError, match=message):
         list(read_records(str(tmp_path), source_type))
@@ -222,13 +224,13 @@ def test_several_sources_are_one_crawl_in_the_order_given(tmp_path: Path) -> Non
     assert [r.file_name for r in read_records(sources)] == ["2.jpg", "3.jpg", "1.jpg"]
 
 
-@pytest.mark.parametrize("wrong", [None, 7, "text", [], {}, [[]], {"edges": 3}, True, {"edges": [{"node": 3}]}])
-def test_values_of_any_type_are_tolerated(wrong: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [None, 7, "text", [], {}, [[]], {"edges": 3}, True, {"edges": [{"node": 3}]}])
+def test_values_of_any_type_are_tolerated(value: Any, tmp_path: Path) -> None:
     keys = ["shortcode", "taken_at_timestamp", "is_video", "display_url", "edge_media_to_caption", "owner",
             "edge_sidecar_to_children", "caption"]  # fmt: skip
     for i, key in enumerate(keys):
         name = f"2020-09-13_12-26-{i:02d}_UTC"
-        put(tmp_path, {f"{name}.jpg": b"x", f"{name}.json.xz": instaloader_node("x", **{key: wrong})})
+        put(tmp_path, {f"{name}.jpg": b"x", f"{name}.json.xz": instaloader_node("x", **{key: value})})
     for i, key in enumerate(["post_shortcode", "date", "description", "tags", "display_url"]):
-        put(tmp_path, {f"{i}.jpg": b"x", f"{i}.jpg.json": gallery_dl_sidecar(i, **{key: wrong})})
+        put(tmp_path, {f"{i}.jpg": b"x", f"{i}.jpg.json": gallery_dl_sidecar(i, **{key: value})})
     assert set(problems(tmp_path).values()) <= {None, "missing_file"}

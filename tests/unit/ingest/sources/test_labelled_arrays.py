@@ -8,10 +8,9 @@ import pytest
 
 from pipeline.config import IngestConfig, SourceType
 from pipeline.errors import SourceError
-from pipeline.ingest.plan import write_plan
+from pipeline.ingest.plan import draw_sample, write_plan
 from pipeline.ingest.repeats.dedup import KNOWN
-from pipeline.ingest.sampling import draw_sample
-from pipeline.ingest.shard import build_shard
+from pipeline.ingest.shard import ShardTask, build_shard
 from pipeline.ingest.sources.detect import count_candidates, read_records
 from pipeline.paths import CrawlPaths
 from pipeline.records import CrawlRecord
@@ -57,7 +56,7 @@ def test_a_folder_of_idx_files_is_recognised_and_read_by_name(tmp_path: Path) ->
     assert count_candidates(str(tmp_path), 5) == 5
 
 
-def test_packed_and_unpacked_files_may_be_mixed_and_count_once(tmp_path: Path) -> None:
+def test_files_that_exist_gzipped_and_uncompressed_are_read_once(tmp_path: Path) -> None:
     write_pair(tmp_path, "train")
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES)))
     assert len(labels_of(tmp_path)) == 4
@@ -69,13 +68,13 @@ def test_packed_and_unpacked_files_may_be_mixed_and_count_once(tmp_path: Path) -
     assert len(labels_of(tmp_path)) == 4
 
 
-def test_a_folder_without_labels_is_a_crawl_unless_told_otherwise(tmp_path: Path) -> None:
+def test_idx_files_without_labels_are_plain_files_unless_the_type_is_given(tmp_path: Path) -> None:
     write_pair(tmp_path, "train", labels=None)
     assert [r.file_name for r in read_records(str(tmp_path))] == ["train-images-idx3-ubyte"]
     assert "its labels are missing; expected train-labels-idx1-ubyte beside it" in refused(tmp_path, "idx")
 
 
-def test_images_and_labels_must_be_as_many(tmp_path: Path) -> None:
+def test_the_numbers_of_images_and_labels_must_be_equal(tmp_path: Path) -> None:
     write_pair(tmp_path, "train", labels=idx(LABELS[:3]))
     message = "4 images, but 3 labels in train-labels-idx1-ubyte; expected one label per image"
     assert message in refused(tmp_path)
@@ -86,13 +85,13 @@ def test_images_and_labels_must_be_as_many(tmp_path: Path) -> None:
 def test_sources_of_another_type_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file.jpg").write_bytes(b"")
     assert "no IDX file of images, such as" in refused(tmp_path, "idx")
-    assert "expected a name such as train-images-idx3-ubyte.gz" in refused(tmp_path / "file.jpg", "idx")
+    assert "expected a file name such as train-images-idx3-ubyte.gz" in refused(tmp_path / "file.jpg", "idx")
     assert "No such file" in refused(tmp_path / "none", "idx")
-    assert "expected a file .npz with the arrays" in refused(tmp_path, "npz")
-    assert "expected a file .npz with the arrays" in refused(tmp_path / "file.jpg", "npz")
+    assert "expected an .npz file with the arrays" in refused(tmp_path, "npz")
+    assert "expected an .npz file with the arrays" in refused(tmp_path / "file.jpg", "npz")
     assert "no such file or folder" in refused(tmp_path / "none.npz")
     assert "expected a folder, found a file" in refused(tmp_path / "file.jpg", "class-folders")
-    assert "expected one a class" in refused(tmp_path, "class-folders")
+    assert "expected one subfolder per class" in refused(tmp_path, "class-folders")
 
 
 def test_npz_labels_are_optional(tmp_path: Path) -> None:
@@ -102,7 +101,7 @@ def test_npz_labels_are_optional(tmp_path: Path) -> None:
     assert labels_of(tmp_path / "without.npz") == [None] * 4
 
 
-def test_class_folders_give_their_name_to_all_below(tmp_path: Path) -> None:
+def test_the_name_of_a_class_folder_is_the_label_of_all_files_below_it(tmp_path: Path) -> None:
     for name in ("stray.jpg", "cat/1.jpg", "cat/deep/2.jpg", "dog/3.jpg", "dog/clip.mp4"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +116,7 @@ def listing(source: Path, folder: Path, source_type: SourceType = "auto") -> str
     return write_plan(read_records(str(source), source_type), folder / "plan.parquet", 3).listing_digest
 
 
-def test_the_listing_follows_content_and_labels_but_not_place_or_time(tmp_path: Path) -> None:
+def test_the_listing_digest_depends_on_content_and_labels_but_not_on_location_or_time(tmp_path: Path) -> None:
     write_pair(tmp_path / "a", "train")
     write_pair(tmp_path / "b", "train")
     first = listing(tmp_path / "a", tmp_path)
@@ -129,10 +128,10 @@ def test_the_listing_follows_content_and_labels_but_not_place_or_time(tmp_path: 
 
 
 def built(source: Path, folder: Path, config: IngestConfig) -> tuple[list[np.ndarray], list[dict[str, object]], bytes]:
-    """Pixels, rows and tar of the one shard of `source`."""
+    """Build the single shard of `source`; return its pixels, its rows and its tar."""
     storage, paths = LocalStorage(str(folder / "workspace")), CrawlPaths("c", "x")
     plan = write_plan(read_records(str(source), config.source_type), folder / "plan.parquet", 100)
-    build_shard(storage, paths, 0, plan.records_of(0), np.empty(0, KNOWN), config)
+    build_shard(ShardTask(storage, paths, config, np.empty(0, KNOWN)), 0, plan.records_of(0))
     pixels = [sample.pixels() for sample in read_shard(storage, paths.shard(0))]
     return pixels, read_table(storage, paths.rows(0)).to_pylist(), storage.read_bytes(paths.shard(0))
 
@@ -142,7 +141,7 @@ def test_every_image_of_an_array_is_kept_with_its_label_and_pixels(tmp_path: Pat
     pixels, rows, tar = built(tmp_path / "mnist", tmp_path, GREY)
     assert np.array_equal(np.stack(pixels), IMAGES[..., None])
     assert [row["label"] for row in rows] == ["5", "0", "4", "5"]
-    assert len({row["image_id"] for row in rows}) == 4, "the first and the last are equal, and both are kept"
+    assert len({row["image_id"] for row in rows}) == 4, "the first and the last image are equal, and both must be kept"
     assert {(row["format"], row["bytes"], row["width"]) for row in rows} == {("IDX", 784, 28)}
     assert built(tmp_path / "mnist", tmp_path, GREY)[2] == tar
 
@@ -164,8 +163,8 @@ def test_labels_of_class_folders_reach_rows_and_shard(tmp_path: Path) -> None:
     assert [sample.metadata["label"] for sample in samples] == ["cat", "dog"]
 
 
-@pytest.mark.skipif(not MNIST_TEST.exists(), reason=f"{MNIST_TEST} is not there")
-def test_mnist_digits_come_through_exactly(tmp_path: Path) -> None:
+@pytest.mark.skipif(not MNIST_TEST.exists(), reason=f"{MNIST_TEST} does not exist")
+def test_mnist_digits_are_stored_exactly(tmp_path: Path) -> None:
     with gzip.open(MNIST_TEST / "t10k-images-idx3-ubyte.gz") as file:
         file.read(16)
         first = np.frombuffer(file.read(100 * 784), np.uint8).reshape(100, 28, 28, 1)
@@ -174,7 +173,7 @@ def test_mnist_digits_come_through_exactly(tmp_path: Path) -> None:
     assert [r.label for r in records[:5]] == ["7", "2", "1", "0", "4"]
     storage, paths = LocalStorage(str(tmp_path)), CrawlPaths("c", "x")
     plan = write_plan(records[:100], tmp_path / "plan.parquet", 100)
-    build_shard(storage, paths, 0, plan.records_of(0), np.empty(0, KNOWN), GREY)
+    build_shard(ShardTask(storage, paths, GREY, np.empty(0, KNOWN)), 0, plan.records_of(0))
     assert np.array_equal(np.stack([s.pixels() for s in read_shard(storage, paths.shard(0))]), first)
 
 
@@ -182,7 +181,7 @@ def numbered(n: int) -> list[CrawlRecord]:
     return [CrawlRecord(str(i), str(i)) for i in range(n)]
 
 
-def test_a_sample_is_random_in_order_and_the_same_every_time() -> None:
+def test_a_sample_is_random_but_sorted_and_reproducible() -> None:
     drawn = [int(r.file_name) for r in draw_sample(iter(numbered(1000)), 100, seed=0)]
     assert drawn == sorted(set(drawn))
     assert drawn == [int(r.file_name) for r in draw_sample(numbered(1000), 100, seed=0)]
@@ -191,6 +190,6 @@ def test_a_sample_is_random_in_order_and_the_same_every_time() -> None:
     assert len(draw_sample(numbered(5), 5, seed=0)) == 5
 
 
-def test_a_sample_above_the_source_is_refused() -> None:
-    with pytest.raises(SourceError, match="6 is above the 5 records of the source; leave it out for all"):
+def test_a_sample_larger_than_the_source_is_refused() -> None:
+    with pytest.raises(SourceError, match="6 is above the 5 records of the source; omit it to ingest all records"):
         draw_sample(numbered(5), 6, seed=0)

@@ -53,7 +53,7 @@ def read(path: Path, url_column: str | None = None) -> list[CrawlRecord]:
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
 @pytest.mark.parametrize("name", TABLES)
-def test_every_kind_of_table_tells_the_same(name: str, packed: bool, tmp_path: Path) -> None:
+def test_every_format_of_a_table_gives_the_same_records(name: str, packed: bool, tmp_path: Path) -> None:
     data = TABLES[name]()
     put(tmp_path, {f"{name}.gz": gzip.compress(data)} if packed else {name: data})
     (path,) = tmp_path.iterdir()
@@ -75,8 +75,8 @@ def test_a_plain_list(name: str, tmp_path: Path) -> None:
     assert [r.source_uri for r in read(tmp_path / name)] == [f"https://example.org/{i}.jpg" for i in (1, 2)]
 
 
-def test_addresses_that_are_none_or_lead_elsewhere_are_rows_with_reasons(tmp_path: Path) -> None:
-    elsewhere = [
+def test_invalid_addresses_and_addresses_outside_the_web_are_rejected_records(tmp_path: Path) -> None:
+    outside = [
         "/etc/passwd",
         "file:///etc/passwd",
         "s3://bucket/x",
@@ -85,17 +85,17 @@ def test_addresses_that_are_none_or_lead_elsewhere_are_rows_with_reasons(tmp_pat
         "ftp://a.example/x",
         "~/x",
     ]
-    none = ["", "nan", "https://", "https://a\x00b/\x00", "javascript:alert(1)", "x" * 20_000, "http:///x"]
-    good = ["HTTPS://A.example/x", "//a.example/y", " https://a.example/ü z.jpg "]
-    put(tmp_path, {"urls.jsonl": "\n".join(json.dumps({"url": u}) for u in [*elsewhere, *none, *good]).encode()})
+    invalid = ["", "nan", "https://", "https://a\x00b/\x00", "javascript:alert(1)", "x" * 20_000, "http:///x"]
+    valid = ["HTTPS://A.example/x", "//a.example/y", " https://a.example/ü z.jpg "]
+    put(tmp_path, {"urls.jsonl": "\n".join(json.dumps({"url": u}) for u in [*outside, *invalid, *valid]).encode()})
     found = read(tmp_path / "urls.jsonl")
     assert [r.problem for r in found] == ["outside_source"] * 7 + ["no_address"] * 7 + [None] * 3
-    assert [r.source_uri for r in found[-3:]] == ["HTTPS://A.example/x", "https://a.example/y", good[2].strip()]
+    assert [r.source_uri for r in found[-3:]] == ["HTTPS://A.example/x", "https://a.example/y", valid[2].strip()]
     assert found[0].source_uri == f"{tmp_path}/urls.jsonl#row=1"
 
 
 @pytest.mark.parametrize("name", ["image_url", "Image URL", "display_url", "src", "IMG_SRC", "photo_image_url"])
-def test_the_column_of_addresses_is_known_by_name(name: str, tmp_path: Path) -> None:
+def test_the_column_of_addresses_is_recognised_by_name(name: str, tmp_path: Path) -> None:
     put(tmp_path, {"x.csv": f"thing,{name}\n5,https://a.example/1\n".encode()})
     (record,) = read(tmp_path / "x.csv")
     assert (record.source_uri, record.extra) == ("https://a.example/1", {"thing": "5"})
@@ -109,7 +109,7 @@ def test_the_column_of_addresses_can_be_named(tmp_path: Path) -> None:
         read(tmp_path / "x.csv", "link")
 
 
-def test_a_lone_quote_costs_one_row(tmp_path: Path) -> None:
+def test_an_unmatched_quote_breaks_one_row_only(tmp_path: Path) -> None:
     lines = [f'{i},https://a.example/{i},"fine ""{i}"""' for i in range(3000)]
     lines[7] = '7,https://a.example/7,"never closed'
     lines.append('x,https://a.example/x,"nor at the end')
@@ -121,7 +121,7 @@ def test_a_lone_quote_costs_one_row(tmp_path: Path) -> None:
     assert found[7].source_uri == f"{tmp_path}/x.csv#row=9"
 
 
-def test_huge_fields_zeros_and_bytes_cost_their_own_row(tmp_path: Path) -> None:
+def test_huge_fields_zeros_and_invalid_bytes_affect_only_their_row(tmp_path: Path) -> None:
     rows = [
         b"https://a.example/1,ok",
         b"https://a.example/2," + b"x" * 3_000_000,
@@ -140,7 +140,7 @@ def test_huge_fields_zeros_and_bytes_cost_their_own_row(tmp_path: Path) -> None:
     assert plan.records_of(0)["caption"].to_pylist()[3] == "\0\\udcff\\udcfe"
 
 
-def test_broken_json_lines_are_rows_and_the_others_stay(tmp_path: Path) -> None:
+def test_broken_json_lines_are_rejected_records_and_the_others_are_kept(tmp_path: Path) -> None:
     good = b'{"url": "https://a.example/1"}'
     deep = b'{"url": "https://a.example/2", "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}"
     number = b'{"url": "https://a.example/3", "x": ' + b"9" * 5_000 + b"}"
@@ -154,7 +154,7 @@ def test_broken_json_lines_are_rows_and_the_others_stay(tmp_path: Path) -> None:
     write_plan(found, tmp_path / "plan.parquet", 4)
 
 
-def test_what_a_row_brings_along_is_bounded(tmp_path: Path) -> None:
+def test_the_metadata_of_a_row_is_bounded(tmp_path: Path) -> None:
     row = {"url": "https://a.example/1", "caption": "c" * 500_000, "a": "x" * 100_000, "b": "kept",
            "c": {"deep": [1, None, {"er": float("nan")}]}, "tags": ["#t"] * 5_000}  # fmt: skip
     put(tmp_path, {"x.jsonl": json.dumps(row).encode()})
@@ -165,7 +165,7 @@ def test_what_a_row_brings_along_is_bounded(tmp_path: Path) -> None:
     assert record.hashtags == ["t"] * 1_000
 
 
-def test_values_of_any_parquet_type_come_along(tmp_path: Path) -> None:
+def test_values_of_any_parquet_type_are_kept(tmp_path: Path) -> None:
     day = date(2020, 9, 13)
     columns = {
         "url": ["https://a.example/1"],
@@ -187,29 +187,29 @@ def test_values_of_any_parquet_type_come_along(tmp_path: Path) -> None:
 
 UNUSABLE: dict[str, tuple[bytes, str]] = {
     "empty.csv": (b"", "empty; expected a line of column names"),
-    "no-rows.csv": (b"url\n", "no row that can be read"),
-    "no-names.csv": (b"https://a.example/1,x\n", "its first line holds an address"),
+    "no-rows.csv": (b"url\n", "contains no readable row"),
+    "no-names.csv": (b"https://a.example/1,x\n", "the first line contains an address"),
     "no-url.csv": (b"a,b\n1,2\n", "no column of addresses, such as url, .* \\(found a, b\\)"),
-    "zeros.csv": (bytes(1000), "no row that can be read"),
+    "zeros.csv": (bytes(1000), "contains no readable row"),
     "wide.csv": (("\ufeffurl\n").encode("utf-16"), "in UTF-16; expected UTF-8"),
-    "quote.csv": (b'"url\nx\n', "no line of column names"),
-    "long.csv": (b"x" * 3_000_000, "no line of column names"),
-    "broken.jsonl": (b"{\n[\n", "no row that can be read"),
+    "quote.csv": (b'"url\nx\n', "the line of column names cannot be read"),
+    "long.csv": (b"x" * 3_000_000, "the line of column names cannot be read"),
+    "broken.jsonl": (b"{\n[\n", "contains no readable row"),
     "no-url.jsonl": (b'{"a": 1}\n', "no column of addresses"),
-    "empty.txt": (b"\n\n", "no row that can be read"),
+    "empty.txt": (b"\n\n", "contains no readable row"),
     "no.parquet": (b"PAR1", "not a Parquet table"),
     "cut.parquet": (parquet({"url": ["https://a.example/1"] * 100})[:-30], "not a Parquet table"),
     "no-url.parquet": (parquet({"a": [1]}), "no column of addresses"),
-    "binary.parquet": (parquet({"url": [b"https://a.example/1"]}), "no row that can be read"),
-    "empty.parquet": (parquet({"url": pa.array([], pa.string())}), "no row that can be read"),
+    "binary.parquet": (parquet({"url": [b"https://a.example/1"]}), "contains no readable row"),
+    "empty.parquet": (parquet({"url": pa.array([], pa.string())}), "contains no readable row"),
     "cut.csv.gz": (gzip.compress(b"url\nhttps://a.example/1\n")[:15], "cut off or damaged"),
     "cut.parquet.gz": (gzip.compress(parquet({"url": ["https://a.example/1"]}))[:100], "cut off or damaged"),
-    "damaged.csv.gz": (b"\x1f\x8b\x08\0" + b"\xff" * 50, "cut off or damaged|no row"),
+    "damaged.csv.gz": (b"\x1f\x8b\x08\0" + b"\xff" * 50, "cut off or damaged|contains no readable row"),
 }
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_table_is_one_clear_line(name: str, tmp_path: Path) -> None:
+def test_an_unusable_table_gives_an_error_of_one_line(name: str, tmp_path: Path) -> None:
     data, message = UNUSABLE[name]
     put(tmp_path, {name: data})
     with pytest.raises(SourceError, match=message) as caught:
@@ -218,7 +218,7 @@ def test_an_unusable_table_is_one_clear_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_gzip_that_is_cut_off_gives_what_it_holds_and_a_row(
+def test_a_gzip_that_is_cut_off_gives_its_readable_rows_and_a_rejected_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = "".join(f"https://a.example/{i * 7919}\n" for i in range(100_000))
@@ -229,20 +229,20 @@ def test_a_gzip_that_is_cut_off_gives_what_it_holds_and_a_row(
     assert "is cut off or damaged after" in capsys.readouterr().out
 
 
-def test_a_parquet_page_that_is_broken_ends_the_table_with_a_row(tmp_path: Path) -> None:
+def test_the_rows_after_a_broken_parquet_page_are_one_rejected_record(tmp_path: Path) -> None:
     column = [f"https://a.example/{i}" for i in range(4_000)]
     data = bytearray(parquet({"url": column}, row_group_size=2_000, use_dictionary=False, compression="zstd"))
-    at = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(1).column(0).data_page_offset
-    data[at : at + 60] = b"\xff" * 60
+    offset = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(1).column(0).data_page_offset
+    data[offset : offset + 60] = b"\xff" * 60
     put(tmp_path, {"x.parquet": bytes(data)})
     found = read(tmp_path / "x.parquet")
     assert [r.problem for r in found] == [None] * 2_000 + ["broken_metadata"]
 
 
-def test_a_packed_parquet_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MAX_UNPACKED_BYTES", 100)
+def test_a_gzipped_parquet_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_DECOMPRESSED_BYTES", 100)
     put(tmp_path, {"x.parquet.gz": gzip.compress(parquet({"url": ["https://a.example/1"]}))})
-    with pytest.raises(SourceError, match="more than 100 bytes unpacked"):
+    with pytest.raises(SourceError, match="more than 100 bytes once decompressed"):
         read(tmp_path / "x.parquet.gz")
 
 
@@ -251,6 +251,6 @@ def test_a_folder_of_tables_is_read_by_name_and_one_with_images_is_not(tmp_path:
     assert [r.file_name for r in read(tmp_path)] == ["1", "2"]
     put(tmp_path, {"photo.jpg": b"x"})
     assert {r.file_name for r in read(tmp_path)} == {"_SUCCESS", "part-1.csv", "part-2.csv", "photo.jpg"}
-    with pytest.raises(SourceError, match="no table; expected a file"):
+    with pytest.raises(SourceError, match=r"contains no table; expected \.csv"):
         put(tmp_path / "none", {"photo.jpg": b"x"})
         list(read_records(str(tmp_path / "none"), "table"))

@@ -21,7 +21,7 @@ IMAGES = [("a", RED), ("b", BLUE), ("c", GREEN)]
 
 
 class NearestColor:
-    """Assigns to the nearest of three colours; its colour module changes nothing, its TPS was never switched on."""
+    """Method that assigns to the nearest of three colours; its colour module has no effect, its TPS is never active."""
 
     colors_KC = torch.tensor([RED, GREEN, BLUE]) / 255
 
@@ -53,7 +53,7 @@ class NearestColor:
         return images_BCHW
 
 
-def test_every_sample_gets_its_row_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sample_has_its_row_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "BATCH_SIZE", 2)
     rows = assign_samples(NearestColor(), [sample(*image) for image in IMAGES], SCHEMA)
     assert rows["image_id"].to_pylist() == ["a", "b", "c"]
@@ -65,7 +65,7 @@ def test_parameters_become_one_list_per_image() -> None:
     assert rows["transform_color"].to_pylist() == [[0, 1, 2, 3, 4, 5]] * 3
 
 
-def test_a_module_that_was_never_switched_on_has_no_parameters() -> None:
+def test_a_module_that_was_never_activated_has_no_parameters() -> None:
     rows = assign_samples(NearestColor(), [sample(*image) for image in IMAGES], SCHEMA)
     assert rows["transform_tps"].to_pylist() == [None] * 3
 
@@ -74,7 +74,7 @@ def test_an_empty_shard_gives_no_rows() -> None:
     assert assign_samples(NearestColor(), [], SCHEMA).num_rows == 0
 
 
-def test_a_shard_s_rows_carry_what_ingest_knows(tmp_path: Path) -> None:
+def test_a_shard_s_rows_contain_the_records_of_ingest(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     crawl = make_crawl(storage, "paris", "c1", [IMAGES[:1], IMAGES[1:]])
     table = assign_shard(storage, NearestColor(), crawl, 1, SCHEMA)
@@ -84,7 +84,7 @@ def test_a_shard_s_rows_carry_what_ingest_knows(tmp_path: Path) -> None:
     assert (row["crawl_id"], row["shard"], row["cluster"]) == ("c1", 1, 1)
 
 
-def test_rows_meet_their_image_by_id_and_not_by_position(tmp_path: Path) -> None:
+def test_rows_are_matched_with_images_by_id_and_not_by_position(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     crawl = make_crawl(storage, "paris", "c1", [IMAGES])
     key = CrawlPaths("paris", "c1").rows(0)

@@ -25,7 +25,7 @@ def curve(chart: Markup) -> list[tuple[float, float]]:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def test_bars_are_as_high_as_their_counts() -> None:
+def test_heights_of_bars_are_proportional_to_their_counts() -> None:
     chart = bars([1, 0, 4, 2], "counts", ("low", "high"), ["a", "b", "c", "d"])
     heights = [float(rect.get("height", 0)) for rect in elements(chart, "rect")]
     assert heights[1] == 2 * heights[2] == 4 * heights[0]
@@ -38,20 +38,20 @@ def test_bars_without_names_are_the_same_bars() -> None:
     assert heights[1] == 2 * heights[2] == 4 * heights[0]
 
 
-def test_a_curve_goes_where_its_values_are() -> None:
-    spots = curve(line_chart([Line("a", [0, 1, 2], [10, 30, 20])], "", "x"))
-    (x0, y0), (x1, y1), (x2, y2) = spots
+def test_a_curve_is_drawn_to_scale() -> None:
+    points = curve(line_chart([Line("a", [0, 1, 2], [10, 30, 20])], "", "x"))
+    (x0, y0), (x1, y1), (x2, y2) = points
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
     assert y0 - y1 == pytest.approx(2 * (y2 - y1), abs=0.2)
 
 
-def test_what_is_not_finite_is_left_out() -> None:
+def test_values_that_are_not_finite_are_left_out() -> None:
     assert len(curve(line_chart([Line("a", [0, 1, 2], [1, math.nan, 2])], "", "x"))) == 2
     assert line_chart([Line("a", [0.0], [math.inf])], "", "x") == ""
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=20), st.booleans())
-def test_any_values_make_a_chart_inside_its_frame(values: list[float], from_zero: bool) -> None:
+def test_a_chart_of_any_values_stays_inside_its_frame(values: list[float], from_zero: bool) -> None:
     chart = line_chart([Line("a", [float(i) for i in range(len(values))], values)], "", "x", from_zero=from_zero)
     assert all(0 <= x <= 640 and 0 <= y <= 256 for x, y in curve(chart))
     names = [text.text for text in elements(chart, "text")]
@@ -65,7 +65,7 @@ def test_names_are_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected"),
     [
         (0, "0"),
         (-5185.4, "−5,185"),
@@ -76,8 +76,8 @@ def test_names_are_escaped() -> None:
         (math.nan, "–"),
     ],
 )
-def test_numbers_are_as_people_write_them(value: float, shown: str) -> None:
-    assert number(value) == shown
+def test_numbers_are_formatted_for_readers(value: float, expected: str) -> None:
+    assert number(value) == expected
 
 
 def titles(results: list[TrialResult], selected: TrialResult) -> list[str]:
@@ -100,5 +100,5 @@ def test_one_k_has_no_curve_over_k() -> None:
 def test_many_long_trials_are_thinned_out() -> None:
     results = [made_trial(4, seed, windows=3000) for seed in range(40)]
     figures = training_figures(results, results[0])
-    assert "Shown are 24 of 40 trials" in figures[0].caption
+    assert "The chart shows 24 of 40 trials" in figures[0].caption
     assert sum(len(figure.chart) for figure in figures) < 300_000

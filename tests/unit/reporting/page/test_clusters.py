@@ -20,7 +20,7 @@ def views(k: int = 3, images: int = 60, **options: bool) -> list[ClusterView]:
     return cluster_views(findings)
 
 
-def test_views_come_in_the_tiles_order_with_their_own_numbers() -> None:
+def test_views_are_in_the_tiles_order_with_their_own_numbers() -> None:
     found = views()
     assert [view.tile.cluster for view in found] == [2, 1, 0]
     assert [len(view.groups["nearest"]) for view in found] == [8, 8, 8]
@@ -46,18 +46,18 @@ def test_without_examples_there_are_no_groups() -> None:
     assert [view.groups for view in views(examples=False)] == [{}, {}, {}]
 
 
-def test_the_mean_is_that_of_the_photos() -> None:
+def test_the_mean_image_is_the_mean_of_the_photos() -> None:
     clusters = made_clusters(1, 10)
     findings = made_findings(clusters, 1, ReportingConfig())
-    shown = views(1, 10)[0].mean
-    assert shown is not None
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.split(",")[1]))).convert("RGB")).astype(float)
+    mean = views(1, 10)[0].mean
+    assert mean is not None
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(mean.split(",")[1]))).convert("RGB")).astype(float)
     expected = 255 * findings.sums[0].mean_CHW.permute(1, 2, 0).numpy()
     assert picture.mean() == pytest.approx(expected.mean(), abs=4)
 
 
 def test_deviations_are_brighter_where_photos_differ_more() -> None:
-    sums = ClusterSums.nothing((3, 1, 4))
+    sums = ClusterSums.zeros((3, 1, 4))
     aligned = torch.tensor([0.0, 0.05, 0.25, 0.5]).expand(2, 3, 1, 4)
     sums.add(aligned, aligned, aligned, torch.zeros(3, 1, 4))
     assert deviation_picture(sums)[0, :, 0].tolist() == [0, 51, 255, 255]

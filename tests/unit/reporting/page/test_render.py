@@ -31,7 +31,7 @@ LINKS = [
 
 
 class Elements(HTMLParser):
-    """All elements of a page with their attributes."""
+    """Parser that collects all elements of a page with their attributes."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_the_policy_allows_only_the_page_s_own_style_and_script(html: str) -> No
         assert f"{rule} 'sha256-{digest}'" in policy
 
 
-def test_what_a_crawl_says_makes_no_elements_and_no_handlers(hostile: Elements) -> None:
+def test_text_of_a_crawl_creates_no_elements_and_no_handlers(hostile: Elements) -> None:
     assert len(hostile.of("script")) == len(hostile.of("style")) == 1
     attributes = {name for _, attributes in hostile.found for name in attributes}
     assert {name for name in attributes if name.startswith("on")} == set()
@@ -102,13 +102,13 @@ def test_only_links_to_the_web_are_links(hostile: Elements, html: str) -> None:
     assert {link["rel"] for link in outside} == {"noopener noreferrer nofollow"}
 
 
-def test_every_cluster_has_its_place_and_is_linked(html: str) -> None:
+def test_every_cluster_has_an_anchor_and_is_linked(html: str) -> None:
     elements = Elements(html)
-    places = {attributes["id"] for _, attributes in elements.found if "id" in attributes}
-    assert {f"cluster-{cluster}" for cluster in range(5)} <= places
+    ids = {attributes["id"] for _, attributes in elements.found if "id" in attributes}
+    assert {f"cluster-{cluster}" for cluster in range(5)} <= ids
     inside = [(link["href"] or "")[1:] for link in elements.of("a") if (link["href"] or "").startswith("#")]
-    assert set(inside) <= places
-    assert len(places) == len([a for _, a in elements.found if "id" in a])
+    assert set(inside) <= ids
+    assert len(ids) == len([a for _, a in elements.found if "id" in a])
 
 
 def test_counts_and_shares_add_up(html: str) -> None:
@@ -119,7 +119,7 @@ def test_counts_and_shares_add_up(html: str) -> None:
 
 
 @pytest.mark.parametrize(("by", "key"), [("quality", "data-quality"), ("size", "data-size")])
-def test_clusters_come_in_the_order_that_was_asked_for(by: str, key: str) -> None:
+def test_clusters_are_in_the_requested_order(by: str, key: str) -> None:
     cards = [a for a in Elements(render(made_page(order_by=by)).decode()).of("li") if "data-size" in a]
     values = [float(card[key] or 0) for card in cards]
     assert values == sorted(values, reverse=True)
@@ -136,7 +136,7 @@ def test_the_loss_has_its_own_name_everywhere(method: Method, loss: str) -> None
     assert f"a {loss} above " in html
 
 
-def test_every_picture_has_words_and_every_field_a_label(html: str) -> None:
+def test_every_picture_has_a_description_and_every_field_a_label(html: str) -> None:
     elements = Elements(html)
     assert all(image["alt"] for image in elements.of("img"))
     assert all(chart["aria-label"] for chart in elements.of("svg"))
@@ -148,7 +148,7 @@ def test_every_picture_has_words_and_every_field_a_label(html: str) -> None:
     assert [name for name, _ in elements.found].count("h1") == 1
 
 
-def test_without_examples_no_photo_caption_or_link_is_there() -> None:
+def test_without_examples_there_is_no_photo_caption_or_link() -> None:
     html = render(made_page(captions=["secret words"], examples=False)).decode()
     elements = Elements(html)
     assert "secret words" not in html
@@ -160,7 +160,7 @@ def test_without_examples_a_mean_of_few_photos_is_not_shown_either() -> None:
     html = render(made_page(k=2, images=4, examples=False)).decode()
     assert {image["class"] for image in Elements(html).of("img")} == {"prototype", "prototypes"}
     assert "#tag0" not in html
-    assert "Posted" not in html
+    assert "Date of post" not in html
 
 
 @pytest.mark.parametrize(
@@ -172,18 +172,18 @@ def test_even_pages_of_noise_stay_small(k: int, images: int) -> None:
     assert len(render(page)) < 15e6
 
 
-def test_an_animation_of_training_that_is_too_large_stays_outside() -> None:
-    def shown(n_bytes: int) -> str:
+def test_an_animation_of_training_that_is_too_large_is_not_embedded() -> None:
+    def page_with_timelapse(n_bytes: int) -> str:
         return render(made_page(timelapse=bytes(n_bytes))).decode()
 
-    inside, outside = shown(LIMIT_BYTES), shown(LIMIT_BYTES + 1)
-    assert base64.b64encode(bytes(LIMIT_BYTES)).decode() in inside
-    assert "/w/rome/runs/run-1/training.webp" not in inside
-    assert "/w/rome/runs/run-1/training.webp" in outside
-    assert len(inside) - len(outside) > LIMIT_BYTES
+    embedded, linked = page_with_timelapse(LIMIT_BYTES), page_with_timelapse(LIMIT_BYTES + 1)
+    assert base64.b64encode(bytes(LIMIT_BYTES)).decode() in embedded
+    assert "/w/rome/runs/run-1/training.webp" not in embedded
+    assert "/w/rome/runs/run-1/training.webp" in linked
+    assert len(embedded) - len(linked) > LIMIT_BYTES
 
 
-def test_what_moves_is_closed_until_it_is_opened(html: str) -> None:
+def test_the_animation_is_hidden_until_it_is_opened(html: str) -> None:
     (details,) = re.findall(r'<details class="timelapse">.*?</details>', html, re.DOTALL)
     assert Elements(details).of("img")[0]["loading"] == "lazy"
     assert "open" not in Elements(details).of("details")[0]

@@ -24,12 +24,12 @@ SCHEMA = clusters_schema(ClusteringConfig())
 
 @given(st.lists(st.integers(0, 10**7), max_size=60))
 def test_percentages_add_up_to_a_hundred_and_are_off_by_less_than_a_tenth(sizes: list[int]) -> None:
-    shown = [float(text.removesuffix(" %")) for text in percentages(sizes)]
+    values = [float(text.removesuffix(" %")) for text in percentages(sizes)]
     if sum(sizes):
-        assert sum(round(10 * value) for value in shown) == 1000
-        assert all(abs(value - 100 * size / sum(sizes)) < 0.1 for value, size in zip(shown, sizes, strict=True))
+        assert sum(round(10 * value) for value in values) == 1000
+        assert all(abs(value - 100 * size / sum(sizes)) < 0.1 for value, size in zip(values, sizes, strict=True))
     else:
-        assert set(shown) <= {0.0}
+        assert set(values) <= {0.0}
 
 
 def test_losses_and_times_account_for_every_image() -> None:
@@ -54,11 +54,11 @@ def test_an_image_counts_once_for_a_hashtag_however_it_is_written() -> None:
     clusters = clusters.set_column(clusters.schema.get_field_index("hashtags"), SCHEMA.field("hashtags"), [tags])
     assert top_hashtags(clusters, 5) == [("rome", 2), ("trevi", 1)]
     assert top_hashtags(clusters.slice(2), 5) == [("rome", 1)]
-    assert top_hashtags(clusters, 5, fewest=2) == [("rome", 2)]
+    assert top_hashtags(clusters, 5, min_images=2) == [("rome", 2)]
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "shown"), [(0, "1970-01-01"), (-86_400_000, "1969-12-31"), (1.4e12, "2014-05-13")]
+    ("milliseconds", "expected"), [(0, "1970-01-01"), (-86_400_000, "1969-12-31"), (1.4e12, "2014-05-13")]
 )
-def test_a_time_is_shown_as_its_day(milliseconds: float, shown: str) -> None:
-    assert day(milliseconds) == shown
+def test_a_time_is_shown_as_its_day(milliseconds: float, expected: str) -> None:
+    assert day(milliseconds) == expected

@@ -8,10 +8,10 @@ from pipeline.reporting.survey.examples import (
     GROUPS,
     PICTURES_PER_CLUSTER,
     PICTURES_PER_EXAMPLE,
+    example_budget,
     examples_of,
     farthest_rows,
     random_rows,
-    room_for,
     unexplained_rows,
 )
 from pipeline.reporting.tables.manifest import by_cluster
@@ -50,12 +50,12 @@ def test_random_examples_depend_on_nothing_but_the_images() -> None:
 
 def test_every_image_is_as_likely_as_any_other() -> None:
     clusters = made_clusters(1, 4000)
-    places = np.array([int(image_id, 16) for image_id in ids(random_rows(clusters, 1000))])
-    quarters = np.bincount(places // 1000, minlength=4)
+    positions = np.array([int(image_id, 16) for image_id in ids(random_rows(clusters, 1000))])
+    quarters = np.bincount(positions // 1000, minlength=4)
     assert abs(quarters - 250).max() < 60
 
 
-def test_the_unexplained_are_those_above_tukey_s_fence() -> None:
+def test_unexplained_images_are_above_tukey_s_fence() -> None:
     clusters = made_clusters(3, 500)
     losses = clusters[LOSS].to_numpy().astype(np.float64)
     low, high = np.percentile(losses, [25, 75])
@@ -65,23 +65,23 @@ def test_the_unexplained_are_those_above_tukey_s_fence() -> None:
     assert farthest_rows(rows, 2)[LOSS].to_pylist() == sorted(losses)[:-3:-1]
 
 
-def test_no_image_is_unexplained_where_there_is_none() -> None:
+def test_without_images_none_is_unexplained() -> None:
     assert unexplained_rows(made_clusters(1, 0))[1].num_rows == 0
 
 
 @pytest.mark.parametrize("k", [1, 12, 40, 200, 1000])
 def test_all_pictures_of_a_page_fit(k: int) -> None:
-    room = room_for(k, 8)
-    pictures = k * (PICTURES_PER_CLUSTER + GROUPS * PICTURES_PER_EXAMPLE * room.examples)
-    assert pictures * room.form.limit_bytes * 4 / 3 <= 14e6
-    assert room.form.limit_bytes >= 500
+    budget = example_budget(k, 8)
+    pictures = k * (PICTURES_PER_CLUSTER + GROUPS * PICTURES_PER_EXAMPLE * budget.examples)
+    assert pictures * budget.form.limit_bytes * 4 / 3 <= 14e6
+    assert budget.form.limit_bytes >= 500
 
 
 def test_many_clusters_have_fewer_and_smaller_examples() -> None:
-    rooms = [room_for(k, 8) for k in (12, 40, 200, 1000)]
-    assert [room.examples for room in rooms] == [8, 8, 3, 0]
-    assert [room.form.side_px for room in rooms] == [96, 96, 64, 48]
+    budgets = [example_budget(k, 8) for k in (12, 40, 200, 1000)]
+    assert [budget.examples for budget in budgets] == [8, 8, 3, 0]
+    assert [budget.form.side_px for budget in budgets] == [96, 96, 64, 48]
 
 
-def test_no_examples_are_wanted() -> None:
-    assert room_for(5, 0).examples == 0
+def test_no_examples_if_none_are_wanted() -> None:
+    assert example_budget(5, 0).examples == 0

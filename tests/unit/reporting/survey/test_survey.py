@@ -24,7 +24,7 @@ ASSIGNED = {"d": 1, "c": 0, "b": 1, "a": 0}
 
 
 class Brighter:
-    """Two prototypes, black and white; the first parameter of `color` is added to a prototype's pixels."""
+    """Method with two prototypes, black and white; the first parameter of `color` is added to the pixels."""
 
     def loss(self, images_BCHW: Tensor) -> StepOutput:
         raise NotImplementedError
@@ -46,7 +46,7 @@ class Brighter:
 
 
 def rows() -> pa.Table:
-    """In another order than the samples; each image is brightened by another amount."""
+    """Return the rows of the samples in another order; each image has another brightness parameter."""
     columns = [
         {"image_id": image_id, "cluster": cluster, "transform_color": [0.1 * i] + [0.0] * 5}
         for i, (image_id, cluster) in enumerate(ASSIGNED.items())
@@ -54,9 +54,9 @@ def rows() -> pa.Table:
     return pa.Table.from_pylist(columns, SCHEMA)
 
 
-def surveyed(shown: set[str]) -> Survey:
+def surveyed(to_draw: set[str]) -> Survey:
     result = Survey()
-    for sums, thumbnails in survey_samples(Brighter(), [sample(*image) for image in IMAGES], rows(), shown, FORM):
+    for sums, thumbnails in survey_samples(Brighter(), [sample(*image) for image in IMAGES], rows(), to_draw, FORM):
         result += Survey(sums, {("c1", 0, image_id): three for image_id, three in thumbnails.items()})
     return result
 
@@ -76,7 +76,7 @@ def test_every_image_counts_in_its_cluster_with_its_own_parameters(
     assert np.allclose(sums[1].mean_CHW.permute(1, 2, 0).numpy(), mean, atol=1e-6)
 
 
-def test_only_what_is_shown_is_drawn() -> None:
+def test_only_requested_thumbnails_are_drawn() -> None:
     thumbnails = surveyed({"b"}).thumbnails
     assert set(thumbnails) == {("c1", 0, "b")}
     three = thumbnails["c1", 0, "b"]

@@ -33,27 +33,25 @@ def rows_of(folder: Path, clusters: pa.Table) -> list[dict[str, str]]:
 
 
 def spans(file: pq.ParquetFile, name: str) -> list[tuple[float, float]]:
-    """Least and greatest value of a column, per row group, as the statistics say it."""
+    """Return the minimum and maximum of a column in each row group, according to its statistics."""
     index = file.schema_arrow.get_field_index(name)
     groups = [file.metadata.row_group(i).column(index).statistics for i in range(file.metadata.num_row_groups)]
     return [(group.min, group.max) for group in groups]
 
 
-def test_the_file_is_the_table(tmp_path: Path) -> None:
+def test_the_file_contains_the_table(tmp_path: Path) -> None:
     clusters = made_clusters(7, 300)
     stored = parquet(tmp_path, clusters).read()
     assert stored.to_pylist() == clusters.to_pylist()
     assert [field.metadata[b"doc"] for field in stored.schema] == [f.metadata[b"doc"] for f in clusters.schema]
 
 
-def test_who_asks_for_one_cluster_can_skip_all_others(tmp_path: Path) -> None:
+def test_a_query_for_one_cluster_can_skip_all_others(tmp_path: Path) -> None:
     file = parquet(tmp_path, made_clusters(7, 300))
     assert spans(file, "cluster") == [(cluster, cluster) for cluster in range(7)]
 
 
-def test_a_large_cluster_is_in_parts_of_which_the_best_images_are_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_cluster_has_several_row_groups_sorted_by_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_files, "ROWS_PER_GROUP", 50)
     clusters = made_clusters(2, 300)
     file = parquet(tmp_path, clusters)
@@ -62,7 +60,7 @@ def test_a_large_cluster_is_in_parts_of_which_the_best_images_are_the_first(
     assert all(before[1] <= after[0] for before, after in pairwise(losses))
 
 
-def test_readers_are_told_the_order_and_the_version(tmp_path: Path) -> None:
+def test_the_file_states_the_sort_order_and_the_schema_version(tmp_path: Path) -> None:
     clusters = made_clusters(2, 10)
     file = parquet(tmp_path, clusters)
     order = [file.schema_arrow.names[column.column_index] for column in file.metadata.row_group(0).sorting_columns]
@@ -70,22 +68,22 @@ def test_readers_are_told_the_order_and_the_version(tmp_path: Path) -> None:
     assert file.schema_arrow.metadata[b"schema_version"] == str(SCHEMA_VERSION).encode()
 
 
-def test_no_image_makes_an_empty_file(tmp_path: Path) -> None:
+def test_without_images_the_files_are_empty(tmp_path: Path) -> None:
     clusters = made_clusters(2, 0)
     assert parquet(tmp_path, clusters).read().num_rows == 0
     assert rows_of(tmp_path, clusters) == []
 
 
 def readme_queries() -> list[str]:
-    """The SQL of the README's section about the tables."""
-    text = (Path(__file__).parents[4] / "README.md").read_text(encoding="utf-8")
-    section = text.split("### Asking the tables")[1].split("\n### ")[0]
-    return [block for block in section.split("\n\n") if block.startswith("    SELECT")]
+    """Return the SQL queries of the section "Querying the tables" of pipeline/reporting/README.md."""
+    text = (Path(__file__).parents[4] / "pipeline" / "reporting" / "README.md").read_text(encoding="utf-8")
+    section = text.split("\n## Querying the tables")[1].split("\n## ")[0]
+    return [block.removeprefix("sql\n") for block in section.split("```") if block.startswith("sql\n")]
 
 
 @pytest.fixture
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pa.Table:
-    """What is in ``clusters.parquet`` of the working directory, where ``prototypes.parquet`` lies, too."""
+    """The clusters table; the working directory has it as ``clusters.parquet``, and ``prototypes.parquet``."""
     clusters = made_clusters(9, 300)
     parquet(tmp_path, clusters)
     rows = [{"cluster": cluster, "quality": cluster / 8} for cluster in range(9)]
@@ -100,12 +98,12 @@ def test_the_readme_s_best_images_of_a_cluster(tables: pa.Table) -> None:
     assert found == members["image_id"].to_pylist()[:100]
 
 
-def test_the_readme_s_hashtags_of_what_is_worth_a_look(tables: pa.Table) -> None:
+def test_the_readme_s_hashtags_of_clear_views(tables: pa.Table) -> None:
     tags = [tag for row in tables.to_pylist() if row["cluster"] > 4 for tag in row["hashtags"] or ()]
     assert dict(duckdb.execute(readme_queries()[1]).fetchall()) == dict(Counter(tags).most_common(20))
 
 
-def test_the_spreadsheet_has_a_line_per_image_in_the_same_order(
+def test_the_spreadsheet_has_one_row_per_image_in_the_same_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_files, "ROWS_AT_ONCE", 7)

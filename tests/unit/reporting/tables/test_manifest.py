@@ -36,7 +36,7 @@ Assigned = tuple[int, float]
 
 
 def rows(assigned: list[Assigned], crawl_id: str = "c1") -> pa.Table:
-    """A table of images named after their position, with the given clusters and losses."""
+    """Return a table of images with the given clusters and losses; image ids contain their indices."""
     columns = [
         {"image_id": f"image-{i}", "crawl_id": crawl_id, "cluster": cluster, LOSS: loss}
         for i, (cluster, loss) in enumerate(assigned)
@@ -62,7 +62,7 @@ def test_every_field_is_documented(schema: pa.Schema) -> None:
     assert [field.name for field in schema if not (field.metadata or {}).get(b"doc")] == []
 
 
-def test_the_loss_is_called_what_it_is() -> None:
+def test_the_loss_column_is_named_after_the_method_s_loss() -> None:
     assert loss_column(clusters_schema(ClusteringConfig(method="dti-gmm"))) == "negative_log_likelihood"
     assert loss_column(clusters_schema(ClusteringConfig(method="dti-kmeans"))) == "squared_error"
 
@@ -71,7 +71,7 @@ def test_each_transformation_has_a_column() -> None:
     assert transform_columns(SCHEMA) == {"color": "transform_color", "projective": "transform_projective"}
 
 
-def test_a_stored_table_still_describes_itself(tmp_path: Path) -> None:
+def test_a_stored_table_keeps_its_documentation(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     write_table(storage, "clusters.parquet", clusters_table([rows([(0, 1.0)])], SCHEMA))
     stored = read_table(storage, "clusters.parquet").schema
@@ -95,9 +95,9 @@ def test_sizes_and_shares_account_for_every_image(assigned: list[Assigned]) -> N
 
 @given(anywhere)
 def test_every_image_is_among_those_of_its_cluster(assigned: list[Assigned]) -> None:
-    apart = by_cluster(clusters_table([rows(assigned)], SCHEMA), 3)
+    tables = by_cluster(clusters_table([rows(assigned)], SCHEMA), 3)
     expected = [sorted(loss for k, loss in assigned if k == cluster) for cluster in range(3)]
-    assert [members[LOSS].to_pylist() for members in apart] == expected
+    assert [members[LOSS].to_pylist() for members in tables] == expected
 
 
 def test_order_does_not_depend_on_which_shard_came_first() -> None:
@@ -105,18 +105,18 @@ def test_order_does_not_depend_on_which_shard_came_first() -> None:
     assert clusters_table([first, second], SCHEMA).equals(clusters_table([second, first], SCHEMA))
 
 
-def test_a_lost_image_is_noticed() -> None:
+def test_a_missing_image_is_detected() -> None:
     with pytest.raises(PipelineError, match=r"c1: 2 images were assigned, 3 .*delete /w/paris/crawls/c1 and run"):
         check_counts(STORAGE, rows([(0, 1.0), (1, 1.0)]), [crawl(3)])
 
 
-def test_a_loss_in_one_crawl_is_not_made_up_for_by_another() -> None:
+def test_surplus_images_of_one_crawl_do_not_compensate_missing_ones_of_another() -> None:
     table = pa.concat_tables([rows([(0, 1.0)] * 2), rows([(0, 1.0)] * 4, "c2")])
     with pytest.raises(PipelineError, match="crawl c1"):
         check_counts(STORAGE, table, [crawl(3), crawl(3, "c2")])
 
 
-def test_images_of_a_foreign_crawl_are_noticed() -> None:
+def test_images_of_another_crawl_are_detected() -> None:
     with pytest.raises(PipelineError, match="other"):
         check_counts(STORAGE, rows([(0, 1.0)], "other"), [])
 
@@ -126,7 +126,7 @@ def test_complete_counts_pass() -> None:
     check_counts(STORAGE, table, [crawl(1), crawl(1, "c2"), crawl(0, "c3")])
 
 
-def test_an_assignment_to_no_prototype_is_noticed() -> None:
+def test_an_assignment_to_a_missing_prototype_is_detected() -> None:
     with pytest.raises(PipelineError, match="1 images are assigned to none of the 3 prototypes"):
         prototypes(clusters_table([rows([(0, 1.0), (3, 1.0)])], SCHEMA))
 
@@ -136,7 +136,7 @@ def test_an_empty_cluster_keeps_its_row() -> None:
     assert (row["cluster"], row["size"], row["share"], row[f"mean_{LOSS}"], row["nearest"]) == (1, 0, 0.0, None, [])
 
 
-def test_a_prototype_knows_its_mean_loss_and_proportion() -> None:
+def test_a_row_has_the_mean_loss_and_mixing_proportion_of_its_prototype() -> None:
     row = prototypes(clusters_table([rows([(0, 1.0), (0, 4.0)])], SCHEMA)).to_pylist()[0]
     assert (row[f"mean_{LOSS}"], row["mixing_proportion"]) == (2.5, 0.5)
 
@@ -146,13 +146,13 @@ def test_pixels_are_the_prototype_as_png() -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(stored), formats=["PNG"])), plain(BLUE))
 
 
-def test_an_image_of_two_crawls_is_near_only_once() -> None:
+def test_an_image_of_two_crawls_is_listed_once_among_the_nearest() -> None:
     twice = [rows([(0, 1.0), (0, 2.0), (0, 3.0)], crawl_id) for crawl_id in ("c1", "c2")]
     nearest = nearest_of(by_cluster(clusters_table(twice, SCHEMA), 1)[0], 2)
     assert nearest["image_id"].to_pylist() == ["image-0", "image-1"]
 
 
-def test_the_score_stands_beside_its_cluster() -> None:
+def test_the_scores_are_in_the_rows_of_their_clusters() -> None:
     table = prototypes(clusters_table([rows([(0, 1.0)])], SCHEMA))
     assert table["quality"].to_pylist() == [0.25, 0.5, 0.75]
     assert table["explained"].null_count == 3
@@ -162,5 +162,5 @@ def test_the_median_margin_is_that_of_the_cluster() -> None:
     table = rows([(0, 1.0), (0, 2.0), (0, 3.0), (1, 4.0)])
     margins = pa.array([3.0, 10.0, 5.0, 99.0], pa.float32())
     table = table.set_column(table.schema.get_field_index("margin"), SCHEMA.field("margin"), margins)
-    apart = by_cluster(clusters_table([table], SCHEMA), 3)
-    assert [median_margin(members) for members in apart] == [5.0, 99.0, None]
+    tables = by_cluster(clusters_table([table], SCHEMA), 3)
+    assert [median_margin(members) for members in tables] == [5.0, 99.0, None]

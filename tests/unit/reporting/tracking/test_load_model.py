@@ -18,7 +18,7 @@ from pipeline.reporting.tracking.model import LOADER, REQUIREMENTS
 from pipeline.storage import LocalStorage
 from tests.support.made_collection import BLUE, GREEN, RED, make_trial, plain
 
-LISTED = f"""
+LIST_IMPORTS = f"""
 import importlib, json, os, sys
 before = dict(os.environ)
 importlib.import_module({LOADER!r})
@@ -28,6 +28,7 @@ print(json.dumps([files, dict(os.environ) == before]))
 
 
 def saved(folder: Path, method: Method = "dti-gmm") -> TrackedModel:
+    """Return a model with red, green and blue prototypes, loaded from a checkpoint in `folder`."""
     storage, paths = LocalStorage(str(folder)), RunPaths("rome", "run-1")
     trial = make_trial(storage, paths, ClusteringConfig(method=method), [RED, GREEN, BLUE]).trial
     return TrackedModel(Path(storage.uri(paths.checkpoint(trial.name))))
@@ -43,14 +44,15 @@ def test_no_image_gives_an_empty_table(tmp_path: Path) -> None:
     assert len(saved(tmp_path).predict(np.empty((0, 16, 16, 3), np.uint8))) == 0
 
 
-def test_the_loss_is_called_as_in_the_clusters_table(tmp_path: Path) -> None:
-    answer = saved(tmp_path, "dti-kmeans").predict(plain(GREEN)[None])
-    assert list(answer.columns) == ["cluster", "squared_error", "posterior", "runner_up", "margin"]
-    assert answer["squared_error"][0] == pytest.approx(0, abs=1e-6)
+def test_the_loss_has_the_same_name_as_in_the_clusters_table(tmp_path: Path) -> None:
+    result = saved(tmp_path, "dti-kmeans").predict(plain(GREEN)[None])
+    assert list(result.columns) == ["cluster", "squared_error", "posterior", "runner_up", "margin"]
+    assert result["squared_error"][0] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_model_needs_what_it_says_it_needs_and_changes_nothing_of_the_process() -> None:
-    done = subprocess.run([sys.executable, "-c", LISTED], capture_output=True, text=True, check=True)
+@pytest.mark.slow
+def test_the_loader_imports_only_its_requirements_and_has_no_side_effects() -> None:
+    done = subprocess.run([sys.executable, "-c", LIST_IMPORTS], capture_output=True, text=True, check=True)
     files, unchanged = json.loads(done.stdout)
     assert unchanged
     imported = set()
@@ -62,5 +64,5 @@ def test_the_model_needs_what_it_says_it_needs_and_changes_nothing_of_the_proces
                 imported.add(node.module)
     tops = {name.split(".")[0] for name in imported} - {"pipeline"} - set(sys.stdlib_module_names)
     needed = {packages_distributions()[top][0].lower() for top in tops}
-    # MLflow calls the model, which answers with a pandas table.
+    # MLflow calls the model, which returns a pandas data frame.
     assert needed | {"mlflow", "pandas"} == set(REQUIREMENTS)

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.reporting.page.crawled import plain_text, web_link
+from pipeline.reporting.page.sanitize import plain_text, web_link
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         (None, ""),
         ("  two\n lines\t", "two lines"),
@@ -16,15 +16,15 @@ from pipeline.reporting.page.crawled import plain_text, web_link
         ("\n" * 10_000 + "late", ""),
     ],
 )
-def test_text_is_shown_without_tricks(text: str | None, shown: str) -> None:
-    assert plain_text(text) == shown
+def test_text_is_sanitized(text: str | None, expected: str) -> None:
+    assert plain_text(text) == expected
 
 
 @pytest.mark.parametrize(
     "address",
     ["http://example.org", "https://example.org:8443/a?b=c&d=%20#e", "https://例え.jp/写真", "HTTPS://EXAMPLE.org/"],
 )
-def test_the_web_is_linked(address: str) -> None:
+def test_web_addresses_are_linked(address: str) -> None:
     assert web_link(None, address) == address
 
 
@@ -48,5 +48,5 @@ def test_the_web_is_linked(address: str) -> None:
         "https://example.org/\u202e",
     ],
 )
-def test_nothing_else_is(address: str) -> None:
+def test_other_addresses_are_not_linked(address: str) -> None:
     assert web_link(address) is None
