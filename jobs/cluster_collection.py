@@ -108,8 +108,8 @@ def main() -> None:
     from pipeline.clustering.pool import TrainingPool
     from pipeline.config import load_config
     from pipeline.errors import ConfigError
+    from pipeline.ingest.forget.names import check_no_takedown
     from pipeline.orchestration.collection import run_collection
-    from pipeline.orchestration.forget import check_no_takedown
     from pipeline.session import check_resources_and_paths, ray_session
     from pipeline.storage import open_storage
 

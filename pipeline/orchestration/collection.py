@@ -8,9 +8,9 @@ from pipeline.clustering.trial import Train
 from pipeline.config import LATEST, JobConfig
 from pipeline.console import say
 from pipeline.errors import SourceError
+from pipeline.ingest.forget.names import check_no_takedown
 from pipeline.ingest.sources.detect import count_candidates
 from pipeline.ingest.stage import check_workspace_location, ingest
-from pipeline.orchestration.forget import check_no_takedown
 from pipeline.records import Crawl
 from pipeline.reporting.run import Run
 from pipeline.session import check_resources_and_paths

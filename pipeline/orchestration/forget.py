@@ -35,15 +35,6 @@ from pipeline.shards import complete_crawls, read_crawl
 from pipeline.storage import Storage, read_json, read_table, write_json
 
 
-def check_no_takedown(storage: Storage, collection: str) -> None:
-    """Raise ConfigError if a takedown in `collection` is running or was interrupted."""
-    if storage.exists(takedown_marker(collection)):
-        raise ConfigError(
-            f"collection {collection!r}: --forget is running or was interrupted, so images that must be removed may "
-            "still exist; run --forget again first, with the same file or another one"
-        )
-
-
 def forget(storage: Storage, collection: str, file: Path, tracked: str | None = None) -> list[str]:
     """Remove the images that `file` names from all crawls and reports of `collection`; return a summary as lines.
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pipeline.config import IMAGE_FORM_FIELDS, LATEST, ImageForm, JobConfig
 from pipeline.console import say
 from pipeline.errors import ConfigError
+from pipeline.ingest.forget.names import check_no_takedown
 from pipeline.ingest.stage import ingest
-from pipeline.orchestration.forget import check_no_takedown
 from pipeline.paths import crawls_folder
 from pipeline.records import Crawl
 from pipeline.reporting.assignment.changes import describe_changes

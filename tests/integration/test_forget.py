@@ -24,9 +24,10 @@ from pipeline.clustering.snapshots import Snapshots, snapshots_of
 from pipeline.clustering.sweep import open_run
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.ingest.forget.names import check_no_takedown
 from pipeline.ingest.stage import ingest
 from pipeline.orchestration.collection import run_collection
-from pipeline.orchestration.forget import check_no_takedown, forget
+from pipeline.orchestration.forget import forget
 from pipeline.orchestration.new_crawls import assign_collection
 from pipeline.paths import CrawlPaths, RunPaths, forgotten_list
 from pipeline.records import Crawl

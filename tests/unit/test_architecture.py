@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,10 @@ def test_the_check_sees_imports_inside_functions(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from pipeline.ingest import stage\n")
     assert {stage_of(name) for name in imports(file)} == {"ingest"}
+
+
+@pytest.mark.parametrize("module", ["pipeline.orchestration.collection", "pipeline.ingest.shard"])
+def test_a_job_that_only_ingests_imports_neither_torch_nor_mlflow(module: str) -> None:
+    program = f"import sys, {module}; print([name for name in ('torch', 'mlflow', 'sklearn') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.ingest.download.urls import strip_userinfo
 from pipeline.ingest.rejection import RejectReason
 from pipeline.ingest.repeats.dedup import IMAGE_ID_DIGITS
-from pipeline.paths import forgotten_list
+from pipeline.paths import forgotten_list, takedown_marker
 from pipeline.storage import Storage, read_table, write_table
 
 FORGOTTEN: RejectReason = "forgotten"
@@ -103,6 +103,15 @@ def read_forgotten(storage: Storage, collection: str) -> Names:
     """Read the names of all images that `collection` must forget."""
     key = forgotten_list(collection)
     return names_from(read_table(storage, key)["name"].to_pylist()) if storage.exists(key) else NO_NAMES
+
+
+def check_no_takedown(storage: Storage, collection: str) -> None:
+    """Raise ConfigError if a takedown in `collection` is running or was interrupted."""
+    if storage.exists(takedown_marker(collection)):
+        raise ConfigError(
+            f"collection {collection!r}: --forget is running or was interrupted, so images that must be removed may "
+            "still exist; run --forget again first, with the same file or another one"
+        )
 
 
 def write_forgotten(storage: Storage, collection: str, names: Names) -> None:
