@@ -136,7 +136,7 @@ def main() -> None:
         if exclusive:
             check_resources_and_paths(config.model_copy(update={"stages": []}))
         if sync:
-            from pipeline.reporting.tracking.sync import sync_tracking
+            from pipeline.reporting.sync import sync_tracking
 
             check_no_takedown(storage, config.collection)
             sync_tracking(storage, config)

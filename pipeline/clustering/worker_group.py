@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.clustering.data.image_store import open_images
 from pipeline.clustering.data.images import ImageSet
-from pipeline.clustering.pool import POLL_S, GroupPlan
+from pipeline.clustering.group_plan import POLL_S, GroupPlan
 from pipeline.clustering.storage_retries import write_with_retries
 from pipeline.clustering.training import TrialTraining
 from pipeline.clustering.trial import TrialTask, loss_at

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
-from pipeline.ingest.forget.names import NO_NAMES, Names, are_forgotten, cleared, names_in
 from pipeline.records import PLAN_SCHEMA, CrawlRecord
 from pipeline.storage import local_writes
 
@@ -86,17 +84,22 @@ def draw_sample(records: Iterable[CrawlRecord], size: int, seed: int) -> list[Cr
     return [record for _, record in sorted(drawn, key=itemgetter(0))]
 
 
-def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: int, forgotten: Names = NO_NAMES) -> Plan:
+def write_plan(
+    records: Iterable[CrawlRecord],
+    path: Path,
+    records_per_shard: int,
+    clear: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+) -> Plan:
     """Stream `records` into the local file `path`, in shards of `records_per_shard`; the last shard has the rest.
 
-    Of records whose address is `forgotten`, only the position and the reason are written; the digest of the
-    listing still covers them completely.
+    `clear` removes from rows of the plan what must not be stored; the digest of the listing still covers all records
+    completely.
     """
     listing = hashlib.sha256()
     position = 0
     stream = iter(records)
     per_group = _shards_per_group(records_per_shard) * records_per_shard
-    with local_writes(path), _writer(path) as writer:
+    with local_writes(path), plan_writer(path) as writer:
         group: list[pa.Table] = []
         capacity = per_group
         while batch := list(islice(stream, min(BATCH_RECORDS, capacity))):
@@ -104,7 +107,7 @@ def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: in
                 listing.update(_identity(record))
             rows = [_row(position + i, record) for i, record in enumerate(batch)]
             table = pa.Table.from_pylist(rows, PLAN_SCHEMA)
-            group.append(cleared(table, are_forgotten(table, forgotten)))
+            group.append(clear(table))
             position += len(rows)
             capacity -= len(rows)
             if not capacity:
@@ -116,23 +119,8 @@ def write_plan(records: Iterable[CrawlRecord], path: Path, records_per_shard: in
     return Plan(path, listing.hexdigest())
 
 
-def write_without(plan: Path | pa.NativeFile, path: Path, records: Collection[int], names: Names) -> set[str]:
-    """Copy `plan` to the local file `path`, and clear the `records` at these positions and those that match `names`.
-
-    Returns the names of the cleared records. Only one row group is held in memory at a time.
-    """
-    removed: set[str] = set()
-    with pq.ParquetFile(plan) as file, local_writes(path), _writer(path) as writer:
-        for i in range(file.num_row_groups):
-            group = file.read_row_group(i)
-            forgotten = np.isin(group["record"].to_numpy(), list(records)) | are_forgotten(group, names)
-            removed |= names_in(group.filter(pa.array(forgotten)))
-            writer.write_table(cleared(group, forgotten), row_group_size=group.num_rows)
-        writer.add_key_value_metadata({SHARD_KEY: file.metadata.metadata[SHARD_KEY]})
-    return removed
-
-
-def _writer(path: Path) -> pq.ParquetWriter:
+def plan_writer(path: Path) -> pq.ParquetWriter:
+    """Open the local file `path` to write a plan."""
     return pq.ParquetWriter(path, PLAN_SCHEMA, compression="zstd", write_statistics=False)
 
 

@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.ingest.accounting import RATES, account, describe_outcome, describe_rates, describe_sizes, rates
 from pipeline.ingest.download.host_limits import start_limiter
 from pipeline.ingest.download.urls import is_url
-from pipeline.ingest.forget.names import Names, read_forgotten
+from pipeline.ingest.forget.names import Names, clear_forgotten, read_forgotten
 from pipeline.ingest.forget.removal import find_forgotten, publish_plan, remove
 from pipeline.ingest.plan import Plan, draw_sample, write_plan
 from pipeline.ingest.repeats.dedup import drop_repeats, find_repeats, known_images
@@ -110,7 +110,8 @@ def _write_plan(storage: Storage, config: JobConfig, path: Path) -> tuple[Plan, 
     if config.ingest.sample is not None:
         records = draw_sample(records, config.ingest.sample, config.ingest.sample_seed)
     forgotten = read_forgotten(storage, config.collection)
-    return write_plan(records, path, config.ingest.records_per_shard, forgotten), forgotten
+    clear = functools.partial(clear_forgotten, names=forgotten)
+    return write_plan(records, path, config.ingest.records_per_shard, clear), forgotten
 
 
 def _reopen(storage: Storage, paths: CrawlPaths, complete: Crawl) -> None:

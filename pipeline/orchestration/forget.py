@@ -29,7 +29,7 @@ from pipeline.ingest.forget.names import (
 )
 from pipeline.ingest.forget.removal import Found, built_shards, find_all, publish_plan, remove
 from pipeline.paths import AssignmentPaths, CrawlPaths, RunPaths, forgotten_list, runs_folder, takedown_marker
-from pipeline.reporting.run import load_run
+from pipeline.reporting.reported_runs import load_run
 from pipeline.reporting.withdrawal import withdraw
 from pipeline.shards import complete_crawls, read_crawl
 from pipeline.storage import Storage, read_json, read_table, write_json

@@ -13,7 +13,8 @@ from pipeline.paths import crawls_folder
 from pipeline.records import Crawl
 from pipeline.reporting.assignment.changes import describe_changes
 from pipeline.reporting.assignment.new_crawl import assign_crawl, check_model
-from pipeline.reporting.run import Run, latest_run, load_run
+from pipeline.reporting.reported_runs import latest_run, load_run
+from pipeline.reporting.run import Run
 from pipeline.session import check_resources_and_paths
 from pipeline.shards import complete_crawls
 from pipeline.storage import Storage

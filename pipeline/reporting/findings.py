@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipeline.clustering.model.method import ClusteringMethod
 from pipeline.reporting.pictures.mosaic import Tile, ordered
-from pipeline.reporting.pictures.pixels import to_pictures
 from pipeline.reporting.pictures.thumbnails import ThumbnailForm
+from pipeline.reporting.pixels import to_pictures
 from pipeline.reporting.run import Run
 from pipeline.reporting.survey.examples import (
     MAX_UNEXPLAINED,

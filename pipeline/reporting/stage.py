@@ -18,13 +18,13 @@ from pipeline.console import Laps, counted, rated, say
 from pipeline.errors import StorageError
 from pipeline.reporting.assignment.new_crawl import assignments_of, delete_assignment
 from pipeline.reporting.assignment.shards import assign_crawls
+from pipeline.reporting.cluster_pictures import publish_strips
 from pipeline.reporting.findings import compute_findings
 from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import render
 from pipeline.reporting.pictures.mosaic import Tile, draw_mosaic
-from pipeline.reporting.pictures.pixels import png
-from pipeline.reporting.pictures.strips import publish_strips
 from pipeline.reporting.pictures.timelapse import draw_timelapse, frames_to_show
+from pipeline.reporting.pixels import png
 from pipeline.reporting.provenance import versions
 from pipeline.reporting.report_files import picture_files, report_files
 from pipeline.reporting.run import Run
@@ -122,7 +122,8 @@ def _publish(storage: Storage, run: Run) -> dict[str, Any]:
     laps.end("survey")
     tiles = sorted(findings.tiles, key=lambda tile: tile.cluster)
     pictures, nearest = [tile.picture for tile in tiles], options.strip_images if options.examples else 0
-    prototypes = prototypes_table(clusters, pictures, findings.proportions, findings.qualities, nearest)
+    scores = [asdict(quality) for quality in findings.qualities]
+    prototypes = prototypes_table(clusters, pictures, findings.proportions, scores, nearest)
     subtitle = f"{counted(selected.k, 'prototype')} of {counted(clusters.num_rows, 'image')}"
     mosaic = png(draw_mosaic(run.collection, subtitle, findings.tiles, options.tile_px))
     document = _describe(storage, run, tiles, metrics)

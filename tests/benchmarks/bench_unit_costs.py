@@ -195,7 +195,7 @@ def measure_driver() -> list[Row]:
     from pipeline.ingest.repeats.near_duplicates import SIGNATURE_BYTES
     from pipeline.records import SHARD_SCHEMA
     from pipeline.reporting.pictures.mosaic import Tile, draw_mosaic
-    from pipeline.reporting.pictures.pixels import png
+    from pipeline.reporting.pixels import png
     from pipeline.reporting.tables.manifest import clusters_schema, clusters_table
 
     noise, shards, config = np.random.default_rng(0), 40, IngestConfig(image_size=SIZE)

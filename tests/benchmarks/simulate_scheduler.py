@@ -28,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script, this file can only import from its own folder
 
-from pipeline.clustering.pool import POLL_S
+from pipeline.clustering.group_plan import POLL_S
 from pipeline.clustering.training import REPORT_S
 from pipeline.clustering.trial import Trial, TrialTask
 from pipeline.clustering.trial_queue import TrialQueue

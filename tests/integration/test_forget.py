@@ -32,9 +32,10 @@ from pipeline.orchestration.new_crawls import assign_collection
 from pipeline.paths import CrawlPaths, RunPaths, forgotten_list
 from pipeline.records import Crawl
 from pipeline.reporting.assignment.new_crawl import assign_crawl
-from pipeline.reporting.run import Run, load_run
+from pipeline.reporting.reported_runs import load_run
+from pipeline.reporting.run import Run
 from pipeline.reporting.stage import report
-from pipeline.reporting.tracking.sync import sync_tracking
+from pipeline.reporting.sync import sync_tracking
 from pipeline.session import run_bounded
 from pipeline.shards import complete_crawls, read_shard
 from pipeline.storage import LocalStorage, read_json, read_table, write_json

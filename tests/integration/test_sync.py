@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.paths import RunPaths
-from pipeline.reporting.tracking.sync import sync_tracking
+from pipeline.reporting.sync import sync_tracking
 from pipeline.storage import LocalStorage, read_json
 from tests.integration.test_tracking import database, runs, versions
 from tests.support.made_report import make_report

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.paths import RunPaths
 from pipeline.reporting.report_files import report_files
-from pipeline.reporting.run import load_run
+from pipeline.reporting.reported_runs import load_run
 from pipeline.reporting.tracking.runs import Tracking, untrack
 from pipeline.reporting.tracking.server import redact_credentials
 from pipeline.reporting.tracking.track import record_run

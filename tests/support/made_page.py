@@ -17,9 +17,9 @@ from pipeline.reporting.findings import Findings
 from pipeline.reporting.page.contents import page_of
 from pipeline.reporting.page.render import Page
 from pipeline.reporting.pictures.mosaic import Tile, ordered
-from pipeline.reporting.pictures.pixels import to_images
 from pipeline.reporting.pictures.thumbnails import thumbnail
 from pipeline.reporting.pictures.timelapse import draw_timelapse
+from pipeline.reporting.pixels import to_images
 from pipeline.reporting.run import Run
 from pipeline.reporting.survey.examples import (
     MAX_UNEXPLAINED,

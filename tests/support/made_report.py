@@ -9,7 +9,8 @@ from pipeline.config import ClusteringConfig, IngestConfig, JobConfig, Reporting
 from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import Crawl
 from pipeline.reporting.report_files import report_files
-from pipeline.reporting.run import Run, load_run
+from pipeline.reporting.reported_runs import load_run
+from pipeline.reporting.run import Run
 from pipeline.reporting.tracking.runs import Tracking
 from pipeline.storage import LocalStorage, write_json
 from tests.support.made_collection import BLUE, GREEN, RED, WHITE, Color, make_trial, trial_result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,26 @@ def test_the_check_sees_imports_inside_functions(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from pipeline.ingest import stage\n")
     assert {stage_of(name) for name in imports(file)} == {"ingest"}
+
+
+def room_of(module: str) -> str:
+    """The room of `module`: a folder below its stage, or the module itself where it lies directly in the stage."""
+    parts = module.split(".")
+    return ".".join(parts[:3] if len(parts) > 3 else parts)
+
+
+@pytest.mark.parametrize("stage", ["ingest", "clustering", "reporting", "orchestration"])
+def test_rooms_of_a_stage_do_not_import_each_other_in_circles(stage: str) -> None:
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for file in ROOT.glob(f"pipeline/{stage}/**/*.py")
+        if file.name != "__init__.py"
+    }
+    imported: dict[str, set[str]] = {}
+    for module, file in files.items():
+        others = {room_of(name) for name in imports(file) if name in files}
+        imported.setdefault(room_of(module), set()).update(others - {room_of(module)})
+    TopologicalSorter(imported).prepare()  # raises CycleError, which names the rooms
 
 
 @pytest.mark.parametrize("module", ["pipeline.orchestration.collection", "pipeline.ingest.shard"])

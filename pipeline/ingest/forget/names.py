@@ -158,6 +158,11 @@ def cleared(rows: pa.Table, forgotten: Mask) -> pa.Table:
     return rows
 
 
+def clear_forgotten(rows: pa.Table, names: Names) -> pa.Table:
+    """Return `rows` (or records of a plan), with those that match `names` cleared."""
+    return cleared(rows, are_forgotten(rows, names))
+
+
 def _names_of_content(sha256: str) -> list[str]:
     return [sha256, sha256[:IMAGE_ID_DIGITS]]
 

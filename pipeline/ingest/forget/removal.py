@@ -6,12 +6,14 @@ task per shard searches the rows. A second task per shard with matches removes t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.console import Progress
 from pipeline.errors import StorageError
@@ -26,12 +28,12 @@ from pipeline.ingest.forget.names import (
     names_from,
     names_in,
 )
-from pipeline.ingest.plan import write_without
+from pipeline.ingest.plan import SHARD_KEY, plan_writer
 from pipeline.ingest.repeats.dedup import accepted_samples
 from pipeline.paths import CrawlPaths, crawls_folder
 from pipeline.session import connect_ray, ray_task, run_bounded
 from pipeline.shards import publish_shard
-from pipeline.storage import Storage, read_table, scratch_folder, write_table
+from pipeline.storage import Storage, local_writes, read_table, scratch_folder, write_table
 
 CONTENT_COLUMNS = ["image_id", "duplicate_of", "sha256"]
 """Columns whose names depend on the content of a file, not on its address."""
@@ -161,6 +163,22 @@ def remove_from_shard(storage: Storage, paths: CrawlPaths, index: int, names: Na
     samples, _ = accepted_samples(storage, paths, index, rows)
     publish_shard(storage, paths.shard(index), samples)
     write_table(storage, paths.rows(index), rows)
+
+
+def write_without(plan: Path | pa.NativeFile, path: Path, records: Collection[int], names: Names) -> set[str]:
+    """Copy `plan` to the local file `path`, and clear the `records` at these positions and those that match `names`.
+
+    Returns the names of the cleared records. Only one row group is held in memory at a time.
+    """
+    removed: set[str] = set()
+    with pq.ParquetFile(plan) as file, local_writes(path), plan_writer(path) as writer:
+        for i in range(file.num_row_groups):
+            group = file.read_row_group(i)
+            forgotten = np.isin(group["record"].to_numpy(), list(records)) | are_forgotten(group, names)
+            removed |= names_in(group.filter(pa.array(forgotten)))
+            writer.write_table(cleared(group, forgotten), row_group_size=group.num_rows)
+        writer.add_key_value_metadata({SHARD_KEY: file.metadata.metadata[SHARD_KEY]})
+    return removed
 
 
 def publish_plan(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.clustering.model.method import ClusteringMethod
 from pipeline.records import Pixels
-from pipeline.reporting.pictures.pixels import to_images
+from pipeline.reporting.pixels import to_images
 from pipeline.reporting.tables.manifest import loss_column, transform_columns
 
 BATCH_SIZE = 64

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.console import counted
 from pipeline.reporting.pictures.mosaic import Tile
-from pipeline.reporting.pictures.pixels import read_png
+from pipeline.reporting.pixels import read_png
 from pipeline.reporting.tables.manifest import loss_column
 
 EXPLAINED_QUANTILE = 0.99

@@ -17,7 +17,7 @@ from pipeline.records import Crawl
 from pipeline.reporting.assignment.changes import Changes, change_tiles, changes_of, largest_changes
 from pipeline.reporting.assignment.shards import assign_crawls
 from pipeline.reporting.pictures.mosaic import draw_mosaic
-from pipeline.reporting.pictures.pixels import png
+from pipeline.reporting.pixels import png
 from pipeline.reporting.provenance import versions
 from pipeline.reporting.run import Run
 from pipeline.reporting.tables.cluster_files import write_clusters_csv, write_clusters_parquet

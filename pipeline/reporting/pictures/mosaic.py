@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.config import OrderBy
 from pipeline.records import Pixels
-from pipeline.reporting.pictures.pixels import to_image
+from pipeline.reporting.pixels import to_image
 
 INK, PALE, PAPER, EDGE = "#1c1c1e", "#76767b", "#ffffff", "#dcdce0"
 """Colours of text, secondary text, background and outlines."""

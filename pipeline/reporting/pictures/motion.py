@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.clustering.model.method import ClusteringMethod
 from pipeline.records import Pixels
 from pipeline.reporting.pictures.mosaic import CRISP_BELOW_PX
-from pipeline.reporting.pictures.pixels import animated_webp, to_image, to_pictures
+from pipeline.reporting.pixels import animated_webp, to_image, to_pictures
 
 STEPS = 10
 """Number of steps from the prototype to its aligned form."""

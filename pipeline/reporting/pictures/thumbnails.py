@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pipeline.records import Pixels
-from pipeline.reporting.pictures.pixels import to_image
+from pipeline.reporting.pixels import to_image
 
 QUALITIES = (75, 55, 35, 20, 8)
 """WebP qualities to try, best first; only pictures of noise need the lowest."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.clustering.snapshots import SNAPSHOT_PX, Snapshot, snapshot
 from pipeline.clustering.trial import TrialResult
 from pipeline.reporting.pictures.mosaic import INK, PALE, PAPER, columns_of, paste
-from pipeline.reporting.pictures.pixels import animated_webp
+from pipeline.reporting.pixels import animated_webp
 
 FRAME_MS, LAST_MS = 150, 3000
 """Durations for which each frame, and the last frame, are shown."""

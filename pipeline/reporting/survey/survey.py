@@ -22,8 +22,8 @@ from pipeline.console import Progress
 from pipeline.paths import CrawlPaths
 from pipeline.reporting.assignment.batch import BATCH_SIZE
 from pipeline.reporting.assignment.shards import trained_method
-from pipeline.reporting.pictures.pixels import to_images, to_pictures
 from pipeline.reporting.pictures.thumbnails import ThumbnailForm, thumbnail
+from pipeline.reporting.pixels import to_images, to_pictures
 from pipeline.reporting.run import Run
 from pipeline.reporting.survey.sums import ClusterSums
 from pipeline.reporting.tables.manifest import transform_columns

@@ -6,8 +6,7 @@ has a ``doc`` in its metadata, and the schema's metadata contain the schema vers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +17,7 @@ from pipeline.config import ClusteringConfig, Method
 from pipeline.errors import PipelineError
 from pipeline.paths import CrawlPaths
 from pipeline.records import RECORD_FIELDS, Crawl, Pixels
-from pipeline.reporting.pictures.pixels import png, to_image
-from pipeline.reporting.survey.quality import Quality
+from pipeline.reporting.pixels import png, to_image
 from pipeline.storage import Storage
 
 SCHEMA_VERSION = 3
@@ -150,7 +148,7 @@ def prototypes_table(
     clusters: pa.Table,
     pictures: Sequence[Pixels],
     proportions: Sequence[float],
-    qualities: Sequence[Quality],
+    scores: Sequence[Mapping[str, float | None]],
     n_nearest: int,
 ) -> pa.Table:
     """Return one row per prototype, in the model's order, including empty clusters.
@@ -159,7 +157,7 @@ def prototypes_table(
         clusters: one row per image; see `clusters_table`.
         pictures: K prototypes, uint8 (H, W, C).
         proportions: K mixing proportions.
-        qualities: K scores.
+        scores: the quality columns of each of the K prototypes.
         n_nearest: maximum number of images in the column ``nearest``.
 
     Raises PipelineError if an image is assigned to a prototype that does not exist.
@@ -167,14 +165,14 @@ def prototypes_table(
     loss = loss_column(clusters.schema)
     rows: list[dict[str, Any]] = []
     members_by_cluster = by_cluster(clusters, len(pictures))
-    for cluster, (members, picture, proportion, quality) in enumerate(
-        zip(members_by_cluster, pictures, proportions, qualities, strict=True)
+    for cluster, (members, picture, proportion, score) in enumerate(
+        zip(members_by_cluster, pictures, proportions, scores, strict=True)
     ):
         row = {
             "cluster": cluster,
             "size": members.num_rows,
             "share": members.num_rows / max(1, clusters.num_rows),
-            **asdict(quality),
+            **score,
             "mixing_proportion": float(proportion),
             f"mean_{loss}": float(members[loss].to_numpy().mean(dtype=np.float64)) if members.num_rows else None,
             "nearest": nearest_of(members, n_nearest)["image_id"].to_pylist(),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clustering.pool import _slots
+from pipeline.clustering.group_plan import _slots
 from pipeline.clustering.trial import Trial, TrialTask
 from pipeline.clustering.trial_queue import TrialQueue
 from pipeline.config import ClusteringConfig

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.ingest.forget.names import (
     NO_NAMES,
     are_forgotten,
+    clear_forgotten,
     cleared,
     is_forgotten,
     names_from,
@@ -21,7 +22,8 @@ from pipeline.ingest.forget.names import (
     read_forgotten,
     write_forgotten,
 )
-from pipeline.ingest.plan import write_plan, write_without
+from pipeline.ingest.forget.removal import write_without
+from pipeline.ingest.plan import write_plan
 from pipeline.ingest.repeats.dedup import KNOWN
 from pipeline.ingest.shard import ShardTask, build_shard
 from pipeline.paths import CrawlPaths, forgotten_list
@@ -130,7 +132,9 @@ def records() -> list[CrawlRecord]:
 
 def test_a_plan_has_the_position_of_a_forgotten_address_and_the_same_digest(tmp_path: Path) -> None:
     plain = write_plan(records(), tmp_path / "plain.parquet", 2)
-    plan = write_plan(records(), tmp_path / "plan.parquet", 2, names_from([URL_NAME]))
+    plan = write_plan(
+        records(), tmp_path / "plan.parquet", 2, lambda rows: clear_forgotten(rows, names_from([URL_NAME]))
+    )
     assert plan.listing_digest == plain.listing_digest
     first, second = plan.records_of(0).to_pylist()
     assert {name: value for name, value in first.items() if value is not None} == {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def images(sizes: list[int], loss: float = 1.0) -> pa.Table:
 
 def prototypes(sizes: list[int]) -> pa.Table:
     colors = [plain((RED, GREEN, BLUE)[index % 3]) for index in range(len(sizes))]
-    return prototypes_table(images(sizes), colors, [1 / len(sizes)] * len(sizes), [QUALITY] * len(sizes), 0)
+    return prototypes_table(images(sizes), colors, [1 / len(sizes)] * len(sizes), [asdict(QUALITY)] * len(sizes), 0)
 
 
 def changes(crawl_sizes: list[int], run_sizes: list[int], loss: float = 1.0) -> Changes:

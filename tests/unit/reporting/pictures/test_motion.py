@@ -11,7 +11,7 @@ from pipeline.clustering.model.dti import DTI
 from pipeline.config import ClusteringConfig
 from pipeline.records import Pixels
 from pipeline.reporting.pictures.motion import FADE, HOLD_MS, PHOTO_MS, STEP_MS, STEPS, draw_motion, transform_gradually
-from pipeline.reporting.pictures.pixels import to_pictures
+from pipeline.reporting.pixels import to_pictures
 
 SIDE = 32
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def crawl(accepted: int, crawl_id: str = "c1") -> Crawl:
 def prototypes(clusters: pa.Table, n_nearest: int = 2) -> pa.Table:
     pictures = [plain(RED), plain(GREEN), plain(BLUE)]
     qualities = [Quality(quality, quality, None, None, None, None, None) for quality in (0.25, 0.5, 0.75)]
-    return prototypes_table(clusters, pictures, [0.5, 0.25, 0.25], qualities, n_nearest)
+    return prototypes_table(clusters, pictures, [0.5, 0.25, 0.25], [asdict(q) for q in qualities], n_nearest)
 
 
 anywhere = st.lists(st.tuples(st.integers(0, 2), st.floats(-1e6, 1e6, width=32)), max_size=40)

@@ -15,7 +15,7 @@ from pipeline.records import Pixels
 from pipeline.reporting.assignment.shards import trained_method
 from pipeline.reporting.pictures.mosaic import Strip, Tile, draw_strip
 from pipeline.reporting.pictures.motion import draw_motion
-from pipeline.reporting.pictures.pixels import png, to_images, to_pictures
+from pipeline.reporting.pixels import png, to_images, to_pictures
 from pipeline.reporting.report_files import is_animated
 from pipeline.reporting.run import Run
 from pipeline.reporting.survey.survey import by_shard, image_keys, parameters_of

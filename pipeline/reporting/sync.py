@@ -6,7 +6,8 @@ from pipeline.config import JobConfig
 from pipeline.console import counted, say
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.paths import runs_folder
-from pipeline.reporting.run import Run, load_run, reported_run_ids
+from pipeline.reporting.reported_runs import load_run, reported_run_ids
+from pipeline.reporting.run import Run
 from pipeline.reporting.tracking.runs import Tracking
 from pipeline.reporting.tracking.server import client_of, database_lock, error_line, redact_credentials, tracking_uri
 from pipeline.reporting.tracking.track import is_recorded, record_run

@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import ReportingConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.paths import CrawlPaths
-from pipeline.reporting.run import latest_run, load_run, reported_run_ids
+from pipeline.reporting.reported_runs import latest_run, load_run, reported_run_ids
 from pipeline.storage import LocalStorage
 from tests.support.made_collection import trial_result
 from tests.support.made_report import WINDOWS, make_crawl_marker, make_report

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.reporting.pictures.pixels import png, read_png, to_image, to_pictures
+from pipeline.reporting.pixels import png, read_png, to_image, to_pictures
 
 
 def test_values_outside_the_range_of_colours_are_clamped() -> None:
