@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from pipeline.config import IngestConfig
-from pipeline.console import rated
 from pipeline.errors import PipelineError
 from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl
@@ -82,12 +81,6 @@ def rates(crawl: Crawl, records: int, seconds: float) -> dict[str, float]:
         "records_per_second": round(records / seconds, 3),
         "bytes_per_second": round(share * crawl.statistics["bytes"] / seconds),
     }
-
-
-def describe_rates(records: int, speed: Mapping[str, float]) -> str:
-    """Return one line about the rates `speed`, as `rates` returns them for `records` records."""
-    volume = tqdm.format_sizeof(speed["bytes_per_second"], "B")
-    return f"{rated(records, 'record', speed['seconds'])}, {volume}/s"
 
 
 def describe_outcome(crawl: Crawl) -> str:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.config import HttpConfig, IngestConfig, JobConfig, digest
 from pipeline.console import Progress, counted, say
 from pipeline.errors import ConfigError
-from pipeline.ingest.accounting import RATES, account, describe_outcome, describe_rates, describe_sizes, rates
+from pipeline.ingest.accounting import RATES, account, describe_outcome, describe_sizes, rates
 from pipeline.ingest.download.host_limits import start_limiter
 from pipeline.ingest.download.urls import is_url
 from pipeline.ingest.forget.names import Names, clear_forgotten, read_forgotten
@@ -96,7 +96,6 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     # Retrying a few records says nothing about how fast the whole crawl was ingested.
     crawl = replace(crawl, statistics={**crawl.statistics, **(speed if complete is None else _rates_of(complete))})
     _publish_marker(storage, paths, crawl, roots, config.ingest)
-    say("ingest", describe_rates(processed, speed))
     _report_outcome(crawl, storage.uri(paths.rows(0)))
     return crawl
 

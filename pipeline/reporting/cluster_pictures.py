@@ -13,14 +13,15 @@ from pipeline.console import Progress
 from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import Pixels
 from pipeline.reporting.assignment.shards import trained_method
-from pipeline.reporting.pictures.mosaic import Strip, Tile, draw_strip
+from pipeline.reporting.pictures.mosaic import Tile
 from pipeline.reporting.pictures.motion import draw_motion
+from pipeline.reporting.pictures.strip import Strip, draw_strip
 from pipeline.reporting.pixels import png, to_images, to_pictures
 from pipeline.reporting.report_files import is_animated
 from pipeline.reporting.run import Run
 from pipeline.reporting.survey.survey import by_shard, image_keys, parameters_of
 from pipeline.reporting.tables.manifest import by_cluster, nearest_of
-from pipeline.session import run_bounded
+from pipeline.session import ray_task, run_bounded
 from pipeline.shards import read_shard
 from pipeline.storage import Storage
 
@@ -48,11 +49,9 @@ def publish_strips(storage: Storage, run: Run, clusters: pa.Table, tiles: list[T
         clusters: one row per image; see `manifest.clusters_table`.
         tiles: one tile per prototype, including empty clusters.
     """
-    import ray
-
     options = run.config.reporting
     drawing = _Drawing(storage, run.paths, run.checkpoint_key, options, is_animated(run))
-    task = ray.remote(num_cpus=1)(_publish)
+    task = ray_task(_publish)
     n = max(options.strip_images, options.motion_images)
     members_by_cluster = by_cluster(clusters, len(tiles))
     strips = [(tile, nearest_of(members_by_cluster[tile.cluster], n)) for tile in tiles]

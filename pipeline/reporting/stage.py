@@ -103,11 +103,16 @@ def found_sentence(counts: dict[str, Any]) -> str:
     clear, images = counts["clear_clusters"], counts["assigned"]
     clusters = counted(len(counts["cluster_sizes"]), "cluster")
     if not clear:
-        return f"none of {clusters} of {counted(images, 'image')} is a clear view; the page shows all of them"
+        return (
+            f"none of {clusters} of {counted(images, 'image')} is a clear view (quality {CLEAR_QUALITY} or more); the "
+            "page shows all of them"
+        )
     share = counts["clear_images"] / max(1, images)
-    verb = "is a clear view and holds" if clear == 1 else "are clear views and hold"
-    others = "; the others are mostly noise" if clear < len(counts["cluster_sizes"]) else ""
-    return f"{clear} of {clusters} {verb} {share:.0%} of {counted(images, 'image')}{others}"
+    views, verb = ("is a clear view", "holds") if clear == 1 else ("are clear views", "hold")
+    return (
+        f"{clear} of {clusters} {views} (quality {CLEAR_QUALITY} or more) and {verb} {share:.0%} of "
+        f"{counted(images, 'image')}"
+    )
 
 
 def _publish(storage: Storage, run: Run) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.clustering.model.direct_alignment import TIGaussianMixture, TIKMeans
 from pipeline.clustering.model.dti import DTI, DTIGaussianMixture, DTIKMeans
-from pipeline.clustering.model.pixel import TIGaussianMixture, TIKMeans
 from pipeline.config import ClusteringConfig, Method
 
 METHODS: dict[Method, type[DTI]] = {

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.errors import SourceError
-from pipeline.ingest.sources import archives, gallery_dl, instaloader
-from pipeline.ingest.sources.file_records import IMAGE_SUFFIXES, file_record, missing_record, suffix_of
-from pipeline.ingest.sources.instagram import Post, read_posts
+from pipeline.ingest.sources import archives, gallery_dl, instagram, instaloader
+from pipeline.ingest.sources.file_records import file_record
 from pipeline.ingest.sources.metadata import storable
 from pipeline.ingest.sources.tree import File, Folder, Tree
 from pipeline.records import CrawlRecord
@@ -76,43 +75,10 @@ class Walk:
             if archive.table is not None:
                 self.layouts.add("img2dataset")
             yield from archives.records(archive)
-        yield from self._remaining_records(folder, files)
-
-    def _remaining_records(self, folder: Folder, files: dict[str, File]) -> Iterator[CrawlRecord]:
-        """Yield the records of the remaining files, with the metadata of an instagram-scraper dump if there is one."""
-        nodes: list[Post] = []
-        for name, file in list(files.items()):
-            if not name.lower().endswith(".json") or file.problem is not None:
-                continue
-            if (posts_in_file := read_posts(file)) is not None:
-                self.layouts.add("instagram-scraper")
-                del files[name]
-                nodes += posts_in_file
-        posts: dict[object, Post] = {}
-        for post in sorted(
-            nodes, key=lambda post: not post.urls
-        ):  # of two nodes of a post, prefer one that names files
-            posts.setdefault(post.key, post)
-        post_of: dict[str, Post] = {}
-        for post in posts.values():
-            for name in post.urls:
-                post_of.setdefault(name, post)
-
-        missing = {name: post for post in posts.values() for name in post.expected}
-        for name, file in files.items():
-            stored_name = storable(name)
-            missing.pop(stored_name, None)
-            if (owner := post_of.get(stored_name)) is None:
-                yield file_record(file)
-                continue
-            is_video = owner.is_video and suffix_of(name) not in IMAGE_SUFFIXES
-            metadata = replace(owner.metadata, source_url=owner.urls.get(stored_name))
-            yield file_record(file, metadata, "video" if is_video else None)
-        for name, post in missing.items():
-            yield missing_record(folder, name, replace(post.metadata, source_url=post.urls.get(name)))
-        for post in posts.values():
-            if not post.urls:
-                yield missing_record(folder, "", post.metadata)
+        posts = instagram.take_posts(files)
+        if posts is not None:
+            self.layouts.add("instagram-scraper")
+        yield from instagram.records(folder, files, posts or [])
 
 
 def folder_records(tree: Tree, class_folders: bool = False, expected: Layout | None = None) -> Iterator[CrawlRecord]:

@@ -5,22 +5,31 @@ The structure of a node is not trusted: a value that is absent or of another typ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources.content import read_content
-from pipeline.ingest.sources.file_records import report_unused_metadata
+from pipeline.ingest.sources.file_records import (
+    IMAGE_SUFFIXES,
+    file_record,
+    missing_record,
+    report_unused_metadata,
+    suffix_of,
+)
 from pipeline.ingest.sources.metadata import (
     Metadata,
     list_or_empty,
     parse_hashtags,
     parse_json,
     parse_time,
+    storable,
     text_or_none,
     value_at,
 )
-from pipeline.ingest.sources.tree import File
+from pipeline.ingest.sources.tree import File, Folder
+from pipeline.records import CrawlRecord
 
 MAX_METADATA_BYTES = 256 * 2**20
 """Maximum size of a metadata file in bytes: it is parsed as a whole, which takes several times its size of memory."""
@@ -43,6 +52,49 @@ class Post:
     def key(self) -> object:
         """Key that is equal for two nodes of the same post: a crawl may list a top post again."""
         return self.id or tuple(self.urls) or object()
+
+
+def take_posts(files: dict[str, File]) -> list[Post] | None:
+    """Remove the metadata of an instagram-scraper dump from `files` (by name); return its posts, each of them once.
+
+    Of two nodes of a post, one that names files is preferred. Returns None if no file is such metadata.
+    """
+    nodes: list[Post] = []
+    found = False
+    for name, file in list(files.items()):
+        if not name.lower().endswith(".json") or file.problem is not None:
+            continue
+        if (posts_in_file := read_posts(file)) is not None:
+            found = True
+            del files[name]
+            nodes += posts_in_file
+    posts: dict[object, Post] = {}
+    for post in sorted(nodes, key=lambda post: not post.urls):
+        posts.setdefault(post.key, post)
+    return list(posts.values()) if found else None
+
+
+def records(folder: Folder, files: dict[str, File], posts: list[Post]) -> Iterator[CrawlRecord]:
+    """Yield the records of `files` with the metadata of their posts, if any; then the files that `posts` lack."""
+    post_of: dict[str, Post] = {}
+    for post in posts:
+        for name in post.urls:
+            post_of.setdefault(name, post)
+    missing = {name: post for post in posts for name in post.expected}
+    for name, file in files.items():
+        stored_name = storable(name)
+        missing.pop(stored_name, None)
+        if (owner := post_of.get(stored_name)) is None:
+            yield file_record(file)
+            continue
+        is_video = owner.is_video and suffix_of(name) not in IMAGE_SUFFIXES
+        metadata = replace(owner.metadata, source_url=owner.urls.get(stored_name))
+        yield file_record(file, metadata, "video" if is_video else None)
+    for name, post in missing.items():
+        yield missing_record(folder, name, replace(post.metadata, source_url=post.urls.get(name)))
+    for post in posts:
+        if not post.urls:
+            yield missing_record(folder, "", post.metadata)
 
 
 def read_posts(file: File) -> list[Post] | None:

@@ -18,7 +18,7 @@ from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl
 from pipeline.reporting.assignment.batch import BATCH_SIZE, assign_pictures, assignment_schema
 from pipeline.reporting.tables.manifest import check_counts, clusters_table, transform_columns
-from pipeline.session import run_bounded
+from pipeline.session import ray_task, run_bounded
 from pipeline.shards import Sample, read_shard
 from pipeline.storage import Storage, open_storage, read_table
 
@@ -38,9 +38,7 @@ def assign_crawls(storage: Storage, checkpoint: str, crawls: list[Crawl], schema
     Raises:
         PipelineError: the number of assigned images differs from the number of ingested images.
     """
-    import ray
-
-    task = ray.remote(num_cpus=1)(_assign)
+    task = ray_task(_assign)
     shards = [(crawl, index) for crawl in crawls for index in range(crawl.n_shards)]
     parts = []
     with Progress("assign", sum(crawl.accepted for crawl in crawls), "image") as progress:

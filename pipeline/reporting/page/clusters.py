@@ -16,7 +16,8 @@ from pipeline.reporting.findings import Findings
 from pipeline.reporting.page.charts import bars, number
 from pipeline.reporting.page.sanitize import plain_text, web_link
 from pipeline.reporting.page.summaries import Axes, axes_of, day, losses, percentages, timeline, top_hashtags
-from pipeline.reporting.pictures.mosaic import CRISP_BELOW_PX, Tile
+from pipeline.reporting.pictures.drawing import CRISP_BELOW_PX
+from pipeline.reporting.pictures.mosaic import Tile
 from pipeline.reporting.pictures.thumbnails import ThumbnailForm, thumbnail
 from pipeline.reporting.pixels import to_pictures
 from pipeline.reporting.survey.examples import MAX_CLUSTERS_WITH_BAR_NAMES

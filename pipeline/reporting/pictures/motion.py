@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.clustering.model.method import ClusteringMethod
 from pipeline.records import Pixels
-from pipeline.reporting.pictures.mosaic import CRISP_BELOW_PX
+from pipeline.reporting.pictures.drawing import CRISP_BELOW_PX
 from pipeline.reporting.pixels import animated_webp, to_image, to_pictures
 
 STEPS = 10

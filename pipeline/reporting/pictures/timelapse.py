@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.clustering.snapshots import SNAPSHOT_PX, Snapshot, snapshot
 from pipeline.clustering.trial import TrialResult
-from pipeline.reporting.pictures.mosaic import INK, PALE, PAPER, columns_of, paste
+from pipeline.reporting.pictures.drawing import INK, PALE, PAPER, paste
+from pipeline.reporting.pictures.mosaic import columns_of
 from pipeline.reporting.pixels import animated_webp
 
 FRAME_MS, LAST_MS = 150, 3000

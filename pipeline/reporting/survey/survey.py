@@ -27,7 +27,7 @@ from pipeline.reporting.pixels import to_images, to_pictures
 from pipeline.reporting.run import Run
 from pipeline.reporting.survey.sums import ClusterSums
 from pipeline.reporting.tables.manifest import transform_columns
-from pipeline.session import run_bounded
+from pipeline.session import ray_task, run_bounded
 from pipeline.shards import Sample, read_shard
 from pipeline.storage import Storage
 
@@ -84,9 +84,7 @@ def survey_clusters(
         to_draw: images of which thumbnails are drawn.
         form: size limits of the thumbnails.
     """
-    import ray
-
-    task = ray.remote(num_cpus=1)(_survey)
+    task = ray_task(_survey)
     parts = list(_by_shard(clusters, to_draw))
     chunks = [parts[start : start + SHARDS_PER_TASK] for start in range(0, len(parts), SHARDS_PER_TASK)]
     submit = lambda index: task.remote(storage, run.checkpoint_key, run.collection, chunks[index], form)  # noqa: E731

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.reporting.tracking.model import log_model
-from pipeline.reporting.tracking.recording import Recording
+from pipeline.reporting.tracking.recording import RUN_TAG, WORKSPACE_TAG, Recording
 from pipeline.reporting.tracking.registry import register, unregister
 from pipeline.reporting.tracking.server import all_pages, is_server, tracking_uri
-from pipeline.reporting.tracking.tags import RUN_TAG, WORKSPACE_TAG
 
 
 def track_model(recording: Recording) -> str:

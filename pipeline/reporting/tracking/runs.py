@@ -20,7 +20,7 @@ from pipeline.errors import StorageError
 from pipeline.reporting.run import Run
 from pipeline.reporting.tracking.dataset import data_digest, dataset_input
 from pipeline.reporting.tracking.kept_model import track_model, untrack_model
-from pipeline.reporting.tracking.recording import Recording
+from pipeline.reporting.tracking.recording import RUN_TAG, WORKSPACE_TAG, Recording, source_tags
 from pipeline.reporting.tracking.server import (
     all_pages,
     client_of,
@@ -32,7 +32,6 @@ from pipeline.reporting.tracking.server import (
     redact_credentials,
     tracking_uri,
 )
-from pipeline.reporting.tracking.tags import RUN_TAG, WORKSPACE_TAG, source_tags
 from pipeline.storage import Storage
 
 SCORES = ("accuracy", "nmi")

@@ -27,7 +27,7 @@ def lines(uri: str, error: str | None = None, metrics: dict[str, float] | None =
 
 def test_the_closing_lines_state_the_result_and_the_locations() -> None:
     assert lines("http://mlflow:5000") == [
-        "found     8 of 10 clusters are clear views and hold 73% of 374 images; the others are mostly noise",
+        "found     8 of 10 clusters are clear views (quality 0.5 or more) and hold 73% of 374 images",
         "run       /w/rome/runs/run-1",
         "page      /w/rome/runs/run-1/report.html",
         "MLflow    http://mlflow:5000",
@@ -37,9 +37,13 @@ def test_the_closing_lines_state_the_result_and_the_locations() -> None:
 @pytest.mark.parametrize(
     ("clear_clusters", "clear_images", "expected"),
     [
-        (0, 0, "none of 10 clusters of 374 images is a clear view; the page shows all of them"),
-        (1, 40, "1 of 10 clusters is a clear view and holds 11% of 374 images; the others are mostly noise"),
-        (10, 374, "10 of 10 clusters are clear views and hold 100% of 374 images"),
+        (
+            0,
+            0,
+            "none of 10 clusters of 374 images is a clear view (quality 0.5 or more); the page shows all of them",
+        ),
+        (1, 40, "1 of 10 clusters is a clear view (quality 0.5 or more) and holds 11% of 374 images"),
+        (10, 374, "10 of 10 clusters are clear views (quality 0.5 or more) and hold 100% of 374 images"),
     ],
 )
 def test_the_result_is_summarised_in_one_sentence(clear_clusters: int, clear_images: int, expected: str) -> None:

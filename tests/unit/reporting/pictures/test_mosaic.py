@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config import OrderBy
-from pipeline.reporting.pictures import mosaic
-from pipeline.reporting.pictures.mosaic import PAPER, Strip, Tile, draw_mosaic, draw_strip, ordered
+from pipeline.reporting.pictures import drawing
+from pipeline.reporting.pictures.drawing import PAPER
+from pipeline.reporting.pictures.mosaic import Tile, draw_mosaic, ordered
+from pipeline.reporting.pictures.strip import Strip, draw_strip
 from tests.support.made_collection import BLUE, GREEN, RED, Color, plain
 
 TILE_PX = 32
@@ -65,7 +67,7 @@ def test_a_long_title_is_shortened_and_does_not_hide_the_subtitle() -> None:
 
 @pytest.mark.parametrize(("name", "shown"), [("café", "cafe"), ("東京2024", "??2024")])
 def test_characters_without_a_font_are_replaced(monkeypatch: pytest.MonkeyPatch, name: str, shown: str) -> None:
-    monkeypatch.setattr(mosaic, "SYSTEM_FONTS", ("no such font.ttf",))
+    monkeypatch.setattr(drawing, "SYSTEM_FONTS", ("no such font.ttf",))
     pictures = [draw_mosaic(title, "", [tile(0, 2, RED)], TILE_PX) for title in (name, shown)]
     assert pictures[0] == pictures[1]
 
@@ -74,7 +76,7 @@ def test_a_system_font_is_used_for_characters_that_pillow_s_font_lacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fonts = Path(pytest.importorskip("matplotlib").get_data_path()) / "fonts" / "ttf"  # installed with MLflow
-    monkeypatch.setattr(mosaic, "SYSTEM_FONTS", ("no such font.ttf", str(fonts / "DejaVuSans.ttf")))
+    monkeypatch.setattr(drawing, "SYSTEM_FONTS", ("no such font.ttf", str(fonts / "DejaVuSans.ttf")))
     shown = [draw_mosaic(title, "", [tile(0, 2, RED)], TILE_PX) for title in ("Москва", "Мвкоса", "??????")]
     assert len({image.tobytes() for image in shown}) == 3
 
