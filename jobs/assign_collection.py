@@ -54,7 +54,8 @@ def main() -> None:
     from pipeline.storage import open_storage
 
     file, overrides, run, crawls = (arguments.pop(name) for name in ("config", "overrides", "run", "crawl"))
-    # With this stage, neither a source nor a tracking URI is required. The stages in the file are meant for other jobs.
+    # `stages` is not used by this job, so its value in the configuration file is replaced. The configuration is checked
+    # for its stages, and the check for the stage cluster requires neither a source nor a tracking URI.
     config = load_config(file, flags_by_config_key(arguments) | {"stages": ["cluster"]}, overrides)
     with ray_session():
         lines = assign_collection(open_storage(config.workspace), config, run, crawls)

@@ -97,8 +97,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-NO_STAGE = {"stages": ["cluster"]}
-"""Configuration value for commands that run no stage: this stage requires neither a source nor a tracking URI."""
+STAGES_WITHOUT_SOURCE = {"stages": ["cluster"]}
+"""Value of ``stages`` for --forget and --sync-tracking, which run no stage.
+
+`stages` must not be empty, and the configuration is checked for these stages. The check for ``cluster`` requires
+neither a source, as that for ``ingest`` does, nor a tracking URI for a workspace in S3, as that for ``report`` does.
+"""
 
 
 def main() -> None:
@@ -130,7 +134,7 @@ def main() -> None:
 
             run_collections(table, lambda row: load_config(file, flags | row_values(row), overrides))
             return
-        config = load_config(file, flags | NO_STAGE if exclusive else flags, overrides)
+        config = load_config(file, flags | STAGES_WITHOUT_SOURCE if exclusive else flags, overrides)
         storage = open_storage(config.workspace)
         lines: list[str] = []
         if exclusive:

@@ -14,7 +14,11 @@ class PipelineError(Exception):
 
 
 class ConfigError(PipelineError):
-    """The configuration contains an unknown key or an invalid value; raised before any work begins."""
+    """The configuration contains an unknown key, or a value that is invalid or does not fit the collection.
+
+    Most are raised before any work begins. Some values can only be checked later, such as K against the number of
+    accepted images after ingest, or the model of a warm start before a trial.
+    """
 
     exit_code = 2
 
@@ -34,7 +38,7 @@ class UnavailableError(StorageError):
 
 
 class ClusterError(PipelineError):
-    """The Ray cluster cannot be reached, or lost a task for good."""
+    """The Ray cluster cannot be reached, or a task died in every attempt."""
 
 
 class ClusteringError(PipelineError):

@@ -1,16 +1,20 @@
-"""The layout of a workspace; all keys in storage are built here.
+"""The layout of a workspace: this module defines the keys of all files in storage.
 
 ::
 
     <workspace>/<collection>/
       forgotten.parquet             list of removed images, which stay out of all crawls
-      crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json
-      runs/<run_id>/                config.yaml, identity.json, trials/, tables, pictures, page, run.json
+      forgetting.json               exists while a takedown is running or interrupted
+      crawls/<crawl_id>/            plan.parquet, shards/, repeats.parquet, crawl.json;
+                                    during a takedown, forgetting.json
+      runs/<run_id>/                config.yaml, identity.json, tracked.json, trials/, tables, pictures, page, run.json;
+                                    during a takedown, forgetting.json
         assignments/<crawl_id>/     tables and a picture of a crawl that was assigned later, assignment.json
     <workspace>/mlflow.db, mlartifacts/   the default MLflow database and its artifacts
 
-A marker (crawl.json, run.json, assignment.json, trial.json) is written last: the unit of work that it describes is
-complete once the marker exists.
+A marker (the rows of a shard, crawl.json, trial.json, run.json, assignment.json) is written last: without it, the unit
+of work that it describes is not complete. During a takedown, the forgetting.json of a crawl or run holds the content of
+its marker, which is deleted while images are removed.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ class CrawlPaths:
 
     @property
     def plan(self) -> str:
-        """Table of the records in a fixed order; row group i has the records of shard i."""
+        """Table of the records in a fixed order; a row group holds one or more whole shards (see ingest/plan.py)."""
         return f"{self.folder}/plan.parquet"
 
     @property
@@ -135,7 +139,7 @@ class RunPaths:
 
     @property
     def identity(self) -> str:
-        """Identity of the run: what it computes, and on which images. Jobs with the same identity continue one run."""
+        """Settings and digests of the images that identify the run; jobs with the same identity continue one run."""
         return f"{self.folder}/identity.json"
 
     @property
@@ -157,7 +161,10 @@ class RunPaths:
         return f"{self.trial(name)}/checkpoint.pt"
 
     def best(self, name: str) -> str:
-        """Model of the trial `name` with the lowest loss, if the model in the checkpoint has a higher loss."""
+        """Model of the trial `name` at the checkpoint whose window with all modules had the lowest mean loss.
+
+        It is deleted at the end of the trial, unless the mean loss of the last model over all images is higher.
+        """
         return f"{self.trial(name)}/best.pt"
 
     def trial_marker(self, name: str) -> str:

@@ -143,7 +143,7 @@ def write_model(storage: Storage, key: str, path: Path) -> None:
 
 
 def delete_snapshots(storage: Storage, key: str) -> None:
-    """Publish the checkpoint `key` again without its snapshots, the first of which show photos (initial prototypes).
+    """Publish the checkpoint `key` again without its snapshots: the first ones show photos (initial prototypes).
 
     The trial must not be trained at the same time.
     """

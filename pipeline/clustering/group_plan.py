@@ -34,8 +34,8 @@ class GroupPlan:
 def plan_groups(config: ClusteringConfig, trials: int) -> GroupPlan:
     """Plan as many groups as the cluster has room for, and no more than `trials`.
 
-    On a single machine the groups share its CPUs; on a cluster a worker has one CPU, unless `cpus_per_worker` says
-    otherwise. Raises ClusteringError if not even one group fits, since it would wait for ever.
+    A worker has `cpus_per_worker` CPUs. By default, the groups share the CPUs of a single machine, and on a cluster a
+    worker has one CPU. Raises ClusteringError if not even one group fits, since it would never start.
     """
     import ray
 

@@ -21,7 +21,6 @@ from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError, PipelineError
 from pipeline.session import connect_ray
 
-"""Time between two requests to the queue of trials."""
 STORE_RETRIES = 5
 """Number of times that a request to the image store is repeated after the store has died."""
 
@@ -59,7 +58,7 @@ class TrainingPool:
         self._stop.set()
         self._thread.join(timeout=10)
         self._end_all(ClusteringError("the job ended before the trial did"))
-        # A group that is still starting ends by itself, since no trial waits. After an error, threads end with Ray.
+        # A group that is still starting ends on its own, since no trial waits. After an error, threads end with Ray.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def train(self, tasks: Sequence[TrialTask]) -> None:
@@ -117,7 +116,7 @@ class TrainingPool:
                     self._end(name, error)
                 if len(self._groups) < min(self._plan.groups, update.waiting + len(update.running)) and update.waiting:
                     self._start_group()
-        except Exception as error:  # callers that wait for a trial must not wait for ever
+        except Exception as error:  # callers that wait for a trial must not wait endlessly
             self._end_all(error)
         finally:
             console.close()

@@ -34,7 +34,8 @@ NOT_IN_IDENTITY = {
     "collective_timeout_s",
     "max_failures",
 }
-"""Settings that may differ between jobs on the same run: its trials, how they are trained, and how they are read."""
+"""Settings that may differ between jobs on the same run: the choice of trials, the choice of the kept trial, and the
+resources of training."""
 
 
 def check_run_id(storage: Storage, config: JobConfig) -> None:
@@ -184,9 +185,9 @@ def select(results: Sequence[TrialResult], select_k: int | None) -> tuple[TrialR
 def elbow(k: Sequence[int], losses: Sequence[float]) -> int:
     """Return the index of the elbow of `losses` over increasing `k`.
 
-    The elbow is the point farthest below the line through both ends.
-    Both axes are first scaled to [0, 1], so that units do not matter. If no point lies below the line (with two trials,
-    or a loss that falls faster and faster), the elbow is the point with the lowest loss.
+    The elbow is the point farthest below the line through both ends. Both axes are first scaled to [0, 1], so that
+    units do not matter. If no point is below the line (with two trials, or a loss that falls faster and faster), the
+    elbow is the point with the lowest loss.
     """
     x, y = np.asarray(k, float), np.asarray(losses, float)
     lowest = int(y.argmin())

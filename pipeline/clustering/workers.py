@@ -14,7 +14,7 @@ WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THR
 """glibc's limits (mallopt(3)) for CPU workers; other C libraries ignore them.
 
 Blocks of 8 MiB or more are returned to the system when they are freed; smaller ones come from a heap, of which 64 MiB
-are kept. By default glibc raises the first limit by itself, and the activations of an encoder then fragment the heap.
+are kept. By default, glibc raises the first limit automatically; the activations of an encoder then fragment the heap.
 """
 
 

@@ -1,7 +1,7 @@
 """Decodes image files of any origin to upright squares, and encodes the squares as the image files of the shards.
 
-A crawl is hostile input: the outcome of decoding is always an image or a Rejected, whatever Pillow raises. Only the
-decoded image takes memory in proportion to its size; it is then converted strip by strip.
+A crawl is hostile input: the outcome of decoding is always an image or a Rejected, for any exception of Pillow. Only
+the decoded image takes memory in proportion to its size; it is then converted strip by strip.
 """
 
 from __future__ import annotations

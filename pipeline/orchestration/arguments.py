@@ -33,7 +33,7 @@ Flags = argparse._ArgumentGroup
 
 
 def add_source_flags(flags: Flags) -> None:
-    """Add the flags that name the sources and say how they are read."""
+    """Add the flags for the sources and for the way in which they are read."""
     flags.add_argument(
         "--source",
         action="append",
@@ -60,7 +60,7 @@ def add_source_flags(flags: Flags) -> None:
 
 
 def add_result_flags(flags: Flags) -> None:
-    """Add the flags that say where results are stored and what they show."""
+    """Add the flags for the location and the content of the results."""
     flags.add_argument(
         "--no-examples",
         action="store_false",

@@ -26,7 +26,7 @@ def run_collection(storage: Storage, config: JobConfig, train: Train) -> list[st
         config: configuration of the job.
         train: function that trains the trials of the run that are missing.
 
-    Raises PipelineError; whatever can be checked in advance is checked before any work begins.
+    Raises PipelineError; all checks that are possible in advance are made before any work begins.
     """
     _check_feasible(storage, config)
     check_no_takedown(storage, config.collection)

@@ -38,7 +38,7 @@ from pipeline.storage import Storage, read_json, read_table, write_json
 def forget(storage: Storage, collection: str, file: Path, tracked: str | None = None) -> list[str]:
     """Remove the images that `file` names from all crawls and reports of `collection`; return a summary as lines.
 
-    Running it again with the same file completes an interrupted takedown.
+    Another call with the same file completes an interrupted takedown.
 
     Args:
         storage: workspace.
@@ -67,7 +67,7 @@ def forget(storage: Storage, collection: str, file: Path, tracked: str | None = 
         matched |= _remove_from_crawl(storage, paths, of_crawl, names)
     for name, line in entries.items():
         if name not in matched:
-            say("forget", f"{file}, line {line}: matched nothing; it will be kept out of later crawls")
+            say("forget", f"{file}, line {line}: matched nothing; later crawls will reject an image with this name")
     runs = _remove_from_runs(storage, collection, names, tracked)
     storage.delete(takedown_marker(collection))
     images = sum(part.images for of_crawl in found.values() for part in of_crawl.values())
@@ -81,7 +81,7 @@ def forget(storage: Storage, collection: str, file: Path, tracked: str | None = 
 
 
 def _remove_from_crawl(storage: Storage, paths: CrawlPaths, found: Mapping[int, Found], names: Names) -> set[str]:
-    """Remove what was `found` of `names` from one crawl; return the names that matched."""
+    """Remove the matches `found` for `names` from one crawl; return the names that matched."""
     rows, images = (sum(getattr(part, name) for part in found.values()) for name in ("rows", "images"))
     matched = {name for part in found.values() for name in part.matched}
     if storage.exists(paths.marker):
@@ -140,7 +140,7 @@ def _remove_from_runs(storage: Storage, collection: str, names: Names, tracked: 
                 continue
         if storage.exists(paths.forgetting):
             withdrawn.append(paths)
-    if failed:  # reports are made again only when MLflow has nothing left of the earlier ones
+    if failed:  # reports are made again only after the records of all earlier ones in MLflow are deleted
         raise StorageError("; ".join(map(str, failed)))
     broken = []
     for paths in withdrawn:

@@ -33,7 +33,7 @@ def assign_collection(storage: Storage, config: JobConfig, run_id: str, crawl_id
         run_id: id of a reported run of the collection, or ``latest``.
         crawl_ids: ids of complete crawls of the collection.
 
-    Raises PipelineError; whatever can be checked in advance is checked before any work begins.
+    Raises PipelineError; all checks that are possible in advance are made before any work begins.
     """
     check_resources_and_paths(config.model_copy(update={"stages": ["ingest"]}))  # nothing is trained
     check_no_takedown(storage, config.collection)

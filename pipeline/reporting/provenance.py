@@ -28,7 +28,7 @@ def _version(package: str) -> str | None:
 def commit() -> str | None:
     """Return the Git commit that is checked out; None if the code is not part of a checkout or Git is not installed."""
     folder = Path(__file__).parent
-    # The second argument makes the command fail if the code lies in the checkout of another project.
+    # The second argument makes the command fail if the code is inside the checkout of another project.
     command = ["git", "-C", str(folder), "rev-parse", "HEAD", f"HEAD:./{Path(__file__).name}"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -1,4 +1,4 @@
-"""Reported runs, as they are read from storage."""
+"""Read reported runs from storage."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ CLEAR_QUALITY = 0.5
 def report(storage: Storage, run: Run) -> dict[str, Any]:
     """Assign every image to a prototype of the kept trial, publish the report, and record the run in MLflow.
 
-    A complete report of the same content is kept as it is; if recording it in MLflow failed, only that is repeated.
+    A complete report of the same content is not made again; if recording it in MLflow failed, only that is repeated.
     Everything is computed before the first file of an earlier report is replaced. Only one job at a time may report
     on a run: there is no lock that would keep two jobs from mixing their files.
 

@@ -1,4 +1,4 @@
-"""Withdrawing a report: delete its files and its records in MLflow, and keep what is needed to make it again."""
+"""Withdrawing a report: delete its files and its records in MLflow, and keep its document to make it again."""
 
 from __future__ import annotations
 

@@ -285,7 +285,7 @@ def measure_ray() -> list[Row]:
 
 
 def measure_track() -> list[Row]:
-    """Measure the recording of a job in MLflow on SQLite: three trials of 36 windows, and the model of the first."""
+    """Measure recording a run in MLflow with SQLite: three trials of 36 windows, and the model of the first trial."""
     from pipeline.reporting.run import Run
     from pipeline.reporting.tracking.runs import track_run
 

@@ -8,8 +8,8 @@ The server loads all JPEG files of FOLDER, prints its port, and answers ``/SCENA
 - ``latency``: the same, 50 ms later;
 - ``faults``: the same, but 5 % of the numbers are answered with status 503 once, and 1 % have a body that never ends.
 
-``/reset`` forgets all requests. ``/first`` returns the time (`time.monotonic`, in seconds) of the first request for a
-photo since then, or 0 before it.
+``/reset`` clears the record of requests. ``/first`` returns the time (`time.monotonic`, in seconds) of the first
+request for a photo since then, or 0 before it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Site:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all requests."""
+        """Clear the record of requests."""
         self.failed: set[int] = set()
         self.first = 0.0
 

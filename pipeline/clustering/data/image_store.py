@@ -28,7 +28,7 @@ COUNTING_PER_NODE = 8
 CONCURRENT_REQUESTS = 8
 """Number of shards that a worker requests at once."""
 TASK_OPTIONS = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
-"""Options of tasks that serve workers. Workers may hold all CPUs, so a task that requested one would wait for ever."""
+"""Options of tasks that serve workers. Workers may hold all CPUs, so a task that requested one would never start."""
 STORE_FRACTION = 0.8
 """Fraction of a node's object store that decoded images may fill."""
 

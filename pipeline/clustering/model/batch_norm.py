@@ -54,7 +54,7 @@ class _NormOverWorkers(torch.autograd.Function):
         x_gradient = batch_norm(x, zeros, ones, slope.to(weight), offset.to(weight), training=False, eps=0.0)
         coarse = scale.to(x)
         x_gradient.addcmul_(gradient, coarse[:, None, None])
-        if x.dtype != scale.dtype:  # add what the factors of the channels lost by rounding
+        if x.dtype != scale.dtype:  # add the part of `scale` that was lost when it was rounded to the type of x
             x_gradient.addcmul_(gradient, (scale - coarse).to(x)[:, None, None])
         return x_gradient, weight_gradient, bias_gradient, None
 

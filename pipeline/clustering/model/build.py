@@ -23,7 +23,7 @@ METHODS: dict[Method, type[DTI]] = {
 def build_method(config: ClusteringConfig, initial_KCHW: Tensor, seed: int, device_type: str = "cpu") -> DTI:
     """Build the configured method from initial prototypes, float in [0, 1].
 
-    Networks are initialised from `seed` alone, whatever random numbers were drawn before.
+    Networks are initialised from `seed` alone, regardless of earlier random draws.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -35,7 +35,7 @@ class Assignment:
     posterior_B: Tensor
     """Posterior probability of `cluster_B`, in [0, 1]."""
     runner_up_B: Tensor
-    """int64: index of the second best prototype; of the best one where there is only one."""
+    """int64: index of the second-best prototype, or of the only prototype if K is 1."""
     margin_B: Tensor
     """Margin to the runner-up, >= 0: log posterior ratio (GMM) or difference of squared errors (K-means)."""
     parameters: dict[str, Tensor]

@@ -74,7 +74,7 @@ def morphology(pictures_PCHW: Tensor, alpha_P: Tensor, window_Phw: Tensor) -> Te
 
 
 def _correlated(planes_NHW: Tensor, kernels_Nhw: Tensor) -> Tensor:
-    """Return the correlation of each plane with its own kernel, wherever the kernel lies within the plane."""
+    """Return the correlation of each plane with its kernel, at all positions where the kernel is inside the plane."""
     return conv2d(planes_NHW[None], kernels_Nhw[:, None], groups=len(planes_NHW))[0]
 
 

@@ -4,10 +4,10 @@ Every transformation is the identity where its parameters are zero, so networks 
 
 Shapes: `...` any leading dimensions (one parameter vector each), C channels, H x W pixels. Points are normalised
 (x, y) positions in the picture's area: (-1, -1) is the outer corner of the top left pixel, (1, 1) that of the bottom
-right one, whatever the resolution. A spatial transformation maps output positions to positions in the prototype;
+right one, for any resolution. A spatial transformation maps output positions to positions in the prototype;
 several of them compose into one set of points, so that a prototype is interpolated once and not blurred repeatedly.
 Colour is affine in the pixel value and bilinear weights sum to one, so colour and space commute if the border is
-continued. Morphology commutes with neither, so it begins a new run of modules that are applied at once.
+continued. Morphology commutes with neither, so it begins a new run; a run consists of modules that are applied at once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pipeline.clustering.model.morphology import Morphology
 from pipeline.config import Padding
 
 SMALLEST_DIVISOR = 0.1
-"""Lower bound of the homogeneous divisor of a projective transformation, which is 0 on the horizon."""
+"""Lower bound of the divisor by which a projective transformation divides coordinates; it is 0 on the horizon."""
 SMALLEST_GAIN = 0.05
-"""Lower bound of the magnitude of a colour gain when it is inverted."""
+"""Lower bound of the absolute value of a colour gain, when the colour change is inverted."""
 NEWTON_STEPS = 12
-"""Number of Newton's steps that invert a thin plate spline."""
+"""Number of steps of Newton's method when a thin plate spline is inverted."""
 
 
 class SpatialTransform(Protocol):
@@ -225,7 +225,7 @@ class TransformSequence(nn.Module):
         return set(parameters) <= {"color"}
 
     def screens(self, parameters: Mapping[str, Tensor]) -> bool:
-        """Whether `transform_each` can compute a part of the output pixels, and saves time by it."""
+        """Whether `transform_each` can compute only a part of the output pixels, and whether this saves time."""
         return self.moves(parameters) and len(self._runs(parameters)) == 1 and not self.convolves(parameters)
 
     def convolves(self, parameters: Mapping[str, Tensor]) -> bool:
@@ -377,7 +377,10 @@ def _divided(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def _adjugate(matrix: Tensor) -> Tensor:
-    """Return inverse homographies (..., 3, 3) whose last entry is one; meaningless but finite where there is none."""
+    """Return the inverse homographies (..., 3, 3), scaled so that their last entry is one.
+
+    A homography without an inverse gives finite values without a meaning.
+    """
     a, b, c = matrix.unbind(-2)
     adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-1)
     return (adjugate / adjugate[..., 2:, 2:]).nan_to_num(0.0, 0.0, 0.0)

@@ -144,7 +144,7 @@ class _HttpsPool(HTTPSConnectionPool):
 def _tls_context(ca_bundle: str) -> ssl.SSLContext:
     """Return a TLS context with the certificates in `ca_bundle`, which are read only once per process.
 
-    urllib3 by itself would read them for every connection.
+    Without it, urllib3 would read them for every connection.
     """
     context = create_urllib3_context()
     context.load_verify_locations(ca_bundle)

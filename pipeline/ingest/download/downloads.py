@@ -66,8 +66,8 @@ def download(
     """Download `addresses`; yield each key once, with the content or the reason for a rejection, as downloads finish.
 
     After a temporary failure, an address is tried again after a growing random pause, or after the time that its server
-    asks for, up to `config.attempts` times in all. It is then Rejected as unreachable. So are the records that wait for
-    a host that keeps failing.
+    requests, up to `config.attempts` times in all. It is then Rejected as unreachable, like all records that wait for a
+    host that keeps failing.
 
     Raises StorageError if this machine is at fault.
     """
@@ -85,7 +85,7 @@ class _Downloads:
         self._client = client
         self._config = config
         self._order = itertools.count()
-        # Jobs by host, each with its number in the order in which they are started as far as their hosts allow.
+        # Jobs by host, each with its number in the order of starting, from which only the limits of hosts deviate.
         self._ready: dict[str, deque[tuple[int, _Job]]] = {}
         for key, url in addresses.items():
             self._enqueue(_Job(key, url, url, config.deadline_s, host_of(url)))
@@ -154,14 +154,14 @@ class _Downloads:
         self._ready.setdefault(job.host, deque()).append((next(self._order), job))
 
     def _give_up_pausing_hosts(self, slots: HostSlots) -> None:
-        """Give up the hosts that asked any task for a pause longer than `max_wait_s`."""
+        """Stop downloading from all hosts that requested a pause longer than `max_wait_s` from any task."""
         for host, seconds in slots.pauses().items():
             if seconds > self._config.max_wait_s and host not in self._given_up:
                 detail = f"the host asked for a pause of {seconds:.0f} s"
                 self._given_up[host] = Rejected("unreachable", detail)
 
     def _reject_given_up(self) -> Iterator[tuple[int, Rejected]]:
-        """Reject the records that wait for hosts that were given up."""
+        """Reject the records that wait for hosts from which nothing is downloaded any more."""
         if self._given_up:
             ready = (self._ready.pop(host, ()) for host in self._given_up)
             waiting = [job for _, job in itertools.chain.from_iterable(ready)]

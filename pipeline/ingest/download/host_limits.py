@@ -25,7 +25,7 @@ LEASE_S = 20.0
 """Time after which a silent task is considered dead, and its slots become free."""
 
 MAX_REPORT_INTERVAL_S = 1.0
-"""Maximum time between two reports of a live task. Others may have to wait as long for slots that it does not need."""
+"""Maximum time between two reports of a live task. Other tasks may wait this long for slots that it does not need."""
 
 MIN_REPORT_INTERVAL_S = 0.02
 """Minimum time between two reports of a task."""
@@ -346,8 +346,8 @@ def local_limits(config: HttpConfig) -> Exchange:
 def start_limiter(config: HttpConfig, lease_s: float = LEASE_S) -> Any:
     """Start a HostLimiter as an actor of this job, and return its handle for `limits_of`. Needs a Ray session.
 
-    Collections that one job ingests at the same time with the same limits share one limiter. Every job has its own, so
-    two jobs at once may send twice as many requests to a host.
+    Collections that one job ingests at the same time with the same limits share one limiter. Every job has its own,
+    so two jobs at the same time may send twice as many requests to a host.
     """
     import ray
 

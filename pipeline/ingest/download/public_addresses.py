@@ -29,7 +29,7 @@ NO_SUCH_NAME = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socke
 """Error codes of `socket.getaddrinfo` for a name that does not exist."""
 
 _lookups = ThreadPoolExecutor(64, "name-lookup")
-"""Threads for lookups, which have no timeout of their own: the caller stops waiting, and the lookup ends by itself."""
+"""Threads for lookups, which have no timeout: the caller stops waiting, and the lookup ends later in its thread."""
 
 SocketAddress = tuple[int, Any]
 """Address family, and the address in the form that `socket.connect` takes for it."""

@@ -1,6 +1,6 @@
 """A single request for an image: its outcome is the body, a redirect, or the reason for a failure.
 
-The server is as hostile an input as the file: it may send data for ever, send one byte per minute, redirect to the
+The server is as hostile an input as the file: it may send data endlessly, send one byte per minute, redirect to the
 cluster's own network, or inflate a few bytes to gigabytes. Every request is therefore limited in time, in bytes, and in
 the addresses that it may reach.
 """

@@ -60,9 +60,9 @@ class Found:
     pages: set[str]
     """Names of the addresses in ``source_url`` of these rows, which other images may share (the page of a post)."""
     shared: set[str]
-    """Those pages, of the ones to be searched for, that another image of the shard has as well."""
+    """The searched pages that another image of the shard, which does not match, also has."""
     matched: set[str]
-    """Those names, of the ones to be searched for, that these rows have."""
+    """The searched names that occur in these rows."""
 
 
 def built_shards(storage: Storage, collection: str) -> Shards:
@@ -199,7 +199,7 @@ def publish_plan(
 
 
 def _names_in_repeats(storage: Storage, paths: CrawlPaths, names: Names) -> set[str]:
-    """Names of images in repeats.parquet that are dropped as repeats of images in `names`, or that those repeat."""
+    """Return all names in the rows of repeats.parquet whose dropped or kept image is in `names`."""
     if not storage.exists(paths.repeats):
         return set()
     repeats = read_table(storage, paths.repeats)

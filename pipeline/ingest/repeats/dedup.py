@@ -31,7 +31,7 @@ DUPLICATE_DETAIL = "the file has the same bytes as the image in duplicate_of"
 NEAR_DUPLICATE_DETAIL = "the image looks like the image in duplicate_of"
 
 IMAGE_ID_DIGITS = 20
-"""Number of hexadecimal digits of an image's identity that form its id; the id is the same in every crawl."""
+"""Number of hexadecimal digits of an image's identity that form its id."""
 
 KNOWN = np.dtype([("identity", "S64"), ("image_id", "S20")])
 """Data type of `KnownImages`: the identity of an image in hexadecimal, and the id of the image that is kept."""
@@ -70,7 +70,7 @@ def identity(sha256: str, fingerprint: str, keep_duplicates: bool) -> str:
 def known_images(storage: Storage, crawls: Iterable[Crawl], config: IngestConfig) -> KnownImages:
     """Return the images of the complete `crawls`, and the near-duplicates that were dropped from them.
 
-    Crawls whose images have another form than `config` asks for are left out.
+    Crawls whose image form differs from that of `config` are left out.
     """
     parts = [np.empty(0, KNOWN)]
     columns = ["sha256", "fingerprint", "image_id", "duplicate_of", "reason", "status"]
@@ -107,8 +107,7 @@ def find_repeats(
     """Decide which images of the crawl `paths` to drop, once its `n_shards` shards are built.
 
     Returns a table with REPEATS_SCHEMA. No shard contains an image twice. A shard may contain `known` images, if
-    another crawl was completed after it was built. `earlier` are the crawls that `known` was
-    read from.
+    another crawl was completed after it was built. `earlier` are the crawls that `known` was read from.
     """
     repeats: list[dict[str, Any]] = []
     seen: set[bytes] = set()  # identities as bytes take half the memory of hexadecimal digits
@@ -201,7 +200,8 @@ def _near_duplicates(
 ) -> Iterator[tuple[tuple[int, str], str]]:
     """Yield each of the `new` images (shard, image id) that looks like another image, with the id of that image.
 
-    `signatures` are those of the `new` images. The other image is one of the crawls `earlier`, or a new one before it.
+    `signatures` are those of the `new` images. The other image is in one of the crawls `earlier`, or is an earlier one
+    of the `new` images.
     """
     image_ids, earlier_signatures = [], []
     for table in read_tables(storage, _rows_of(earlier, config), ["status", "image_id", "look"]):
@@ -216,7 +216,7 @@ def _near_duplicates(
 
 
 def _rows_of(crawls: Iterable[Crawl], config: IngestConfig) -> Iterator[str]:
-    """Keys of the tables of rows of those `crawls` whose images have the form that `config` asks for."""
+    """Yield the keys of the tables of rows of those `crawls` whose image form is that of `config`."""
     for crawl in crawls:
         if crawl.image_form == config.image_form:
             yield from map(CrawlPaths(crawl.collection, crawl.crawl_id).rows, range(crawl.n_shards))

@@ -37,8 +37,8 @@ MAX_COLOR_DIFFERENCE = 16
 """Maximum difference, of 255, between their thumbnails in any channel of any pixel."""
 
 PARTS, PART_BITS = 13, 20
-"""Number of parts that the hash is searched by, and bits per part (the last part is shorter). Of two hashes that differ
-in up to 12 bits, at least one of the 13 parts is equal."""
+"""Number of parts into which the index divides a hash, and bits per part (the last part is shorter). If two hashes
+differ in at most 12 bits, at least one of their 13 parts is equal."""
 
 Signatures = np.ndarray[Any, np.dtype[np.uint8]]
 """Perceptual signatures of N images (N, SIGNATURE_BYTES): the hash, then the RGB thumbnail row by row."""
@@ -105,7 +105,7 @@ class _HashIndex:
             latest[part] = entry
 
     def similar(self, bits: int) -> Iterator[int]:
-        """Yield images whose hashes differ from `bits` in at most MAX_DIFFERENT_BITS bits, some of them repeatedly."""
+        """Yield images whose hashes differ from `bits` in at most MAX_DIFFERENT_BITS bits; images can be repeated."""
         for latest, previous, part in zip(self._latest, self._previous, _parts(bits), strict=True):
             entry = latest[part]
             while entry >= 0:

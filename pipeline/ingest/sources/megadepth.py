@@ -94,7 +94,7 @@ def _image_folders(tree: Tree, scene: Folder, strict: bool) -> list[str]:
     """Return the paths in `tree` of the folders with the images of `scene`.
 
     If `strict`, a numbered folder with a subfolder images, which may be anything, is accepted only if it also contains
-    a model or lies below a folder with a name of the data set.
+    a model or is below a folder with a name of the data set.
     """
     dense_folders = [path for path in scene.folders if _DENSE.fullmatch(_name(path))]
     found = [inner for path in dense_folders for inner in tree.list(path).folders if _name(inner) == "imgs"]

@@ -41,7 +41,7 @@ def check_model(storage: Storage, run: Run) -> None:
 def assign_crawl(storage: Storage, run: Run, crawl: Crawl, examples: bool) -> dict[str, Any]:
     """Assign every image of `crawl` to a prototype of the kept trial of `run`, and compare the crawl with the run.
 
-    A complete assignment of the same content is kept as it is.
+    A complete assignment of the same content is not made again.
 
     Args:
         storage: workspace with the shards of the crawl and the run.
@@ -83,7 +83,7 @@ def assign_crawl(storage: Storage, run: Run, crawl: Crawl, examples: bool) -> di
         "images_per_second": round(clusters.num_rows / seconds, 3),
     }
 
-    # From here on an earlier assignment is replaced; its marker is deleted first.
+    # Now the earlier assignment is replaced; its marker is deleted first.
     storage.delete(paths.marker)
     rows = clusters if examples else without_sources(clusters)
     write_clusters_parquet(storage, paths.clusters, rows)

@@ -19,7 +19,7 @@ JOINERS = "\u200c\u200d"
 
 
 def plain_text(text: str | None, length: int = CAPTION_LENGTH) -> str:
-    """Return `text` on one line, without control characters, shortened to `length` characters; empty for None."""
+    """Return `text` on one line, without control characters, in at most `length` characters; "" if `text` is None."""
     visible = (c if c in JOINERS or unicodedata.category(c) not in HIDDEN else " " for c in (text or "")[: 20 * length])
     line = " ".join("".join(visible).split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"

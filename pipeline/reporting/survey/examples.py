@@ -23,7 +23,7 @@ BASE64_FACTOR = 4 / 3
 THUMBNAIL_SIDES = {96: 2_200, 64: 1_100, 48: 600}
 """Possible sides of thumbnails in px, and the bytes that a photo of that side needs for a good quality."""
 PICTURES_PER_CLUSTER = 6
-"""Pictures of a cluster besides its examples, in thumbnails: the prototype (large, shown twice), mean and deviation."""
+"""Size of the other pictures of a cluster, in thumbnails: the prototype (large, shown twice), mean and deviation."""
 PICTURES_PER_EXAMPLE, GROUPS = 3, 3
 """Photo, aligned prototype and photo aligned back; nearest, random and farthest images."""
 MIN_EXAMPLES = 3
@@ -57,7 +57,7 @@ class ExampleBudget:
 
 
 def example_budget(k: int, wanted: int) -> ExampleBudget:
-    """Return how many examples per group, at most `wanted`, and of which size fit on a page of `k` clusters.
+    """Return the number of examples per group, at most `wanted`, and their size, so that a page of `k` clusters fits.
 
     Thumbnails are as large as possible with at least `MIN_EXAMPLES` per group (or `wanted`, if that is less). There are
     no examples if not even the smallest thumbnails fit.

@@ -49,7 +49,12 @@ def clusters_schema(config: ClusteringConfig) -> pa.Schema:
     loss = LOSS_COLUMNS[config.method]
     record_fields = {field.name: field for field in RECORD_FIELDS}
     fields = [
-        _field("image_id", pa.string(), "key of the image in its shard; derived from its content, so it is stable"),
+        _field(
+            "image_id",
+            pa.string(),
+            "key of the image in its shard, derived from its content, so it is the same in every crawl; if duplicates "
+            "are kept, also derived from the place of the file in the source",
+        ),
         *(record_fields[name] for name in _DESCRIPTIVE),
         _field("crawl_id", pa.string(), "crawl that contains the image"),
         _field("shard", pa.int32(), "index of the shard of the crawl that contains the pixels"),

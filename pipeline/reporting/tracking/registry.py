@@ -1,6 +1,6 @@
 """MLflow's model registry: each collection is a registered model, and each of its runs is a version.
 
-The alias `CURRENT` points to the version of the run whose first report is the most recent one. Reporting or recording
+The alias `CURRENT` points to the version whose run has the latest first report. Reporting or recording
 an earlier run again replaces its version and does not make it current. Workspaces that share a server and have a
 collection of the same name share its registered model, but each of them replaces only its own versions.
 """
@@ -61,7 +61,7 @@ def _is_of(version: Any, owner: dict[str, str]) -> bool:
 
 
 def _point_to_newest(client: Any, name: str, versions: list[Any]) -> None:
-    """Point `CURRENT` to the version of the run whose first report is the most recent one, if there is one."""
+    """Point `CURRENT` to the version whose run has the latest first report; do nothing if no version has this time."""
     reported = [version for version in versions if FIRST_REPORTED_TAG in version.tags]
     if reported:
         newest = max(reported, key=lambda version: (version.tags[FIRST_REPORTED_TAG], int(version.version)))

@@ -34,7 +34,8 @@ def test_with_equal_trials_and_one_gpu_it_takes_a_start_up_and_all_trials_in_tur
     outcome = Simulation(plan, training_s=lambda collection, trial: 100.0).run()
     ingest_s, load_s = 256 * INGEST_CORE_S, 256 * DECODE_CORE_S
     rest_s = outcome.makespan_s - (ingest_s + load_s + 3 * 100)
-    # The start-up of one group, a moment of the driver's, and until it looks: to start the group, and for what it did.
+    # The rest is the start-up of one group, a little time of the driver, and up to two waits between its polls: one
+    # before it starts the group, and one before it notices that the group has ended.
     assert 20 <= rest_s <= 30 + 2.1
     assert outcome.utilisation == pytest.approx(300 / outcome.makespan_s)
     assert outcome.group_starts == 1

@@ -96,7 +96,7 @@ def test_a_host_that_asks_for_a_pause_gets_it_from_all_tasks() -> None:
     assert limits.exchange("b", {"h": Use(waiting=3)}).grants["h"].pause_s == MAX_HOST_PAUSE_S
 
 
-def test_the_limit_holds_whatever_the_tasks_do() -> None:
+def test_the_limit_holds_for_any_reports_of_the_tasks() -> None:
     clock = Clock()
     limits = limiter(clock, requests_per_host=5)
     rng = random.Random(1)

@@ -96,7 +96,7 @@ def test_connections_are_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("status", [204, 206, 304, 400, 401, 403, 404, 410, 451])
-def test_a_refusal_is_for_good_whatever_its_body_holds(site: Site, status: int) -> None:
+def test_a_refusal_is_permanent_with_any_body(site: Site, status: int) -> None:
     site.pages["/no"] = lambda handler: handler.reply(status, b"" if status in {204, 304} else BODY)
     with pytest.raises(Rejected, match=rf"http_error.*HTTP {status} "):
         get(site.url("/no"))
@@ -221,7 +221,7 @@ def test_tls_verifies_the_name_at_the_checked_address(tmp_path: Path, monkeypatc
         assert time.monotonic() - started < 1.5
 
 
-def test_no_tls_where_tls_is_asked_for_is_for_good(site: Site) -> None:
+def test_a_server_without_tls_behind_an_https_address_is_a_permanent_failure(site: Site) -> None:
     with pytest.raises(Rejected) as caught:
         get(f"https://127.0.0.1:{site.port}/ok")
     assert caught.value.reason == "tls_error"
