@@ -491,12 +491,24 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
         values[last] = value
 
 
+_EXPECTED_TEXT = {
+    "collection": "letters, digits and . # = + - _, beginning with a letter, a digit, _ or #",
+    "run_id": "at most 200 letters, digits and . = + - _, beginning with a letter, a digit or _",
+    "ingest.http.user_agent": "at most 500 printable ASCII characters, not beginning with a space",
+}
+"""Expected values of the texts that must match a pattern, for error messages."""
+
+
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
+        return f"{key}: unknown key; pipeline/config.py lists all keys"
+    if error["type"] == "missing":
+        return f"{key}: required, but not given; give --{key} or set it in the file of --config"
+    if error["type"] == "string_pattern_mismatch" and key in _EXPECTED_TEXT:
+        return f"{key}: expected {_EXPECTED_TEXT[key]} (found {error['input']!r})"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
     if not key or message.split(":")[0] == key:
         return message
-    found = "" if error["type"] in {"missing", "value_error"} else f" (found {error['input']!r})"
+    found = "" if error["type"] == "value_error" else f" (found {error['input']!r})"
     return f"{key}: {message}{found}"

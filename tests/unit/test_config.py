@@ -62,8 +62,9 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
         ({"clustering.k": []}, [], "clustering.k"),
         ({"clustering.select_k": 5, "clustering.k": [4]}, [], "select_k 5 is not among k"),
         ({"clustering.workers": 3}, [], "batch_size 64 cannot be divided among 3 workers"),
-        ({"collection": "../x"}, [], "collection"),
-        ({"run_id": "../x"}, [], "run_id"),
+        ({"collection": "../x"}, [], "collection: expected letters, digits"),
+        ({"run_id": "../x"}, [], "run_id: expected at most 200 letters"),
+        ({"ingest.http.user_agent": " x"}, [], "user_agent: expected at most 500 printable"),
         ({"stages": ["train"]}, [], "stages"),
         ({"source": None}, [], "--source"),
         ({"workspace": "s3://bucket/x"}, [], "--tracking-uri"),
@@ -101,6 +102,11 @@ def test_an_invalid_configuration_file_is_refused(tmp_path: Path, text: str) -> 
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"job\.yaml"):
         load_config(file, BASE, [])
+
+
+def test_a_missing_name_of_the_collection_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="collection: required, but not given; give --collection or"):
+        load_config(None, {"source": "x"}, [])
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
