@@ -262,7 +262,11 @@ class ClusteringConfig(_Section):
     """Standard deviation in px of a Gaussian weight on the losses of the pixels, 1 at the centre of the image; use it
     for collections with a central subject and distracting margins. Default: all pixels have equal weight."""
     encoder: Literal["auto", "resnet18", "resnet20"] = "auto"
-    """Encoder network of the predictors. auto: resnet20 for images below 64 px, otherwise resnet18."""
+    """Encoder network of the predictors. auto: resnet20 if its input is below 64 px, otherwise resnet18."""
+    encoder_px: int | None = Field(None, ge=8)
+    """Side in px to which images are averaged down for the encoder, whose work makes up most of a training step; a
+    quarter of the image size makes a step several times faster (tests/benchmarks/README.md). Prototypes and losses keep
+    the full size. Default: the image size."""
     alignment_steps: int = Field(20, ge=1)
     """Number of gradient steps on the transformations of each image, per iteration (only ti-gmm and ti-kmeans)."""
     alignment_learning_rate: float = Field(0.02, gt=0)

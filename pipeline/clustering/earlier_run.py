@@ -15,7 +15,7 @@ from pipeline.storage import Storage, read_json
 
 SHARED_SETTINGS = {
     "ingest": ("image_size", "color_mode"),
-    "clustering": ("method", "transforms", "tps_grid", "morphology_kernel", "encoder", "padding"),
+    "clustering": ("method", "transforms", "tps_grid", "morphology_kernel", "encoder", "encoder_px", "padding"),
 }
 """Settings that must be equal in both runs, since the meaning of weights depends on them."""
 

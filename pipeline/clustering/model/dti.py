@@ -209,7 +209,7 @@ class DTI(nn.Module):
 
     def _build_predictors(self, config: ClusteringConfig) -> None:
         """Build the networks that `_predict` uses."""
-        encoder = build_encoder(config.encoder, *self.image_shape)
+        encoder = build_encoder(config.encoder, *self.image_shape, config.encoder_px)
         self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, size in self.sequence.sizes.items():
             self.heads[name] = PrototypeHeads(self.k, encoder.features, size)

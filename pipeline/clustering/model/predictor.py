@@ -95,20 +95,33 @@ class ResNet(nn.Sequential):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def build_encoder(name: str, channels: int, height: int, width: int) -> ResNet:
-    """Build the backbone `name` (``resnet18``, ``resnet20``, or ``auto``: by image size) for images of this shape."""
+def build_encoder(name: str, channels: int, height: int, width: int, input_px: int | None = None) -> ResNet:
+    """Build an encoder for images of the given shape.
+
+    Args:
+        name: ``resnet18``, ``resnet20``, or ``auto``, which chooses by the size of its input; see `SMALL_PX`.
+        channels: number of channels C.
+        height: height of the images in px.
+        width: width of the images in px.
+        input_px: shorter side in px to which images are averaged down first. Default: images keep their size.
+    """
+    side = min(height, width)
+    reduction: list[nn.Module] = []
+    if input_px is not None and input_px < side:
+        height, width = round(height * input_px / side), round(width * input_px / side)
+        reduction = [nn.AdaptiveAvgPool2d((height, width))]
     if name == "auto":
         name = "resnet20" if min(height, width) < SMALL_PX else "resnet18"
     if name == "resnet20":
         stem = [nn.Conv2d(channels, 16, 3, 1, 1, bias=False), GlobalBatchNorm(16), nn.ReLU(inplace=True)]
-        return ResNet(stem, (16, 32, 64), blocks=3)
+        return ResNet([*reduction, *stem], (16, 32, 64), blocks=3)
     stem = [
         nn.Conv2d(channels, 64, 7, 2, 3, bias=False),
         GlobalBatchNorm(64),
         LeanMaxPool(),
-        nn.ReLU(inplace=True),  # commutes with the pooling, and after it has a quarter of the work
+        nn.ReLU(inplace=True),  # it commutes with the pooling, and after it takes a quarter of the work
     ]
-    return ResNet(stem, (64, 128, 256, 512), blocks=2)
+    return ResNet([*reduction, *stem], (64, 128, 256, 512), blocks=2)
 
 
 class PrototypeHeads(nn.Module):

@@ -47,6 +47,23 @@ def test_the_encoder_follows_the_image_size() -> None:
     assert isinstance(build_encoder("auto", 3, 65, 97), ResNet)
 
 
+@pytest.mark.parametrize(("name", "input_px", "features"), [("auto", 16, 64), ("resnet18", 16, 512), ("auto", 64, 512)])
+def test_an_encoder_sees_images_that_are_averaged_down(name: str, input_px: int, features: int) -> None:
+    encoder = build_encoder(name, 3, 64, 96, input_px).eval()
+    images = torch.rand(2, 3, 64, 96)
+    assert encoder.features == features
+    same = build_encoder(name, 3, input_px, input_px * 96 // 64).eval()
+    same.load_state_dict(dict(zip(same.state_dict(), encoder.state_dict().values(), strict=True)))
+    factor = 64 // input_px
+    averaged = images.unflatten(-1, (-1, factor)).mean(-1).unflatten(-2, (-1, factor)).mean(-2)
+    torch.testing.assert_close(encoder(images), same(averaged), atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoder_never_enlarges_images() -> None:
+    small, large = build_encoder("resnet20", 3, 28, 28), build_encoder("resnet20", 3, 28, 28, 64)
+    assert list(small.state_dict()) == list(large.state_dict())
+
+
 PARTS = (3, 5)
 """Number of images of each worker."""
 
