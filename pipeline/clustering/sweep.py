@@ -129,8 +129,8 @@ def sweep(
             halve([_with_start(task) for task in tasks], train)
         else:
             train([_with_start(task) for task in missing])
-        trained = [_result(task) for task in missing if task.is_done()]
-        say("cluster", f"{counted(len(trained), 'trial')} trained in {duration(time.monotonic() - started)}")
+        trained = sum(task.is_done() for task in missing)
+        say("cluster", f"{counted(trained, 'trial')} trained in {duration(time.monotonic() - started)}")
     finished = [task for task in tasks if task.is_done()]
     if absent := set(config.k) - {task.trial.k for task in finished}:
         raise ConfigError(f"run {paths.run_id}: no trial of k {sorted(absent)} is trained; run the cluster stage first")

@@ -92,11 +92,6 @@ class TrialProgress:
     stages_left: list[tuple[int, int]]
     """For each remaining stage, the number of active modules and a bound on the remaining iterations."""
 
-    @property
-    def iterations_left(self) -> int:
-        """Upper bound on the number of remaining iterations."""
-        return sum(iterations for _, iterations in self.stages_left)
-
 
 @dataclass(frozen=True)
 class StageRecord:

@@ -30,10 +30,11 @@ def run_collection(storage: Storage, config: JobConfig, train: Train) -> list[st
     """
     _check_feasible(storage, config)
     check_no_takedown(storage, config.collection)
+    closing = [f"{'done':<9} all results are in {storage.uri(config.collection)}"]
     if "ingest" in config.stages:
         ingest(storage, config)
     if config.stages == ["ingest"]:
-        return [f"{'done':<9} all results are in {storage.uri(config.collection)}"]
+        return closing
 
     crawls = _crawls_to_use(storage, config)
     check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
@@ -43,7 +44,7 @@ def run_collection(storage: Storage, config: JobConfig, train: Train) -> list[st
     selected, reason = select(results, config.clustering.select_k)
     say("cluster", f"K = {selected.k} is kept: {reason}")
     if "report" not in config.stages:
-        return [f"{'done':<9} all results are in {storage.uri(config.collection)}"]
+        return closing
 
     # Imported here because it imports torch, which a job without a report does not need.
     from pipeline.reporting.stage import closing_lines, report

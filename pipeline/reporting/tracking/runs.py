@@ -68,7 +68,7 @@ def track_run(storage: Storage, run: Run, artifacts: Sequence[str]) -> Tracking:
         Where the run was recorded, or the error. Failures are printed as a warning and not raised, and an artifact that
         cannot be uploaded does not prevent the upload of others.
     """
-    config, name = run.config, run.config.collection
+    config, name = run.config, run.collection
     uri = tracking_uri(storage, config)
     redacted = redact_credentials(uri)
     with failures_as_warning(uri) as failures:
