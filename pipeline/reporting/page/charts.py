@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,7 +127,8 @@ def number(value: float) -> str:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    # Below the smallest normal float, a fifth of the range may be 0, which has no logarithm.
+    return (low, high) if high - low > sys.float_info.min else (low - 0.5, high + 0.5)
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:

@@ -5,7 +5,7 @@ import re
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
@@ -51,6 +51,7 @@ def test_values_that_are_not_finite_are_left_out() -> None:
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=20), st.booleans())
+@example([0.0, 5e-324], False)
 def test_a_chart_of_any_values_stays_inside_its_frame(values: list[float], from_zero: bool) -> None:
     chart = line_chart([Line("a", [float(i) for i in range(len(values))], values)], "", "x", from_zero=from_zero)
     assert all(0 <= x <= 640 and 0 <= y <= 256 for x, y in curve(chart))
