@@ -201,20 +201,20 @@ form equals that of its training images."""
 
 
 class ScheduleConfig(_Section):
-    """When modules are switched on, when the learning rate drops and when training ends, in iterations.
+    """What is learned when, and when training ends, in iterations.
 
-    Training has one stage without transformations, one further stage for each module that is switched on, and a last
-    stage at a tenth of the learning rate. A stage ends when the loss has stopped improving, or at `max_iterations`.
+    The first stage learns prototypes alone; each further stage learns one thing more: the predictors of a module, in
+    the configured order, and then, in a mixture, the variances of pixels. The last stage has a tenth of the learning
+    rate, and learns the mixing proportions. A stage ends when the loss has stopped improving, or at `max_iterations`.
     """
 
     window: int = Field(60, ge=1)
-    """Number of iterations in a window. Losses and cluster shares are averaged over a window, and reassignment and
+    """Number of iterations in a window. Losses and cluster shares are averaged over a window, and restarts and
     convergence are decided at its end."""
-    min_iterations: int = Field(240, ge=1)
+    min_iterations: int = Field(120, ge=1)
     """Minimum length of a stage in iterations."""
     max_iterations: Iterations | Annotated[list[Iterations], Field(min_length=1)] = 1200
-    """Maximum length of a stage in iterations: one number for all stages, or a list with the maximum of the stage
-    without a module, with one module, with two modules, …"""
+    """Maximum length of a stage in iterations: one number, or a list with the maximum of each stage but the last."""
     final_iterations: int = Field(300, ge=0)
     """Maximum length in iterations of the last stage, at a tenth of the learning rate; 0 leaves the stage out."""
     tolerance: float = Field(0.05, gt=0, lt=1)
@@ -223,9 +223,9 @@ class ScheduleConfig(_Section):
     patience: int = Field(2, ge=1)
     """Number of consecutive windows without progress after which a stage has converged and ends."""
 
-    def longest(self, modules: int) -> int:
-        """Return the maximum number of iterations of the stage in which the first `modules` modules are on."""
-        return self.max_iterations if isinstance(self.max_iterations, int) else self.max_iterations[modules]
+    def longest(self, stage: int) -> int:
+        """Return the maximum number of iterations of the stage with this index, which is not the last one."""
+        return self.max_iterations if isinstance(self.max_iterations, int) else self.max_iterations[stage]
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
@@ -249,8 +249,9 @@ class ClusteringConfig(_Section):
     select_k: int | None = Field(None, ge=1)
     """Number of prototypes K to report; must be in `k`. Default: the elbow of the loss over `k`."""
     transforms: Annotated[list[TransformName], AfterValidator(_distinct)] = ["color", "projective"]
-    """Transformation modules, in the order in which they are applied and switched on. An empty list uses no module; it
-    is the default for gmm and kmeans."""
+    """Transformation modules, in the order in which they are applied and switched on; color, which is fitted in closed
+    form, is always applied last and on from the start. An empty list uses no module; it is the default for gmm and
+    kmeans."""
     tps_grid: int = Field(4, ge=2, le=16)
     """Number of control points along each side of the grid of the thin plate spline (module tps)."""
     morphology_kernel: Annotated[int, Field(ge=3, le=15), AfterValidator(_odd)] = 7
@@ -264,17 +265,16 @@ class ClusteringConfig(_Section):
     encoder: Literal["auto", "resnet18", "resnet20"] = "auto"
     """Encoder network of the predictors. auto: resnet20 if its input is below 64 px, otherwise resnet18."""
     encoder_px: int | None = Field(None, ge=8)
-    """Side in px to which images are averaged down for the encoder, whose work makes up most of a training step; a
-    quarter of the image size makes a step several times faster (tests/benchmarks/README.md). Prototypes and losses keep
-    the full size. Default: the image size."""
+    """Side in px to which images are averaged down for the encoder; prototypes and losses keep the full size. Default:
+    a quarter of the image size, at least 14 and at most 32 px (tests/benchmarks/README.md). The DTI paper has the image
+    size."""
     alignment_steps: int = Field(20, ge=1)
     """Number of gradient steps on the transformations of each image, per iteration (only ti-gmm and ti-kmeans)."""
     alignment_learning_rate: float = Field(0.02, gt=0)
     """Learning rate of Adam in the steps of `alignment_steps`."""
-    initialization: Literal["random", "k-means++"] = "random"
-    """Images that prototypes start from. random: random images, as in the paper. k-means++: images that are far from
-    each other; training begins with more views and a lower loss, but has not led to better results
-    (tests/benchmarks/README.md)."""
+    initialization: Literal["k-means", "random"] = "k-means"
+    """Prototypes that training starts from. k-means: the means of the clusters of K-means on thumbnails; where the
+    module color is used, the light of the images is standardised first. random: random images, as in the paper."""
     batch_size: int = Field(64, ge=2)
     """Number of images per iteration, over all workers together; batch normalisation needs at least two."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -284,18 +284,18 @@ class ClusteringConfig(_Section):
     min_std: float = Field(0.25, gt=0)
     """Minimum standard deviation per pixel (sigma_min in the paper): its square is added to the variance of each pixel.
     """
-    initial_std: float = Field(0.5, gt=0)
-    """Initial value of the learned standard deviation per pixel."""
-    reassign_below: float = Field(0.2, ge=0, lt=1)
-    """Fraction of an equal share (1/K) of the images; a prototype with a smaller share restarts from the largest
-    cluster."""
+    initial_std: float = Field(0.02, gt=0)
+    """Learned standard deviation per pixel at the start of the stage that learns it; before, it is 0."""
+    restart_below: float = Field(1.0, ge=0, le=1)
+    """A prototype restarts as one half of another cluster if its removal costs less than this part of what the split
+    gains (pipeline/clustering/split_merge.py). 0 never restarts a prototype."""
     screen_stride: int = Field(4, ge=1)
     """Stride n of screening during training: all prototypes are scored on every n-th pixel in both directions, and only
     the best three on all pixels. 1 disables screening. Images below 16 n px are never screened."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Lengths of the stages of training."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of the initial prototypes, the order of the images and the noise of reassignment."""
+    """Seed of the initial prototypes, the networks and the order of the images."""
     seeds: int = Field(1, ge=1, le=1000)
     """Number of trials for each K, with the seeds `seed`, `seed` + 1, …; the trial with the lowest loss is kept
     (minLoss in the paper)."""
@@ -329,6 +329,16 @@ class ClusteringConfig(_Section):
     """Maximum number of worker failures per trial; after each of them, the trial continues from its last checkpoint."""
 
     @property
+    def predicted(self) -> list[TransformName]:
+        """The modules whose parameters a network predicts; those of color are fitted in closed form."""
+        return [name for name in self.transforms if name != "color"]
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the method is a Gaussian mixture, which learns variances and mixing proportions."""
+        return self.method.endswith("gmm")
+
+    @property
     def n_trials(self) -> int:
         """Number of trials: one for each combination of K and seed."""
         return len(self.k) * self.seeds
@@ -359,11 +369,12 @@ class ClusteringConfig(_Section):
             )
         if self.select_k is not None and self.select_k not in self.k:
             raise ValueError(f"select_k {self.select_k} is not among k {self.k}; give one of them")
-        bounds, stages = self.schedule.max_iterations, len(self.transforms) + 1
+        bounds, stages = self.schedule.max_iterations, len(self.predicted) + 1 + self.is_mixture
         if isinstance(bounds, list) and len(bounds) != stages:
+            variances = " and one for the variances" if self.is_mixture else ""
             raise ValueError(
-                f"schedule.max_iterations: {len(bounds)} values for {stages} stages (one without a module and one for "
-                f"each of the transforms {self.transforms}); give one number for all stages, or one for each stage"
+                f"schedule.max_iterations: {len(bounds)} values for {stages} stages (one for prototypes alone, one for "
+                f"each of the modules {self.predicted}{variances}); give one number for all stages, or one for each"
             )
         return self
 

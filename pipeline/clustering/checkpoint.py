@@ -25,7 +25,7 @@ from pipeline.config import ClusteringConfig
 from pipeline.errors import ClusteringError
 from pipeline.storage import Storage
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format of checkpoints."""
 
 
@@ -127,7 +127,8 @@ def model_state(method: DTI, config: ClusteringConfig) -> dict[str, Any]:
         "clustering": config.model_dump(mode="json"),
         "k": method.k,
         "image_shape": list(method.image_shape),
-        "active_modules": method.active_modules,
+        "predicted_modules": method.predicted_modules,
+        "learns_variances": method.learns_variances,
         "model": method.state_dict(),
     }
 
@@ -138,7 +139,7 @@ def write_model(storage: Storage, key: str, path: Path) -> None:
     `load_method` reads this file as well.
     """
     state = load_checkpoint(storage, key)
-    names = ("format", "clustering", "k", "image_shape", "active_modules", "model")
+    names = ("format", "clustering", "k", "image_shape", "predicted_modules", "learns_variances", "model")
     torch.save({name: state[name] for name in names}, path)
 
 
@@ -165,5 +166,5 @@ def method_of(state: dict[str, Any], device: str | torch.device = "cpu") -> DTI:
     initial = torch.zeros(state["k"], *state["image_shape"])
     method = build_method(config, initial, seed=0, device_type=torch.device(device).type)
     method.load_state_dict(state["model"])
-    method.activate(state["active_modules"])
+    method.activate(state["predicted_modules"], state["learns_variances"])
     return method.to(device).eval()

@@ -1,33 +1,68 @@
-"""Curriculum learning: a module is switched on after convergence, or at an upper bound (DTI paper, section 4.2)."""
+"""Curriculum learning: one thing more is learned after convergence, or at an upper bound (DTI paper, section 4.2).
+
+The paper switches on one module after the other. Here the likelihood is learned in steps as well: variances are equal
+until all modules are aligned, since a prototype that is early to lower or raise its own would explain all images that
+are far from the others. Mixing proportions follow in the last stage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.clustering.trial import StageRecord
-from pipeline.config import ScheduleConfig
+from pipeline.config import ClusteringConfig
 
 FINAL_LEARNING_RATE = 0.1
 """Factor on the configured learning rate in the last stage."""
+VARIANCES = "variances"
+"""Name of what the stage after all modules learns, in a mixture."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is learned in a stage of the curriculum."""
+
+    predicted: int
+    """Number of predicted modules that are on; colours are fitted in every stage."""
+    variances: bool = False
+    """Whether the variances of pixels are learned."""
+    final: bool = False
+    """Whether it is the last stage, at a lower learning rate and with learned mixing proportions."""
+
+    @property
+    def level(self) -> int:
+        """Number of things that are learned besides the prototypes; iterations of equal level take equally long."""
+        return self.predicted + self.variances
+
+
+def stages_of(config: ClusteringConfig) -> list[Stage]:
+    """Return the stages: prototypes alone, one more for each predicted module, variances of a mixture, the last one."""
+    everything = len(config.predicted)
+    stages = [Stage(predicted) for predicted in range(everything + 1)]
+    if config.is_mixture:
+        stages.append(Stage(everything, variances=True))
+    if config.schedule.final_iterations:
+        stages.append(Stage(everything, variances=config.is_mixture, final=True))
+    return stages
 
 
 class Curriculum:
-    """The stages of training: no module, one module, …, all modules, then all at a tenth of the learning rate.
+    """The stages of a training.
 
     Decisions depend on the mean loss of each window, which is the same on every worker, so all workers decide alike. A
     window makes progress when its gain exceeds `tolerance` times the gain since the stage began. This criterion does
     not depend on the unit of the loss or on the additive constant of a log-likelihood.
 
     Args:
-        schedule: lengths of the stages.
-        modules: names of the transformation modules, in the order in which they are switched on.
+        config: modules, method, and lengths of the stages.
     """
 
-    def __init__(self, schedule: ScheduleConfig, modules: Sequence[str]) -> None:
-        self.schedule = schedule
-        self.modules = list(modules)
+    def __init__(self, config: ClusteringConfig) -> None:
+        self.config, self.schedule = config, config.schedule
+        self.stages = stages_of(config)
         self.stage = 0
+        """Index of the current stage."""
         self.iterations = 0
         """Number of iterations done in this stage."""
         self.first_loss = float("inf")
@@ -37,31 +72,47 @@ class Curriculum:
         self.history: list[StageRecord] = []
 
     @property
-    def active_modules(self) -> int:
-        """Number of modules that are switched on."""
-        return min(self.stage, len(self.modules))
+    def current(self) -> Stage:
+        """The current stage, or the last one when training is over."""
+        return self.stages[min(self.stage, len(self.stages) - 1)]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the modules in use, in their configured order, and of variances if they are learned."""
+        used = {"color", *self.config.predicted[: self.current.predicted]}
+        return [name for name in self.config.transforms if name in used] + [VARIANCES] * self.current.variances
+
+    def is_complete(self, stage: Stage) -> bool:
+        """Whether everything but mixing proportions is learned in `stage`."""
+        return stage.level == self.stages[-1].level
 
     @property
     def learning_rate_factor(self) -> float:
         """Factor on the configured learning rate."""
-        return FINAL_LEARNING_RATE if self.stage > len(self.modules) else 1.0
+        return FINAL_LEARNING_RATE if self.current.final else 1.0
+
+    @property
+    def windows(self) -> int:
+        """Number of windows done in this stage."""
+        return -(-self.iterations // self.schedule.window)
 
     @property
     def done(self) -> bool:
         """Whether training is over."""
-        return self.stage > self._last_stage
+        return self.stage >= len(self.stages)
 
     def begin_with_all(self) -> None:
-        """Skip the stages before all modules are active, which a trained model does not need."""
-        self.stage = len(self.modules)
+        """Skip the stages in which a part of the model is not learned, which a trained model does not need."""
+        while not self.is_complete(self.current):
+            self.stage += 1
 
     def stages_left(self) -> list[tuple[int, int]]:
-        """Return, for each remaining stage, the number of active modules and a bound on the remaining iterations."""
+        """Return the level of each remaining stage, and a bound on its remaining iterations."""
         if self.done:
             return []
-        later = range(self.stage + 1, self._last_stage + 1)
-        limits = [(self.stage, self._limit(self.stage) - self.iterations), *((s, self._limit(s)) for s in later)]
-        return [(min(stage, len(self.modules)), iterations) for stage, iterations in limits]
+        limits = [self._limit(stage) for stage in range(self.stage, len(self.stages))]
+        limits[0] -= self.iterations
+        return [(stage.level, limit) for stage, limit in zip(self.stages[self.stage :], limits, strict=True)]
 
     def iterations_left(self) -> int:
         """Return an upper bound on the number of remaining iterations."""
@@ -86,7 +137,7 @@ class Curriculum:
         if not (at_limit or converged):
             return False
         reason = "converged" if converged else "max_iterations"
-        self.history.append(StageRecord(self.modules[: self.active_modules], self.iterations, reason))
+        self.history.append(StageRecord(self.names, self.iterations, reason))
         self.stage, self.iterations, self.stale_windows, self.best_loss = self.stage + 1, 0, 0, float("inf")
         return True
 
@@ -102,9 +153,5 @@ class Curriculum:
             setattr(self, name, value)
         self.history = [StageRecord(**record) for record in state["history"]]
 
-    @property
-    def _last_stage(self) -> int:
-        return len(self.modules) + (1 if self.schedule.final_iterations else 0)
-
     def _limit(self, stage: int) -> int:
-        return self.schedule.longest(stage) if stage <= len(self.modules) else self.schedule.final_iterations
+        return self.schedule.final_iterations if self.stages[stage].final else self.schedule.longest(stage)

@@ -22,7 +22,7 @@ from pipeline.storage import read_json
 
 def rungs(config: ClusteringConfig) -> list[int]:
     """Return the iterations at which half of the seeds stop; the last one is half of the longest possible training."""
-    curriculum = Curriculum(config.schedule, config.transforms)
+    curriculum = Curriculum(config)
     if config.warm_start is not None:
         curriculum.begin_with_all()
     longest = curriculum.iterations_left()

@@ -55,7 +55,7 @@ def open_run(storage: Storage, config: JobConfig, crawls: list[Crawl]) -> RunPat
     # Digests and not ids of crawls: a crawl without new images, or the same images from elsewhere, changes nothing.
     images = sorted(crawl.digest for crawl in crawls if crawl.accepted)
     identity: dict[str, Any] = {"images": images, "clustering": _identifying_settings(config.clustering)}
-    paths = RunPaths(config.collection, config.run_id or _default_run_id(identity))
+    paths = RunPaths(config.collection, config.run_id or f"run-{digest(identity)}")
     if not storage.exists(paths.identity):
         # The tracking URI may contain a password, and may differ in the next job.
         stored_config = config.model_copy(update={"tracking_uri": None})
@@ -71,14 +71,6 @@ def open_run(storage: Storage, config: JobConfig, crawls: list[Crawl]) -> RunPat
 def _identifying_settings(config: ClusteringConfig) -> dict[str, Any]:
     """Return the settings that must be equal in all jobs on the same run."""
     return config.model_dump(mode="json", exclude=NOT_IN_IDENTITY)
-
-
-def _default_run_id(identity: dict[str, Any]) -> str:
-    """Return the run id that is derived from `identity`."""
-    settings = dict(identity["clustering"])
-    if settings["encoder_px"] is None:
-        del settings["encoder_px"]  # runs that are older than this setting keep their ids
-    return f"run-{digest({**identity, 'clustering': settings})}"
 
 
 def _stored_identity(storage: Storage, paths: RunPaths) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The training of one trial, the same on every worker: DDP averages gradients, everything else is computed alike.
 
-Decisions (convergence, reassignment, learning rate) are made at the end of a window, from sums over all workers.
+Decisions (convergence, restarts, learning rate) are made at the end of a window, from sums over all workers.
 Checkpoints are taken there as well, and all random numbers derive from seed and iteration, so a resumed run repeats the
 uninterrupted one. On CPUs with one or two workers it does so bit for bit. With more workers the results agree only up
 to rounding: the order in which a backend adds the terms of an element depends on its position in a DDP bucket, and DDP
@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, model_state
 from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.data.images import ImageSet, to_float
-from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader, initial_images
+from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader
+from pipeline.clustering.initial_prototypes import initial_prototypes
 from pipeline.clustering.model.build import build_method
-from pipeline.clustering.reassign import reassign_tiny
-from pipeline.clustering.seeding import generator
+from pipeline.clustering.model.method import Assignment
 from pipeline.clustering.snapshots import Snapshots, snapshots_of
+from pipeline.clustering.split_merge import Explained, split_and_merge
 from pipeline.clustering.storage_retries import read_with_retries
 from pipeline.clustering.trial import HistoryPoint, TrialProgress, TrialResult, TrialTask
 from pipeline.clustering.warm_start import take_over
@@ -36,6 +37,8 @@ REPORT_S = 5.0
 """Longest time between two reports within a window."""
 ASSIGN_BATCH = 256
 """Number of images per batch of the final evaluation."""
+RESTART_WINDOWS = 2
+"""Prototypes may restart after every so many windows of a stage, which leaves restarted ones time to align."""
 GRADIENT_BUCKETS = 4
 """Number of buckets in which workers exchange their gradients."""
 
@@ -78,7 +81,8 @@ class TrialTraining:
         resumes = read_with_retries(lambda: storage.exists(task.checkpoint_key), uri, log)
         initial = torch.zeros(trial.k, *images.shape)
         if not resumes:
-            initial = initial_images(images, trial.k, trial.seed, config.initialization)
+            any_light = "color" in config.transforms
+            initial = initial_prototypes(images, trial.k, trial.seed, config.initialization, any_light)
         self.method = build_method(config, initial, trial.seed, device.type).to(device)
         self.optimizer = torch.optim.Adam(
             [
@@ -88,7 +92,7 @@ class TrialTraining:
             lr=config.learning_rate,
             fused=True,
         )
-        self.curriculum = Curriculum(config.schedule, config.transforms)
+        self.curriculum = Curriculum(config)
         self.iteration = 0
         """Number of iterations done; with the seed it determines the loader's position and all random numbers."""
         self.origin = "starts"
@@ -99,6 +103,8 @@ class TrialTraining:
         self.best_loss = math.inf
         """Window loss of the model at `task.best_key`."""
         self.snapshots = Snapshots()
+        self._window_stage, self._window_names = self.curriculum.current, self.curriculum.names
+        """Stage of the last window, and `Curriculum.names` in it."""
         resume_error: ClusteringError | None = None
         if resumes:
             try:
@@ -118,7 +124,7 @@ class TrialTraining:
             self.curriculum.begin_with_all()
         self._start_stage()
         if not resumes:
-            self._take_snapshot(self.method.active_modules)
+            self._take_snapshot(self.curriculum.names)
 
     def run(self, report: Callable[[TrialProgress], None] = lambda progress: None) -> TrialResult:
         """Train until the curriculum is done, evaluate the model on all images, and publish the final checkpoint.
@@ -138,9 +144,7 @@ class TrialTraining:
             while not (self.curriculum.done or (until is not None and self.iteration >= until)):
                 self._train_window()
                 self.seconds = time.monotonic() - self._started
-                self._report_progress(
-                    self.history[-1].loss, self.history[-1].active_modules, self.curriculum.stages_left()
-                )
+                self._report_progress(self.history[-1].loss, self.curriculum.stages_left())
                 due = time.monotonic() - saved_at >= self.config.checkpoint_every_s
                 if self.rank == 0 and due and self._save(checkpoints):
                     saved_at = time.monotonic()
@@ -171,9 +175,9 @@ class TrialTraining:
 
     def _save(self, checkpoints: CheckpointWriter) -> bool:
         """Start to write a checkpoint, and the model if it is the best so far. Return False if this was skipped."""
-        last, best_loss = self.history[-1], self.best_loss
-        if last.active_modules == len(self.config.transforms):
-            best_loss = min(best_loss, last.loss)
+        best_loss = self.best_loss
+        if self.curriculum.is_complete(self._window_stage):
+            best_loss = min(best_loss, self.history[-1].loss)
         best = {self.task.best_key: model_state(self.method, self.config)} if best_loss < self.best_loss else {}
         started = checkpoints.write({**self._state(), "best_loss": best_loss}, best)
         if started:
@@ -211,6 +215,9 @@ class TrialTraining:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         counts_K = torch.zeros(self.trial.k, dtype=torch.float64, device=self.device)
         finite = torch.zeros((), dtype=torch.int64, device=self.device)
+        image_B: list[Tensor] = []
+        assigned: list[Assignment] = []
+        self._window_stage, self._window_names = self.curriculum.current, self.curriculum.names
         for done in range(1, length + 1):
             images = self.loader.batch(self.iteration)
             self.optimizer.zero_grad(set_to_none=True)
@@ -219,54 +226,60 @@ class TrialTraining:
             self.optimizer.step()
             loss_sum += output.objective.double()
             finite += loss_sum.isfinite()
-            counts_K += output.cluster_B.bincount(minlength=self.trial.k)
+            counts_K += output.assigned.cluster_B.bincount(minlength=self.trial.k)
+            image_B.append(self.loader.indices(self.iteration))
+            assigned.append(output.assigned)
             self.iteration += 1
             if time.monotonic() - self._reported_at > REPORT_S and done < length:
-                (modules, iterations), *later = self.curriculum.stages_left()
-                left = [(modules, iterations - done), *later]
-                self._report_progress(float(loss_sum) / done, self.method.active_modules, left)
+                (level, iterations), *later = self.curriculum.stages_left()
+                left = [(level, iterations - done), *later]
+                self._report_progress(float(loss_sum) / done, left)
         sums = sum_over_workers(torch.cat([loss_sum[None], counts_K])).cpu()
         loss = float(sums[0]) / (length * self.world_size)
         # The loss was computed before the last step, but a checkpoint must not contain what this step may have broken.
         if not math.isfinite(loss) or self.method.broken_part():
             raise self._not_finite(self.iteration - length + min(length, int(finite) + 1))
-        shares_K = sums[1:] / sums[1:].sum()
+        counts_K = sums[1:]
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        active_modules = self.method.active_modules
         ended = self.curriculum.update(length, loss)
-        restarted: list[int] = []
-        if not self.curriculum.done:
-            noise = generator(self.trial.seed, self.iteration)
-            restarted = reassign_tiny(self.method, self.optimizer, shares_K, self.config.reassign_below, noise)
+        shares_K = counts_K / counts_K.sum()
+        if self.method.fits_color:
+            clusters, colors = zip(*((a.cluster_B, a.parameters["color"]) for a in assigned), strict=True)
+            self.method.adopt_light(torch.cat(clusters), torch.cat(colors))
+        restarts = []
+        if self.curriculum.current.final or self.curriculum.done:
+            # One image more for each cluster keeps the proportion of an empty one above 0.
+            self.method.set_shares(((counts_K + 1) / (counts_K + 1).sum()).to(self.method.prototypes))
+        elif self.config.restart_below and not ended and self.curriculum.windows % RESTART_WINDOWS == 0:
+            explained = Explained.gather(image_B, assigned)
+            restarts = split_and_merge(self.method, self.optimizer, explained, self.images, self.config.restart_below)
         self.history.append(
             HistoryPoint(
                 iteration=self.iteration,
                 loss=loss,
                 learning_rate=learning_rate,
-                active_modules=active_modules,
-                reassigned=len(restarted),
+                active_modules=len(self.method.active_names),
+                reassigned=len(restarts),
                 largest_share=float(shares_K.max()),
                 smallest_share=float(shares_K.min()),
             )
         )
-        self._take_snapshot(active_modules)
+        self._take_snapshot(self._window_names)
         if ended and not self.curriculum.done:
             self._start_stage()
 
-    def _take_snapshot(self, active_modules: int) -> None:
+    def _take_snapshot(self, names: list[str]) -> None:
         if self.rank == 0:  # only this worker writes checkpoints
-            modules = self.config.transforms[:active_modules]
-            self.snapshots.take(self.method.prototypes, len(self.history), self.iteration, modules)
+            self.snapshots.take(self.method.prototypes, len(self.history), self.iteration, names)
 
-    def _report_progress(self, loss: float, active_modules: int, stages_left: list[tuple[int, int]]) -> None:
-        modules: list[str] = list(self.config.transforms[:active_modules])
-        seconds = time.monotonic() - self._started
-        self._report(TrialProgress(self.trial, self.iteration, loss, modules, seconds, stages_left))
+    def _report_progress(self, loss: float, stages_left: list[tuple[int, int]]) -> None:
+        level, names, seconds = self._window_stage.level, self._window_names, time.monotonic() - self._started
+        self._report(TrialProgress(self.trial, self.iteration, loss, level, names, seconds, stages_left))
         self._reported_at = time.monotonic()
 
     def _not_finite(self, iteration: int) -> ClusteringError:
         """Return the error for a number that is not finite at `iteration`."""
-        modules = "+".join(self.method.active_names) or "identity"
+        modules = "+".join(self._window_names) or "identity"
         where = self.method.broken_part() or "the transformed prototypes"
         kept = "the last checkpoint is kept"
         if self.best_loss < math.inf:
@@ -278,7 +291,8 @@ class TrialTraining:
 
     def _start_stage(self) -> None:
         """Adapt model, learning rate and DDP to the current stage of the curriculum."""
-        self.method.activate(self.curriculum.active_modules)
+        stage = self.curriculum.current
+        self.method.activate(stage.predicted, stage.variances)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self.curriculum.learning_rate_factor
         self.parallel: nn.Module = self.method

@@ -85,12 +85,14 @@ class TrialProgress:
     """Number of iterations done so far."""
     loss: float
     """Mean loss of the current window."""
+    level: int
+    """Level of the stage of this window; see `Stage.level`."""
     modules: list[str]
-    """Names of the active modules."""
+    """Names of the active modules, and of variances where they are learned."""
     seconds: float
     """Training time so far, over all attempts."""
     stages_left: list[tuple[int, int]]
-    """For each remaining stage, the number of active modules and a bound on the remaining iterations."""
+    """For each remaining stage, its level and a bound on the remaining iterations."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class StageRecord:
     """A completed stage of the curriculum."""
 
     modules: list[str]
-    """Names of the active modules."""
+    """Names of the active modules, and of variances where they were learned."""
     iterations: int
     """Length of the stage."""
     reason: str
@@ -117,7 +119,7 @@ class HistoryPoint:
     active_modules: int
     """Number of active modules."""
     reassigned: int
-    """Number of prototypes that restarted from the largest cluster."""
+    """Number of prototypes that restarted as one half of another cluster."""
     largest_share: float
     """Fraction of the images in the largest cluster."""
     smallest_share: float

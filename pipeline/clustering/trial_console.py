@@ -14,37 +14,37 @@ SILENCE_S = 90.0
 SHOWN_TRIALS = 3
 """Maximum number of running trials that the status line names."""
 ENCODER_COST = 100.0
-"""Assumed ratio of the times of an iteration with an encoder and without one, until both are measured. Stages without a
-module have no encoder."""
+"""Assumed ratio of the times of an iteration with an encoder and without one, until both are measured. The first stage
+has no encoder."""
 
 
 class StageCosts:
-    """Measured seconds per iteration, for each number of active modules that occurred in this job."""
+    """Measured seconds per iteration, for each level of a stage (`Stage.level`) that occurred in this job."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[int, float] = defaultdict(float)
         self._iterations: defaultdict[int, int] = defaultdict(int)
 
-    def add(self, modules: int, iterations: int, seconds: float) -> None:
-        """Add a measurement: `iterations` with this number of active `modules` took `seconds`."""
-        self._seconds[modules] += seconds
-        self._iterations[modules] += iterations
+    def add(self, level: int, iterations: int, seconds: float) -> None:
+        """Add a measurement: `iterations` of stages of this `level` took `seconds`."""
+        self._seconds[level] += seconds
+        self._iterations[level] += iterations
 
     def seconds_left(self, stages_left: Iterable[tuple[int, int]]) -> float | None:
-        """Return the expected seconds of stages (active modules, iterations); None while nothing is measured."""
+        """Return the expected seconds of stages (level, iterations); None while nothing is measured."""
         if not any(self._iterations.values()):
             return None
-        return sum(iterations * self._cost(modules) for modules, iterations in stages_left)
+        return sum(iterations * self._cost(level) for level, iterations in stages_left)
 
-    def _cost(self, modules: int) -> float:
+    def _cost(self, level: int) -> float:
         """Return seconds per iteration: measured, or else estimated from the most similar measured stage."""
-        known = [m for m, iterations in self._iterations.items() if iterations]
-        similar = [m for m in known if (m > 0) == (modules > 0)]
+        known = [other for other, iterations in self._iterations.items() if iterations]
+        similar = [other for other in known if (other > 0) == (level > 0)]
         if similar:
-            nearest = min(similar, key=lambda m: abs(m - modules))
+            nearest = min(similar, key=lambda other: abs(other - level))
             return self._seconds[nearest] / self._iterations[nearest]
-        factor = ENCODER_COST if modules else 1 / ENCODER_COST
-        return factor * sum(self._seconds[m] for m in known) / sum(self._iterations[m] for m in known)
+        factor = ENCODER_COST if level else 1 / ENCODER_COST
+        return factor * sum(self._seconds[other] for other in known) / sum(self._iterations[other] for other in known)
 
 
 class TrialConsole:
@@ -87,7 +87,7 @@ class TrialConsole:
             return before is None
         if progress.iteration > before.iteration and progress.seconds > before.seconds:
             iterations, seconds = progress.iteration - before.iteration, progress.seconds - before.seconds
-            self._costs.add(len(progress.modules), iterations, seconds)
+            self._costs.add(progress.level, iterations, seconds)
         return True
 
     def _status(self, running: list[TrialProgress], waiting: int) -> str:

@@ -39,8 +39,11 @@ def take_over(method: DTI, storage: Storage, key: str, images: ImageSet, seed: i
     for name, value in method.state_dict(keep_vars=True).items():
         if id(value) in of_prototypes:
             value[: len(kept)] = earlier_state[name][kept].to(value)
-        else:
+        elif name != "log_mixing_K":
             value.copy_(earlier_state[name])
+    shares = earlier.shares_K()[kept]
+    shares = torch.cat([shares, shares.mean().expand(method.k - len(kept))])
+    method.set_shares(shares / shares.sum())
     if len(kept) == method.k:
         return
     new = torch.arange(len(kept), method.k)

@@ -1,4 +1,4 @@
-"""Communication between the DDP workers that train a trial together: ranks, sums and ranges.
+"""Communication between the DDP workers that train a trial together: ranks, sums, ranges and gathered values.
 
 All functions use the default process group (NCCL on GPUs, gloo on CPUs). A single worker has no group; the functions
 then return their own values.
@@ -36,3 +36,19 @@ def range_over_workers(value: int, device: torch.device) -> tuple[int, int]:
     if rank_and_world_size()[1] > 1:
         dist.all_reduce(ends, dist.ReduceOp.MAX)
     return -int(ends[0]), int(ends[1])
+
+
+def gather_from_workers(values: Tensor) -> Tensor:
+    """Return `values` (of the same shape on every worker) of all workers by rank, in a new first dimension."""
+    world_size = rank_and_world_size()[1]
+    if world_size == 1:
+        return values[None]
+    parts = [torch.empty_like(values) for _ in range(world_size)]
+    dist.all_gather(parts, values.contiguous())
+    return torch.stack(parts)
+
+
+def broadcast_from_first(values: Tensor) -> None:
+    """Replace `values` (of the same shape on every worker) in place by those of the first worker."""
+    if rank_and_world_size()[1] > 1:
+        dist.broadcast(values, src=0)

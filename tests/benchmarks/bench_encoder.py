@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,16 @@ from pipeline.storage import LocalStorage
 
 SHARED = Path(__file__).parents[3] / "shared"
 VIEWS, FILES, K, WINDOW = 8, 480, 12, 60
-STAGES = (300, 300, 600)
-"""Iterations without a module, with colour, and with colour and projective transformations."""
+STAGES = (180, 600, 240)
+"""Iterations with prototypes and fitted colours alone, with projective transformations, and with learned variances."""
 
 
-def make_images(folder: Path, image_size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_images(
+    folder: Path, image_size: int, seed: int, files: int = FILES, options: Sequence[str] = ("--views", str(VIEWS))
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the images (N, 3, H, W) uint8 of a synthetic crawl, and the view of each, -1 for noise."""
     command = [sys.executable, str(SHARED / "tools" / "make_crawl.py"), "--photos", str(SHARED / "data" / "photos")]
-    command += ["--out", str(folder), "--tag", "t", "--n", str(FILES), "--views", str(VIEWS), "--seed", str(seed)]
+    command += ["--out", str(folder), "--tag", "t", "--n", str(files), "--seed", str(seed), *options]
     subprocess.run([*command, "--bad", "0", "--duplicates", "0"], check=True, stdout=subprocess.DEVNULL)
     images, views = [], []
     names: dict[str, int] = {}

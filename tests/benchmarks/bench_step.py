@@ -49,7 +49,7 @@ def product_step(case: dict[str, Any], method: str, images: torch.Tensor) -> Cal
     """Return a function that runs one training iteration of the pipeline on a batch."""
     config = ClusteringConfig(k=[case["k"]], transforms=case["transforms"], batch_size=case["batch"], method=method)
     model = build_method(config, images[: case["k"]], seed=0)
-    model.activate(len(case["transforms"]))
+    model.activate(len(config.predicted), learn_variances=config.is_mixture)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
     def step(batch: torch.Tensor) -> None:

@@ -46,8 +46,8 @@ PHOTOS = ROOT.parent / "shared/data/photos"
 SIZE = 128
 BATCH = 64
 KS = (8, 16, 32)
-STAGES = ("identity", "color", "color+projective")
-"""Active modules, by stage."""
+STAGES = {"color": (0, False), "color+projective": (1, False), "color+projective+variances": (1, True)}
+"""Number of predicted modules, and whether variances are learned, by stage."""
 UNIT_OF_FOLDER = {"/shards/": "shard", "/trials/": "trial", "/clusters/": "cluster"}
 """Unit that an S3 request belongs to, by a part of the key."""
 Row = dict[str, Any]
@@ -68,9 +68,9 @@ def measure_step() -> list[Row]:
         optimizers[k].step()
 
     rows = []
-    for active, stage in enumerate(STAGES):
+    for stage, (predicted, learn_variances) in STAGES.items():
         for model in models.values():
-            model.activate(active)
+            model.activate(predicted, learn_variances)
         fastest = {k: min(rounds) for k, rounds in _in_turn(step).items()}
         rows += [{"k": k, "stage": stage, "core_s_per_iteration": round(fastest[k], 3)} for k in KS]
     return rows
@@ -94,7 +94,7 @@ def measure_assign() -> list[Row]:
     images = smooth_pictures(BATCH, 3, SIZE, SIZE)
     models = {k: build_method(ClusteringConfig(k=[k]), images[:k], seed=0) for k in KS}
     for model in models.values():
-        model.activate(2)
+        model.activate(1, learn_variances=True)
         model.eval()
     fastest = {k: min(rounds) for k, rounds in _in_turn(lambda k: models[k].assign(images)).items()}
     return [
@@ -126,7 +126,7 @@ def measure_checkpoint() -> list[Row]:
     for k in KS:
         config = ClusteringConfig(k=[k])
         model = build_method(config, torch.rand(k, 3, SIZE, SIZE), seed=0)
-        model.activate(2)
+        model.activate(1, learn_variances=True)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         model.loss(torch.rand(4, 3, SIZE, SIZE)).loss.backward()
         optimizer.step()

@@ -129,34 +129,63 @@ def pixel_weights(height: int, width: int, std: float | None) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).reshape(height, width)
 
 
+def recolored(
+    image: Tensor, picture: Tensor, precision: Tensor, unit: float, gain_std: float = 0.5, bias_std: float = 0.25
+) -> tuple[Tensor, Tensor]:
+    """Return `picture` (C, H, W) in the colours that fit `image` best, and the negative log of their prior, doubled.
+
+    Each channel is a least-squares problem with one row per pixel, and one row for each of both priors. `precision`
+    (C, H, W) are the weights of the pixels, `unit` is the weight of the priors. Gradients pass through the solution.
+    """
+    channels, penalties = [], []
+    for target, source, weight in zip(image, picture, precision.expand_as(picture), strict=True):
+        root = weight.flatten().sqrt()
+        design = torch.stack([root * source.flatten(), root], dim=1)
+        prior = torch.diag(torch.tensor([1 / gain_std, 1 / bias_std], dtype=source.dtype)) * math.sqrt(unit)
+        right = torch.cat([root * target.flatten(), prior @ torch.tensor([1.0, 0.0], dtype=source.dtype)])
+        gain, bias = torch.linalg.lstsq(torch.cat([design, prior]), right[:, None]).solution[:, 0]
+        channels.append(gain * source + bias)
+        penalties.append(unit * (((gain - 1) / gain_std) ** 2 + (bias / bias_std) ** 2))
+    return torch.stack(channels), torch.stack(penalties).sum()
+
+
 def log_gaussians(
     images: Tensor,
     mu: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     names: Sequence[str],
     parameters: dict[str, Tensor],
     min_std: float,
     padding: str = "border",
     weight_std: float | None = None,
+    fit_color: bool = False,
 ) -> Tensor:
-    """Return (B, K): log G(x_i; T(mu_k), T*(Sigma_k) + sigma_min^2), with parameters (B, K, p) per module."""
+    """Return (B, K): log G(x_i; T(mu_k), T*(Sigma_k) + sigma_min^2), with parameters (B, K, p) per module.
+
+    Without `scale`, all variances are sigma_min^2. With `fit_color`, prototypes are `recolored`, with the prior.
+    """
     weight = pixel_weights(images.shape[2], images.shape[3], weight_std)
     rows = []
     for i, image in enumerate(images):
         row = []
         for k in range(len(mu)):
             beta = {name: value[i, k] for name, value in parameters.items()}
-            both = transform(torch.cat([mu[k], scale[k]]), names, beta, colors=len(image), padding=padding)
-            mean, variance = both[: len(image)], both[len(image) :] ** 2 + min_std**2
+            canvas = mu[k] if scale is None else torch.cat([mu[k], scale[k]])
+            both = transform(canvas, names, beta, colors=len(image), padding=padding)
+            mean, variance = both[: len(image)], torch.full_like(image, min_std**2)
+            if scale is not None:
+                variance = both[len(image) :] ** 2 + min_std**2
+            penalty: Tensor | float = 0.0
+            if fit_color:
+                mean, penalty = recolored(image, mean, weight / variance, 1.0)
             terms = -0.5 * ((image - mean) ** 2 / variance + torch.log(2 * math.pi * variance))
-            row.append((weight * terms).sum())
+            row.append((weight * terms).sum() - penalty / 2)
         rows.append(torch.stack(row))
     return torch.stack(rows)
 
 
-def gmm_step(log_g: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gmm_step(log_g: Tensor, log_pi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss to back-propagate, the negative log-likelihood and the responsibilities of Algorithm 1."""
-    log_pi = torch.log(torch.softmax(eta, 0))
     joint = log_g + log_pi
     gamma = torch.softmax(joint, 1).detach()
     return -(gamma * joint).sum() / len(joint), -torch.logsumexp(joint, 1).mean().detach(), gamma
@@ -169,15 +198,24 @@ def squared_errors(
     parameters: dict[str, Tensor],
     padding: str = "border",
     weight_std: float | None = None,
+    fit_color: bool = False,
+    min_std: float = 0.25,
 ) -> Tensor:
-    """Return (B, K): the weighted mean of (x_i - T(c_k))^2 over pixels and channels."""
+    """Return (B, K): the weighted mean of (x_i - T(c_k))^2 over pixels and channels.
+
+    With `fit_color`, prototypes are `recolored`; the prior has the weight that it has with variances of `min_std`^2.
+    """
     weight = pixel_weights(images.shape[2], images.shape[3], weight_std)
     rows = []
     for i, image in enumerate(images):
         errors = []
         for k in range(len(mu)):
             beta = {name: value[i, k] for name, value in parameters.items()}
-            error = (image - transform(mu[k], names, beta, colors=len(image), padding=padding)) ** 2
-            errors.append((weight * error).mean())
+            picture = transform(mu[k], names, beta, colors=len(image), padding=padding)
+            penalty: Tensor | float = 0.0
+            if fit_color:
+                precision = 2 / image.numel()
+                picture, penalty = recolored(image, picture, weight * precision, precision * min_std**2)
+            errors.append((weight * (image - picture) ** 2).mean() + penalty / 2)
         rows.append(torch.stack(errors))
     return torch.stack(rows)

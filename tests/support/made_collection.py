@@ -85,7 +85,7 @@ def make_trial(
     """Write the checkpoint of a trial whose prototypes have the `colors` and whose transformations are the identity."""
     initial_KCHW = torch.tensor(colors).float()[:, :, None, None].expand(-1, -1, 16, 16) / 255
     method = build_method(config, initial_KCHW, seed=0, device_type="cpu")
-    method.activate(len(config.transforms))
+    method.activate(len(config.predicted), learn_variances=config.is_mixture)
     result = trial_result(k=len(colors))
     CheckpointWriter(storage, paths.checkpoint(result.trial.name), print).finish(model_state(method, config))
     return result

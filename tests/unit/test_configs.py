@@ -47,12 +47,15 @@ def test_a_benchmark_is_trained_as_in_the_paper(name: str) -> None:
     stages = [*bounds, schedule.final_iterations]
     lengths = [end - start for start, end in zip([0, *epochs], epochs, strict=False)]
     paper = [round(length * images / batch_size) for length in lengths]
+    if "color" in transforms:  # it needs no stage of its own
+        paper[:2] = [paper[0] + paper[1]]
+    last_module = paper[-2]  # it shares its time with the variances
+    paper[-2:-1] = [last_module - last_module // 2, last_module // 2]
     if name == "mnist-test":
         assert all(length <= bound for length, bound in zip(stages, paper, strict=True))
-        assert sum(stages) * batch_size <= 1_000_000, "image passes"
+        assert sum(stages) * batch_size <= 500_000, "image passes"
     else:
         assert stages == paper
-    assert len(bounds) == 1 + len(transforms), "one bound per stage"
 
 
 def test_collections_differ_from_the_defaults_where_the_paper_says_so() -> None:

@@ -12,15 +12,12 @@ from threading import Lock
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from pipeline.clustering.data.images import ImageSet, to_float
 from pipeline.clustering.seeding import generator
 
 PREFETCH_THREADS = 4
 """Number of shards that a worker reads ahead at once."""
-THUMBNAIL_PX = 16
-"""Side of the reduced images between which k-means++ measures distances."""
 
 
 class EpochOrder:
@@ -122,6 +119,10 @@ class Loader:
         self._next = iteration + 1, self._thread.submit(self._gather, iteration + 1)
         return to_float(images.to(self._device, non_blocking=True))
 
+    def indices(self, iteration: int) -> Tensor:
+        """Return the indices of the images of `batch`, int64 (B)."""
+        return self._stream.indices(iteration)
+
     def close(self) -> None:
         """Stop preparing batches."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -132,21 +133,3 @@ class Loader:
             self._fetching.submit(self._images.fetch, self._stream.indices(iteration + self._ahead))
         images = self._images[self._stream.indices(iteration)]
         return images.pin_memory() if self._device.type == "cuda" else images
-
-
-def initial_images(images: ImageSet, k: int, seed: int, how: str = "random") -> Tensor:
-    """Choose `k` different images of the collection, (K, C, H, W) float in [0, 1], by `seed`.
-
-    ``random`` draws any images. ``k-means++`` draws each image with a probability that grows with its squared distance
-    to those before it (Arthur and Vassilvitskii, 2007), between images reduced to at most `THUMBNAIL_PX`; if fewer than
-    `k` images look different, random ones follow.
-    """
-    chosen = torch.randperm(len(images), generator=generator(seed))
-    if how == "k-means++":
-        from sklearn.cluster import kmeans_plusplus
-
-        small = (min(THUMBNAIL_PX, images.shape[1]), min(THUMBNAIL_PX, images.shape[2]))
-        thumbnails = [adaptive_avg_pool2d(to_float(batch), small).flatten(1) for batch in images.batches(1024)]
-        distant = kmeans_plusplus(torch.cat(thumbnails).numpy(), k, random_state=seed)[1].tolist()
-        chosen = torch.tensor(list(dict.fromkeys([*distant, *chosen.tolist()])))
-    return to_float(images[chosen[:k]])

@@ -27,4 +27,6 @@ def build_method(config: ClusteringConfig, initial_KCHW: Tensor, seed: int, devi
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return METHODS[config.method](config, initial_KCHW, device_type)
+        method = METHODS[config.method](config, initial_KCHW, device_type)
+    method.activate(0)
+    return method

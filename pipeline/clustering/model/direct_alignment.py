@@ -23,24 +23,25 @@ class _DirectAlignment(DTI):
 
     def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return parameters (B, K, p) of each active module, after `alignment_steps` of Adam on each pair's score."""
-        if not self.active_modules:
+        if not self.predicted_modules:
             return {}
         canvas = self.canvas().detach()
         parts = [self._align(canvas[part], images_BCHW) for part in self._prototypes_at_once(images_BCHW)]
-        return {name: torch.cat([part[name] for part in parts]).transpose(0, 1) for name in self.active_names}
+        return {name: torch.cat([part[name] for part in parts]).transpose(0, 1) for name in parts[0]}
 
     @torch.enable_grad()
     def _align(self, canvas: Tensor, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return the parameters (K', B, p) of each active module, for K' canvases."""
         shape = (len(canvas), len(images_BCHW))
         parameters = {
-            name: canvas.new_zeros(*shape, self.sequence.sizes[name]).requires_grad_() for name in self.active_names
+            name: canvas.new_zeros(*shape, self.sequence.sizes[name]).requires_grad_()
+            for name in self.sequence.names[: self.predicted_modules]
         }
         optimizer = torch.optim.Adam(parameters.values(), lr=self.alignment_learning_rate)
         for _ in range(self.alignment_steps):
             transformed = self.sequence.transform_each(canvas, parameters)
             # Pairs share no parameters, so the gradient of the sum consists of the gradients of the pairs.
-            loss = -self.pair_scores(transformed, images_BCHW, self.pixel_weights_HW).sum()
+            loss = -self._each_score(transformed, images_BCHW, self.pixel_weights_HW).sum()
             for beta, gradient in zip(
                 parameters.values(), torch.autograd.grad(loss, list(parameters.values())), strict=True
             ):

@@ -4,7 +4,8 @@ A dense implementation lets autograd record every prototype transformed onto eve
 instead. The first scores all pairs without gradients; from the scores come the responsibilities, which
 Algorithm 1 treats as constants in the M-step anyway. The second repeats, with gradients, only the pairs that carry
 responsibility: in thousands of dimensions that is about one per image. Both passes together give the gradients of
-the dense computation for a fraction of its time and memory.
+the dense computation for a fraction of its time and memory. Colours are fitted to each pair in closed form; since they
+minimise the loss of their pair, its other gradients are those with constant colours.
 
 Shapes: B images, K prototypes, P pairs of both, C channels, H x W pixels.
 """
@@ -13,16 +14,28 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import log_softmax
 
+from pipeline.clustering.model.color import (
+    Moments,
+    distance,
+    fit_color,
+    gain_and_bias,
+    pair_moments,
+    penalty,
+    recolor,
+    remove_color,
+    still_moments,
+)
 from pipeline.clustering.model.method import Assignment, StepOutput
 from pipeline.clustering.model.predictor import PrototypeHeads, build_encoder
 from pipeline.clustering.model.transforms import TransformSequence, every
+from pipeline.clustering.workers import sum_over_workers
 from pipeline.config import ClusteringConfig
 
 NEGLIGIBLE = 1e-6
@@ -53,8 +66,10 @@ class DTI(nn.Module):
         self.k, *shape = initial_KCHW.shape
         self.image_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         self.prototypes = nn.Parameter(initial_KCHW.clone())
+        self.module_names = list(config.transforms)
+        self.fits_color = "color" in config.transforms
         self.sequence = TransformSequence(
-            config.transforms,
+            config.predicted,
             *self.image_shape,
             tps_grid=config.tps_grid,
             morphology_kernel=config.morphology_kernel,
@@ -63,18 +78,18 @@ class DTI(nn.Module):
         self.register_buffer(
             "pixel_weights_HW", gaussian_weights(*self.image_shape[1:], config.loss_weight_std), persistent=False
         )
-        self.active_modules = 0
+        self.predicted_modules = 0
         """Number of modules of the sequence that the curriculum has switched on."""
+        self.learns_variances = False
+        """Whether each pixel of a prototype has a variance of its own, where the method has variances."""
         self.encoder: nn.Module | None = None
         self.heads = nn.ModuleDict()
-        if config.transforms:
+        if config.predicted:
             self._build_predictors(config)
+        self.min_variance = config.min_std**2
         self.screen_stride = config.screen_stride
         self.encode_in_bfloat16 = _use_bfloat16(config.precision, device_type)
-        self.activate(0)
 
-    sums_pixels: bool
-    """Whether a score is a sum over pixels; otherwise it is a mean."""
     pixel_weights_HW: Tensor | None
     """Weight of each pixel in a score; None if all weights are 1."""
 
@@ -84,6 +99,15 @@ class DTI(nn.Module):
     def canvas(self) -> Tensor:
         """Return the canvases (K, C', H, W) of all prototypes; the first C channels are the pixels."""
 
+    @property
+    @abstractmethod
+    def constant_precision(self) -> float:
+        """Factor on squared differences in twice the negative score, until variances are learned."""
+
+    @abstractmethod
+    def precision(self, canvas: Tensor) -> Tensor | None:
+        """Return factors (..., C, H, W) on squared differences; None where all are `constant_precision`."""
+
     @abstractmethod
     def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
         """Return the scores (...) of transformed canvases (..., C', H, W) on images (..., C, H, W); higher is better.
@@ -92,15 +116,19 @@ class DTI(nn.Module):
         """
 
     @abstractmethod
-    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Return the scores (B, K) of all pairs without spatial transformations, computed as matrix products.
+    def scores_of_distances(self, distances: Tensor, log_precision: Tensor | float) -> Tensor:
+        """Return scores (...) from squared differences that are weighted by precision and summed.
 
-        `color` holds gain and bias, each (B, K, C); None leaves colours unchanged.
+        `log_precision` is the sum of the logarithms of learned precisions, and 0 where none are learned.
         """
 
     @abstractmethod
     def log_prior(self) -> Tensor:
         """Return the log prior (K,) that is added to the scores of each prototype."""
+
+    @abstractmethod
+    def set_shares(self, shares_K: Tensor) -> None:
+        """Make `shares_K` the mixing proportions, where the method has any (M-step of Algorithm 1)."""
 
     @abstractmethod
     def responsibilities(self, scores_BK: Tensor) -> Tensor:
@@ -121,13 +149,15 @@ class DTI(nn.Module):
             gamma_BK = self.responsibilities(scores_BK)
             b_P, k_P, gamma_P = _pairs(gamma_BK, CONVOLVED_MULTIPLE if self.sequence.convolves(parameters) else 1)
         pairs = {name: beta[b_P, k_P] for name, beta in parameters.items()}
-        expected = self._expected_score(canvas, images_BCHW, pairs, b_P, k_P, gamma_P)
+        expected, color_P = self._expected_score(canvas, images_BCHW, pairs, b_P, k_P, gamma_P)
         expected = expected + (gamma_BK * log_prior).sum()
-        return StepOutput(
-            loss=-expected / len(images_BCHW),
-            objective=self.losses(scores_BK).mean(),
-            cluster_B=gamma_BK.argmax(1),
-        )
+        assigned = self._assignment(scores_BK, parameters)
+        if color_P is not None:
+            chosen = k_P == assigned.cluster_B[b_P]
+            color_B = color_P.new_empty(len(images_BCHW), color_P.shape[1])
+            color_B[b_P[chosen]] = color_P[chosen]
+            assigned = self._with_color(assigned, color_B)
+        return StepOutput(loss=-expected / len(images_BCHW), objective=assigned.loss_B.mean(), assigned=assigned)
 
     def loss(self, images_BCHW: Tensor) -> StepOutput:
         """Return the loss of one training step on a batch of float images in [0, 1] (M-step of Algorithm 1)."""
@@ -138,19 +168,22 @@ class DTI(nn.Module):
     def assign(self, images_BCHW: Tensor) -> Assignment:
         """Assign each image to the prototype with the largest posterior, which includes the mixing proportions."""
         predicted = self._predict(images_BCHW)
-        scores_BK = self._all_scores(self.canvas(), images_BCHW, predicted) + self.log_prior()
-        posterior_BK = self.responsibilities(scores_BK)
-        best = scores_BK.topk(min(2, self.k), dim=1)
-        cluster_B, runner_up_B = best.indices[:, 0], best.indices[:, -1]
-        rows = torch.arange(len(images_BCHW), device=images_BCHW.device)
-        return Assignment(
-            cluster_B=cluster_B,
-            loss_B=self.losses(scores_BK),
-            posterior_B=posterior_BK[rows, cluster_B],
-            runner_up_B=runner_up_B,
-            margin_B=best.values[:, 0] - best.values[:, -1],
-            parameters={name: beta[rows, cluster_B] for name, beta in predicted.items()},
-        )
+        canvas = self.canvas()
+        scores_BK = self._all_scores(canvas, images_BCHW, predicted) + self.log_prior()
+        assigned = self._assignment(scores_BK, predicted)
+        if self.fits_color:
+            parts = torch.arange(len(images_BCHW), device=images_BCHW.device).split(self._pairs_at_once(images_BCHW))
+            colors = [
+                self.fitted_color(
+                    self._transformed(
+                        canvas, assigned.cluster_B[b], {name: beta[b] for name, beta in assigned.parameters.items()}
+                    ),
+                    images_BCHW[b],
+                )
+                for b in parts
+            ]
+            assigned = self._with_color(assigned, torch.cat(colors))
+        return assigned
 
     def prototypes_KCHW(self) -> Tensor:
         """Return the prototypes as images, clamped to [0, 1]."""
@@ -163,27 +196,56 @@ class DTI(nn.Module):
     @torch.no_grad()
     def transform(self, cluster_B: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """Return prototypes `cluster_B` transformed by `parameters` (B, C, H, W), clamped to [0, 1]."""
-        return self._transformed(self.canvas(), cluster_B, parameters)[:, : self.image_shape[0]].clamp(0, 1)
+        pictures = self._transformed(self.canvas(), cluster_B, parameters)[:, : self.image_shape[0]]
+        if "color" in parameters:
+            pictures = recolor(pictures, parameters["color"])
+        return pictures.clamp(0, 1)
 
     @torch.no_grad()
     def align_back(self, images_BCHW: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """Return images aligned to their prototypes by the inverse transformation (B, C, H, W), clamped to [0, 1]."""
+        if "color" in parameters:
+            images_BCHW = remove_color(images_BCHW, parameters["color"])
         return self.sequence.invert(images_BCHW, parameters).clamp(0, 1)
 
     # -- hooks for training -------------------------------------------------------------------------------------
 
-    def activate(self, modules: int) -> None:
-        """Use the first `modules` transformations; networks that are not used require no gradients."""
-        self.active_modules = modules
+    def activate(self, predicted_modules: int, learn_variances: bool = False) -> None:
+        """Use the first `predicted_modules` of the sequence; what is not used requires no gradients.
+
+        Colours, which are fitted, are always used. With `learn_variances`, the pixels of a prototype have variances.
+        """
+        self.predicted_modules = predicted_modules
+        self.learns_variances = learn_variances
         if self.encoder is not None:
-            self.encoder.requires_grad_(modules > 0)
+            self.encoder.requires_grad_(predicted_modules > 0)
         for name, heads in self.heads.items():
-            heads.requires_grad_(name in self.active_names)
+            heads.requires_grad_(name in self.sequence.names[:predicted_modules])
 
     @property
     def active_names(self) -> list[str]:
-        """Names of the modules that the curriculum has switched on."""
-        return self.sequence.names[: self.active_modules]
+        """Names of the modules that are in use: color, and those that the curriculum has switched on."""
+        used = {"color", *self.sequence.names[: self.predicted_modules]}
+        return [name for name in self.module_names if name in used]
+
+    @torch.no_grad()
+    def adopt_light(self, cluster_N: Tensor, color_N2C: Tensor) -> None:
+        """Give every prototype the average light of its images, with their colours `color_N2C` fitted to it.
+
+        Which light a prototype has is free where colours are fitted: this choice makes it look like its images. Its
+        contrast becomes their root mean square, since contrasts of both signs could have an average of 0. All workers
+        call this together, each with its own images.
+        """
+        gain, bias = gain_and_bias(color_N2C)
+        sums = self.prototypes.new_zeros(self.k, 3 * self.image_shape[0] + 1)
+        sums.index_add_(0, cluster_N, torch.cat([gain, gain.square(), bias, gain[:, :1] * 0 + 1], dim=1))
+        sum_over_workers(sums)
+        seen = sums[:, -1] > 0
+        gain, squared, bias = (sums[seen, :-1] / sums[seen, -1:]).chunk(3, dim=1)
+        contrast = torch.where(gain < -0.5 * squared.sqrt(), -1.0, 1.0) * squared.sqrt()
+        mean = self.prototypes[seen].mean((2, 3))
+        level = gain * mean + bias - contrast * mean
+        self.prototypes[seen] = self.prototypes[seen] * contrast[..., None, None] + level[..., None, None]
 
     def prototype_parameters(self) -> list[nn.Parameter]:
         """Return all parameters that belong to a prototype; their dimension 0 is the prototype."""
@@ -216,32 +278,56 @@ class DTI(nn.Module):
 
     def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return the parameters (B, K, p) of each active module, for all pairs."""
-        if self.encoder is None or not self.active_modules:
+        if self.encoder is None or not self.predicted_modules:
             return {}
         dtype = torch.bfloat16 if self.encode_in_bfloat16 else images_BCHW.dtype
         with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
             features_BF = self.encoder(images_BCHW.to(dtype, memory_format=torch.channels_last))
         features_BF = features_BF.to(images_BCHW.dtype)
-        return {name: self.heads[name](features_BF) for name in self.active_names}
+        return {name: self.heads[name](features_BF) for name in self.sequence.names[: self.predicted_modules]}
+
+    def _assignment(self, scores_BK: Tensor, parameters: dict[str, Tensor]) -> Assignment:
+        """Assign images by scores with prior; `parameters` (B, K, p) of all pairs were predicted."""
+        best = scores_BK.topk(min(2, self.k), dim=1)
+        cluster_B, runner_up_B = best.indices[:, 0], best.indices[:, -1]
+        rows = torch.arange(len(scores_BK), device=scores_BK.device)
+        return Assignment(
+            cluster_B=cluster_B,
+            loss_B=self.losses(scores_BK),
+            posterior_B=self.responsibilities(scores_BK)[rows, cluster_B],
+            runner_up_B=runner_up_B,
+            margin_B=best.values[:, 0] - best.values[:, -1],
+            parameters={name: beta[rows, cluster_B].detach() for name, beta in parameters.items()},
+        )
+
+    def _with_color(self, assigned: Assignment, color_B2C: Tensor) -> Assignment:
+        """Return `assigned` with fitted colours among its parameters, in the configured order."""
+        parameters = {**assigned.parameters, "color": color_B2C}
+        return replace(assigned, parameters={name: parameters[name] for name in self.active_names})
 
     def _expected_score(
         self, canvas: Tensor, images_BCHW: Tensor, pairs: dict[str, Tensor], b_P: Tensor, k_P: Tensor, gamma_P: Tensor
-    ) -> Tensor:
-        """Return the sum over pairs of gamma times score; differentiable in `canvas` and `pairs`.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the sum over pairs of gamma times score, differentiable in `canvas` and `pairs`, and fitted colours.
 
         The gradients are computed here, for a limited number of pairs at a time, which limits the memory.
         """
         total = canvas.new_zeros(())
         canvas_gradient = torch.zeros_like(canvas)
         gradients = {name: torch.empty_like(beta) for name, beta in pairs.items()}
+        colors = []
         rows = torch.arange(len(k_P), device=k_P.device)
         with torch.enable_grad():
             for part in rows.split(self._pairs_at_once(images_BCHW)):
                 own = canvas.detach().index_select(0, k_P[part]).requires_grad_()
                 beta = {name: value.detach()[part].requires_grad_() for name, value in pairs.items()}
-                scores = self.pair_scores(
-                    self.sequence.transform(own, beta), images_BCHW[b_P[part]], self.pixel_weights_HW
-                )
+                transformed, images = self.sequence.transform(own, beta), images_BCHW[b_P[part]]
+                if self.fits_color:
+                    colors.append(self.fitted_color(transformed.detach(), images))
+                    transformed = recolor(transformed, colors[-1])
+                scores = self.pair_scores(transformed, images, self.pixel_weights_HW)
+                if self.fits_color:
+                    scores = scores - 0.5 * penalty(colors[-1], self._color_unit)
                 weighted = (gamma_P[part] * scores).sum()
                 first, *others = torch.autograd.grad(weighted, [own, *beta.values()])
                 total += weighted.detach()
@@ -251,7 +337,61 @@ class DTI(nn.Module):
         expected: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
             total, [canvas_gradient, *gradients.values()], canvas, *pairs.values()
         )
-        return expected
+        return expected, torch.cat(colors) if colors else None
+
+    @property
+    def _color_unit(self) -> float:
+        """Factor on the priors of colours: 1 in nats."""
+        return self.constant_precision * self.min_variance
+
+    @torch.no_grad()
+    def fitted_color(self, canvases: Tensor, images: Tensor) -> Tensor:
+        """Return the colours (P, 2 C) with which transformed canvases (P, C', H, W) fit images (P, C, H, W) best."""
+        moments, _ = self._moments(canvases[None], images, self.pixel_weights_HW)
+        return fit_color(moments, self._color_unit)[0]
+
+    def _moments(self, canvases: Tensor, images: Tensor, weights: Tensor | None) -> tuple[Moments, Tensor | float]:
+        """Return the moments (K, B, C) of transformed canvases (K, B, C', H, W) on images (B, C, H, W).
+
+        The second value is the sum (K, B) of the logarithms of learned precisions, 0 where none are learned.
+        """
+        pictures, images = canvases[:, :, : self.image_shape[0]].flatten(3), images.flatten(2)
+        precision = self.precision(canvases)
+        if precision is None:
+            constant = images.new_full((images.shape[-1],), self.constant_precision)
+            return pair_moments(pictures, images, constant if weights is None else constant * weights.flatten()), 0.0
+        log_precision = _summed(precision.log(), weights)
+        return pair_moments(pictures, images, _weighted(precision, weights).flatten(3)), log_precision
+
+    def _each_score(self, canvases: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the scores (K, B) of transformed canvases (K, B, C', H, W), recoloured, on images (B, C, H, W)."""
+        if not self.fits_color:
+            return self.pair_scores(canvases, images, weights)
+        part = images.shape[-2:].numel() / math.prod(self.image_shape[1:])
+        return self._fitted_scores(*self._moments(canvases, images, weights), part)
+
+    def _fitted_scores(self, moments: Moments, log_precision: Tensor | float, part: float = 1.0) -> Tensor:
+        """Return scores (...) without prior from `moments` (..., C), with fitted colours where the method has them.
+
+        `part` is the part of the pixels from which the moments were computed.
+        """
+        if not self.fits_color:
+            return self.scores_of_distances(distance(moments, None), log_precision)
+        color = fit_color(moments, part * self._color_unit)
+        distances = distance(moments, color) + penalty(color, part * self._color_unit)
+        return self.scores_of_distances(distances, log_precision)
+
+    def _still_scores(self, canvas: Tensor, images_BCHW: Tensor) -> Tensor:
+        """Return the scores (B, K) of all pairs without spatial transformations, computed as matrix products."""
+        prototypes_KCHW = canvas[:, : self.image_shape[0]]
+        precision_KCHW, log_precision = self.precision(canvas), torch.zeros(())
+        if precision_KCHW is None:
+            precision_KCHW = torch.full_like(prototypes_KCHW, self.constant_precision)
+        else:
+            log_precision = _summed(precision_KCHW.log(), self.pixel_weights_HW)
+        weights_KCN = _weighted(precision_KCHW, self.pixel_weights_HW).flatten(2)
+        moments = still_moments(images_BCHW.flatten(2), prototypes_KCHW.flatten(2), weights_KCN)
+        return self._fitted_scores(moments, log_precision)
 
     @torch.no_grad()
     def _training_scores(
@@ -267,15 +407,15 @@ class DTI(nn.Module):
             or not self.sequence.screens(parameters)
         ):
             return self._all_scores(canvas, images_BCHW, parameters) + log_prior_K
-        weight = stride**2 if self.sums_pixels else 1
-        coarse_BK = weight * self._all_scores(canvas, images_BCHW, parameters, stride) + log_prior_K
+        coarse_BK = stride**2 * self._all_scores(canvas, images_BCHW, parameters, stride) + log_prior_K
         survivors_BS = coarse_BK.topk(SURVIVORS, dim=1).indices
         k_P = survivors_BS.flatten()
         b_P = torch.arange(len(images_BCHW), device=k_P.device).repeat_interleave(SURVIVORS)
         exact = []
         for b, k in zip(*(index.split(self._pairs_at_once(images_BCHW)) for index in (b_P, k_P)), strict=True):
             transformed = self._transformed(canvas, k, {name: beta[b, k] for name, beta in parameters.items()})
-            exact.append(self.pair_scores(transformed, images_BCHW[b], self.pixel_weights_HW) + log_prior_K[k])
+            scores = self._each_score(transformed[None], images_BCHW[b], self.pixel_weights_HW)[0]
+            exact.append(scores + log_prior_K[k])
         exact_BS = torch.cat(exact).view_as(survivors_BS)
         return torch.full_like(coarse_BK, -torch.inf).scatter_(1, survivors_BS, exact_BS)
 
@@ -284,8 +424,8 @@ class DTI(nn.Module):
         self, canvas: Tensor, images_BCHW: Tensor, parameters: dict[str, Tensor], stride: int = 1
     ) -> Tensor:
         """Return scores without prior (B, K), computed on every `stride`-th pixel in both directions."""
-        if self.sequence.only_color(parameters):
-            return self.still_scores(images_BCHW, self.sequence.color(parameters))
+        if not parameters:
+            return self._still_scores(canvas, images_BCHW)
         weights = self.pixel_weights_HW
         if stride > 1:
             images_BCHW = every(images_BCHW, stride)
@@ -294,7 +434,7 @@ class DTI(nn.Module):
         for part in self._prototypes_at_once(images_BCHW):
             beta = {name: value[:, part].transpose(0, 1) for name, value in parameters.items()}
             transformed = self.sequence.transform_each(canvas[part], beta, stride)
-            columns.append(self.pair_scores(transformed, images_BCHW, weights).T)
+            columns.append(self._each_score(transformed, images_BCHW, weights).T)
         return torch.cat(columns, dim=1)
 
     def _pairs_at_once(self, images_BCHW: Tensor) -> int:
@@ -377,38 +517,54 @@ class _GaussianScores(torch.autograd.Function):
 class DTIGaussianMixture(DTI):
     """DTI GMM: Algorithm 1 with diagonal covariances.
 
-    The variance of a pixel is s^2 + sigma_min^2 with a learned s, which is warped together with the prototype. Losses
-    are negative log-likelihoods in nats, summed over pixels. Images are assigned by posterior, which includes the
-    mixing proportions.
+    The variance of a pixel is s^2 + sigma_min^2 with a learned s, which is warped together with the prototype. Until
+    `activate` switches learned variances on, all are sigma_min^2. Losses are negative log-likelihoods in nats, summed
+    over pixels. Images are assigned by posterior, which includes the mixing proportions.
     """
-
-    sums_pixels = True
 
     def __init__(self, config: ClusteringConfig, initial_KCHW: Tensor, device_type: str = "cpu") -> None:
         super().__init__(config, initial_KCHW, device_type)
-        self.min_variance = config.min_std**2
         self.scales = nn.Parameter(torch.full_like(initial_KCHW, config.initial_std))
-        self.mixing_logits = nn.Parameter(torch.ones(self.k))
+        self.register_buffer("log_mixing_K", torch.full((self.k,), -math.log(self.k)))
         weights_HW = torch.ones(self.image_shape[1:]) if self.pixel_weights_HW is None else self.pixel_weights_HW
-        self.log_norm = self.image_shape[0] * float(weights_HW.double().sum()) * math.log(2 * math.pi)
-        """log(2 pi), summed over all channels and weighted pixels."""
+        self.weight_sum = self.image_shape[0] * float(weights_HW.double().sum())
+        """Sum of the weights of all pixels and channels."""
+
+    log_mixing_K: Tensor
+    """Logarithms of the mixing proportions."""
+
+    def activate(self, predicted_modules: int, learn_variances: bool = False) -> None:
+        super().activate(predicted_modules, learn_variances)
+        self.scales.requires_grad_(learn_variances)
 
     def canvas(self) -> Tensor:
-        return torch.cat([self.prototypes, self.scales], dim=1)
+        return torch.cat([self.prototypes, self.scales], dim=1) if self.learns_variances else self.prototypes
+
+    @property
+    def constant_precision(self) -> float:
+        return 1 / self.min_variance
+
+    def precision(self, canvas: Tensor) -> Tensor | None:
+        if not self.learns_variances:
+            return None
+        return canvas[..., self.image_shape[0] :, :, :].square().add_(self.min_variance).reciprocal_()
 
     def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+        if not self.learns_variances:
+            distances = _summed((images - canvas).square_(), weights) * self.constant_precision
+            return self.scores_of_distances(distances, 0.0)
         scores: Tensor = _GaussianScores.apply(canvas, images, weights, self.min_variance)  # type: ignore[no-untyped-call]
-        return scores - 0.5 * self.log_norm
+        return scores - 0.5 * self.weight_sum * math.log(2 * math.pi)
 
-    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
-        variance_KCHW = self.scales.square() + self.min_variance
-        precision_KCHW = _weighted(variance_KCHW.reciprocal(), self.pixel_weights_HW)
-        distance = _weighted_distance(images_BCHW, self.prototypes, precision_KCHW.flatten(2), color)
-        log_variance = _summed(variance_KCHW.log(), self.pixel_weights_HW)
-        return -0.5 * (distance + log_variance + self.log_norm)
+    def scores_of_distances(self, distances: Tensor, log_precision: Tensor | float) -> Tensor:
+        variance = 1.0 if self.learns_variances else self.min_variance
+        return -0.5 * (distances - log_precision + self.weight_sum * math.log(2 * math.pi * variance))
 
     def log_prior(self) -> Tensor:
-        return log_softmax(self.mixing_logits, dim=0)
+        return self.log_mixing_K
+
+    def set_shares(self, shares_K: Tensor) -> None:
+        self.log_mixing_K.copy_(shares_K.log())
 
     def responsibilities(self, scores_BK: Tensor) -> Tensor:
         return scores_BK.softmax(1)
@@ -420,21 +576,27 @@ class DTIGaussianMixture(DTI):
 class DTIKMeans(DTI):
     """DTI K-means: the squared error of the best transformed prototype, averaged over pixels (equation 4)."""
 
-    sums_pixels = False
-
     def canvas(self) -> Tensor:
         return self.prototypes
 
-    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
-        return -_summed((images - canvas).square_(), weights) / math.prod(canvas.shape[-3:])
+    @property
+    def constant_precision(self) -> float:
+        return 2 / math.prod(self.image_shape)
 
-    def still_scores(self, images_BCHW: Tensor, color: tuple[Tensor, Tensor] | None) -> Tensor:
-        weight_KCHW = _weighted(torch.ones_like(self.prototypes), self.pixel_weights_HW)
-        distance = _weighted_distance(images_BCHW, self.prototypes, weight_KCHW.flatten(2), color)
-        return -distance / math.prod(self.image_shape)
+    def precision(self, canvas: Tensor) -> Tensor | None:
+        return None
+
+    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+        return -_summed((images - canvas).square_(), weights) / math.prod(self.image_shape)
+
+    def scores_of_distances(self, distances: Tensor, log_precision: Tensor | float) -> Tensor:
+        return -0.5 * distances
 
     def log_prior(self) -> Tensor:
         return self.prototypes.new_zeros(self.k)
+
+    def set_shares(self, shares_K: Tensor) -> None:
+        """Do nothing: all clusters of K-means have the same weight."""
 
     def responsibilities(self, scores_BK: Tensor) -> Tensor:
         return torch.zeros_like(scores_BK).scatter_(1, scores_BK.argmax(1, keepdim=True), 1.0)
@@ -459,31 +621,6 @@ def _weighted(terms: Tensor, weights: Tensor | None) -> Tensor:
 def _summed(terms: Tensor, weights: Tensor | None) -> Tensor:
     """Return `terms` (..., C, H, W), weighted and summed over channels and pixels (...)."""
     return _weighted(terms, weights).sum((-3, -2, -1))
-
-
-def _weighted_distance(
-    images_BCHW: Tensor, prototypes_KCHW: Tensor, weight_KCN: Tensor, color: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Return the sums over pixels (B, K) of weight * (image - gain * prototype - bias)^2, from their expanded moments.
-
-    Pixels are first centred on middle grey, which keeps the terms that cancel small.
-    """
-    x = images_BCHW.flatten(2).transpose(0, 1) - 0.5  # C, B, N
-    mu = prototypes_KCHW.flatten(2).transpose(0, 1) - 0.5  # C, K, N
-    weight = weight_KCN.transpose(0, 1)  # C, K, N
-    weighted = weight * mu
-    xx = x.square() @ weight.mT  # C, B, K
-    xm = x @ weighted.mT
-    mm = (weighted * mu).sum(-1)[:, None]  # C, 1, K
-    if color is None:
-        return (xx - 2 * xm + mm).sum(0).clamp_min(0)
-    gain, bias = (part.movedim(-1, 0) for part in color)  # C, B, K
-    bias = bias + 0.5 * (gain - 1)  # relative to middle grey
-    xs = x @ weight.mT
-    ms = weighted.sum(-1)[:, None]
-    ws = weight.sum(-1)[:, None]
-    distance = xx + gain.square() * mm + bias.square() * ws - 2 * (gain * xm + bias * xs - gain * bias * ms)
-    return distance.sum(0).clamp_min(0)
 
 
 def _use_bfloat16(precision: str, device_type: str) -> bool:

@@ -13,18 +13,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class StepOutput:
-    """Result of one training step on a batch."""
-
-    loss: Tensor
-    """Scalar to minimise by back-propagation."""
-    objective: Tensor
-    """Scalar, detached: mean of the reported loss over the batch (negative log-likelihood or squared error)."""
-    cluster_B: Tensor
-    """int64: index of the prototype of each image."""
-
-
-@dataclass(frozen=True)
 class Assignment:
     """Which prototype explains each image, and how well."""
 
@@ -40,6 +28,18 @@ class Assignment:
     """Margin to the runner-up, >= 0: log posterior ratio (GMM) or difference of squared errors (K-means)."""
     parameters: dict[str, Tensor]
     """Transformation parameters (B, p) of the chosen prototype, for each active module; zeros are the identity."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Result of one training step on a batch."""
+
+    loss: Tensor
+    """Scalar to minimise by back-propagation."""
+    objective: Tensor
+    """Scalar, detached: mean of the reported loss over the batch (negative log-likelihood or squared error)."""
+    assigned: Assignment
+    """Assignment of the images of the batch, detached; with screening, the runner-up is one of the survivors."""
 
 
 class ClusteringMethod(Protocol):

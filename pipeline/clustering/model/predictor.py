@@ -22,6 +22,10 @@ SMALL_PX = 64
 """Length of the shorter side below which images are encoded by ResNet-20."""
 
 
+SMALLEST_INPUT_PX, LARGEST_INPUT_PX = 14, 32
+"""Bounds of the default side in px of the encoder's input."""
+
+
 class _MaxPool(torch.autograd.Function):
     """Maximum of 3x3 pixels at every other pixel, which saves only its input for the gradient.
 
@@ -103,11 +107,12 @@ def build_encoder(name: str, channels: int, height: int, width: int, input_px: i
         channels: number of channels C.
         height: height of the images in px.
         width: width of the images in px.
-        input_px: shorter side in px to which images are averaged down first. Default: images keep their size.
+        input_px: shorter side in px to which images are averaged down first. Default: `encoder_side`.
     """
     side = min(height, width)
+    input_px = encoder_side(side) if input_px is None else input_px
     reduction: list[nn.Module] = []
-    if input_px is not None and input_px < side:
+    if input_px < side:
         height, width = round(height * input_px / side), round(width * input_px / side)
         reduction = [nn.AdaptiveAvgPool2d((height, width))]
     if name == "auto":
@@ -122,6 +127,14 @@ def build_encoder(name: str, channels: int, height: int, width: int, input_px: i
         nn.ReLU(inplace=True),  # it commutes with the pooling, and after it takes a quarter of the work
     ]
     return ResNet([*reduction, *stem], (64, 128, 256, 512), blocks=2)
+
+
+def encoder_side(side: int) -> int:
+    """Return the default side in px of the encoder's input for images of `side` px: a quarter, within bounds.
+
+    tests/benchmarks/README.md has the measurements. Smaller images lose what tells their alignment.
+    """
+    return min(side, max(SMALLEST_INPUT_PX, min(side // 4, LARGEST_INPUT_PX)))
 
 
 class PrototypeHeads(nn.Module):

@@ -6,8 +6,8 @@ Shapes: `...` any leading dimensions (one parameter vector each), C channels, H 
 (x, y) positions in the picture's area: (-1, -1) is the outer corner of the top left pixel, (1, 1) that of the bottom
 right one, for any resolution. A spatial transformation maps output positions to positions in the prototype;
 several of them compose into one set of points, so that a prototype is interpolated once and not blurred repeatedly.
-Colour is affine in the pixel value and bilinear weights sum to one, so colour and space commute if the border is
-continued. Morphology commutes with neither, so it begins a new run; a run consists of modules that are applied at once.
+Morphology does not commute with them, so it begins a new run; a run consists of modules that are applied at once. The
+colour of the result is fitted in `color.py`, and is not part of the sequence.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from pipeline.config import Padding
 
 SMALLEST_DIVISOR = 0.1
 """Lower bound of the divisor by which a projective transformation divides coordinates; it is 0 on the horizon."""
-SMALLEST_GAIN = 0.05
-"""Lower bound of the absolute value of a colour gain, when the colour change is inverted."""
 NEWTON_STEPS = 12
 """Number of steps of Newton's method when a thin plate spline is inverted."""
 
@@ -150,8 +148,7 @@ class ThinPlateSpline(LinearTransform):
             n = len(control)
             jacobian = torch.einsum("...ngi,...gj->...nji", slope, coefficients[..., :n, :])
             jacobian = jacobian + identity + coefficients[..., None, n + 1 :, :].mT
-            step = torch.linalg.lstsq(jacobian.nan_to_num(), residual.nan_to_num()[..., None]).solution[..., 0]
-            x = x - step.nan_to_num().clamp(-0.5, 0.5)
+            x = x - _least_squares_2x2(jacobian, residual).nan_to_num().clamp(-0.5, 0.5)
         return x
 
     @classmethod
@@ -173,7 +170,7 @@ class TransformSequence(nn.Module):
     the spatial modules apply to further ones (the Gaussian mixture's scales).
 
     Args:
-        names: transformation names, such as ["color", "projective"].
+        names: names of spatial and morphological transformations, such as ["affine", "tps"].
         channels, height, width: shape of the pictures.
         tps_grid: number of control points along each side of a thin plate spline.
         morphology_kernel: side of the morphological window in px.
@@ -210,19 +207,15 @@ class TransformSequence(nn.Module):
             elif name == "tps":
                 self._tps = ThinPlateSpline(tps_grid, base)
                 self._spatial[name] = self._tps
-        sizes = {"color": 2 * channels, "morphological": self._morphology.n_parameters}
         self.sizes = {
-            name: self._spatial[name].n_parameters if name in self._spatial else sizes[name] for name in names
+            name: self._spatial[name].n_parameters if name in self._spatial else self._morphology.n_parameters
+            for name in names
         }
         """Number of parameters of each module."""
 
     def moves(self, parameters: Mapping[str, Tensor]) -> bool:
         """Whether any module in `parameters` is spatial."""
         return any(name in self._spatial for name in parameters)
-
-    def only_color(self, parameters: Mapping[str, Tensor]) -> bool:
-        """Whether the modules in `parameters` keep all shapes, so that a pixel's value depends on that pixel alone."""
-        return set(parameters) <= {"color"}
 
     def screens(self, parameters: Mapping[str, Tensor]) -> bool:
         """Whether `transform_each` can compute only a part of the output pixels, and whether this saves time."""
@@ -249,7 +242,7 @@ class TransformSequence(nn.Module):
             # All warps of a canvas are stacked vertically in one tall picture, so that the canvas is not copied.
             points = self.points(first, stride)
             tall = sample(canvas, points.flatten(1, 2), self.padding)
-            canvas = self._colored(tall.unflatten(2, (points.shape[1], -1)).transpose(1, 2), first, made_here=True)
+            canvas = tall.unflatten(2, (points.shape[1], -1)).transpose(1, 2)
         else:
             later = [first, *later]
             canvas = canvas[:, None].expand(-1, next(iter(first.values())).shape[1], -1, -1, -1)
@@ -264,15 +257,13 @@ class TransformSequence(nn.Module):
     def _runs(self, parameters: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Split the modules in `parameters` into runs; the modules of a run are applied at once.
 
-        Within a run, morphology is applied first, then one sampling for all spatial modules, then colour. With padding
-        by zeros, a spatial module after colour begins a new run, since colour must not change the padding.
+        Within a run, morphology is applied first, then one sampling for all spatial modules.
         """
         runs: list[dict[str, Tensor]] = []
         for name in self.names:
             if name not in parameters:
                 continue
-            after_color = self.padding == "zeros" and bool(runs) and "color" in runs[-1] and name in self._spatial
-            if not runs or name == "morphological" or after_color:
+            if not runs or name == "morphological":
                 runs.append({})
             runs[-1][name] = parameters[name]
         return runs
@@ -283,19 +274,7 @@ class TransformSequence(nn.Module):
             canvas = torch.cat([picture, canvas[:, self.channels :]], dim=1)
         if self.moves(run):
             canvas = sample(canvas, self.points(run), self.padding)
-        return self._colored(canvas, run, made_here="morphological" in run or self.moves(run))
-
-    def _colored(self, canvas: Tensor, run: Mapping[str, Tensor], made_here: bool) -> Tensor:
-        color = self.color(run)
-        if color is None:
-            return canvas
-        gain, bias = (part[..., None, None] for part in color)
-        picture = canvas[..., : self.channels, :, :]
-        if made_here and not torch.is_grad_enabled():
-            # The canvas is a temporary of this call, and copying it would take as long as sampling it.
-            picture.mul_(gain).add_(bias)
-            return canvas
-        return torch.cat([picture * gain + bias, canvas[..., self.channels :, :, :]], dim=-3)
+        return canvas
 
     def points(self, parameters: Mapping[str, Tensor], stride: int = 1) -> Tensor:
         """Return the position (..., H', W', 2) in the prototype of each output pixel.
@@ -319,15 +298,8 @@ class TransformSequence(nn.Module):
                 points = transform.warp(parameters[name], points)
         return points.unflatten(-2, shape)
 
-    def color(self, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Return gain and bias, each (..., C); None where no colour module is among `parameters`."""
-        if "color" not in parameters:
-            return None
-        change, bias = parameters["color"].chunk(2, dim=-1)
-        return 1 + change, bias
-
     def invert(self, images_BCHW: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Return `images_BCHW` (B, C, H, W) in the frames and colours of their prototypes.
+        """Return `images_BCHW` (B, C, H, W) in the frames of their prototypes.
 
         Morphology has no inverse, so strokes keep their thickness.
         """
@@ -336,10 +308,6 @@ class TransformSequence(nn.Module):
         for name in self.names:
             if name in parameters and name in self._spatial:
                 points, moved = self._spatial[name].unwarp(parameters[name], points), True
-        if color := self.color(parameters):
-            gain, bias = color
-            safe = torch.where(gain < 0, -1.0, 1.0) * gain.abs().clamp_min(SMALLEST_GAIN)
-            images_BCHW = (images_BCHW - bias[..., None, None]) / safe[..., None, None]
         if not moved:
             return images_BCHW
         return sample(images_BCHW, points.unflatten(-2, (self.height, self.width)), self.padding)
@@ -384,6 +352,15 @@ def _adjugate(matrix: Tensor) -> Tensor:
     a, b, c = matrix.unbind(-2)
     adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-1)
     return (adjugate / adjugate[..., 2:, 2:]).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _least_squares_2x2(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve `matrix` (..., 2, 2) x = `right` (..., 2) by damped normal equations, which singular matrices have too."""
+    normal = matrix.mT @ matrix
+    damping = torch.finfo(matrix.dtype).eps * normal.diagonal(dim1=-2, dim2=-1).sum(-1)
+    a, b, d = normal[..., 0, 0] + damping, normal[..., 0, 1], normal[..., 1, 1] + damping
+    x, y = (matrix.mT @ right[..., None])[..., 0].unbind(-1)
+    return torch.stack([d * x - b * y, a * y - b * x], dim=-1) / (a * d - b * b)[..., None]
 
 
 def sample(images_PCHW: Tensor, points_PHW2: Tensor, padding: Padding = "border") -> Tensor:

@@ -63,8 +63,9 @@ def training_figures(results: Sequence[TrialResult], selected: TrialResult) -> l
         ),
         Figure(
             "Reassigned prototypes",
-            f"Cumulative number in the kept trial, {total:,} in total. A prototype with almost no images is reassigned:"
-            " it starts again from the largest cluster.",
+            f"Cumulative number in the kept trial, {total:,} in total. A prototype that is hardly needed, because"
+            " another one explains its images nearly as well, starts again as one half of a cluster that is worth"
+            " splitting.",
             line_chart(
                 [Line("reassigned", iterations, reassigned, "main")],
                 f"Cumulative number of reassigned prototypes, {total} in total",

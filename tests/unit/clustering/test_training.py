@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_the_trial_and_keeps_the_checkpoint(tmp_
         trained.run(lambda progress: (_ for _ in ()).throw(Killed) if progress.iteration > 3 else None)
     resumed = training(tmp_path)
     resumed.method.prototypes.data.fill_(float("nan"))
-    with pytest.raises(ClusteringError, match=r"iteration 4 of stage identity, in prototypes"):
+    with pytest.raises(ClusteringError, match=r"iteration 4 of stage color, in prototypes"):
         resumed.run()
     assert training(tmp_path).iteration == 3
 
@@ -187,8 +187,8 @@ def test_a_broken_last_step_is_never_stored(tmp_path: Path) -> None:
 
 
 def complete_windows(progress: TrialProgress, run: TrialTraining, seen: dict[int, tuple[float, Tensor]]) -> None:
-    """Record in `seen` loss and prototypes at the ends of windows with all modules."""
-    if run.history and run.history[-1].iteration == progress.iteration and run.history[-1].active_modules == 2:
+    """Record in `seen` loss and prototypes at the ends of windows with all modules and variances."""
+    if run.history and run.history[-1].iteration == progress.iteration and "variances" in progress.modules:
         seen[progress.iteration] = (progress.loss, run.method.prototypes.detach().clone())
 
 
@@ -201,7 +201,7 @@ def test_the_best_model_is_kept_beside_the_last_checkpoint(tmp_path: Path) -> No
 
     def follow(progress: TrialProgress) -> None:
         if progress.iteration <= 5:
-            assert not storage.exists(BEST), "all modules are not active yet"
+            assert not storage.exists(BEST), "variances are not learned yet"
         if progress.iteration == 30:
             raise Killed
         complete_windows(progress, run, seen)
@@ -212,21 +212,23 @@ def test_the_best_model_is_kept_beside_the_last_checkpoint(tmp_path: Path) -> No
     assert best < 29, "the test needs a model that was better than the last one"
     kept = load_method(storage, BEST)
     assert torch.equal(kept.prototypes, seen[best][1])
-    assert kept.active_modules == 2
+    assert kept.learns_variances and kept.active_names == ["color", "affine"]
     assert load_checkpoint(storage, CHECKPOINT)["iteration"] == 29
     assert training(tmp_path, learning_rate=0.2, schedule=schedule).best_loss == seen[best][0]
 
 
 @pytest.mark.parametrize("last", [0.5, 1.0, 2.0])
 def test_the_best_model_is_kept_if_the_last_is_worse(tmp_path: Path, last: float) -> None:
-    """With all modules, the loss of the first window is set to 1, of later ones to 5, and of all images to `last`."""
+    """With variances, the loss of the first window is set to 1, of later ones to 5, and of all images to `last`."""
     run = training(tmp_path)
     run.evaluate = lambda: last  # type: ignore[method-assign]
 
-    def follow(_: TrialProgress) -> None:
-        point = run.history[-1]
-        if point.active_modules == 2:
-            run.history[-1] = replace(point, loss=1.0 if run.history[-2].active_modules < 2 else 5.0)
+    complete: list[int] = []
+
+    def follow(progress: TrialProgress) -> None:
+        if run.history[-1].iteration == progress.iteration and "variances" in progress.modules:
+            complete.append(progress.iteration)
+            run.history[-1] = replace(run.history[-1], loss=1.0 if len(complete) == 1 else 5.0)
 
     run.run(follow)
     assert run.best_loss == 1
@@ -239,7 +241,7 @@ def test_the_error_of_a_broken_trial_names_its_best_model(tmp_path: Path) -> Non
 
     def broken(*_: Any) -> None:
         step()
-        if run.history and run.history[-1].active_modules == 2:
+        if run.curriculum.current.variances and run.curriculum.iterations:
             run.method.prototypes.data.fill_(float("nan"))
 
     run.optimizer.step = broken  # type: ignore[assignment]

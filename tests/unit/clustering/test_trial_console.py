@@ -35,7 +35,7 @@ def test_times_without_an_encoder_are_estimated_from_those_with_one() -> None:
 
 def progress(iteration: int, seconds: float, modules: int = 0) -> TrialProgress:
     names = ["color", "projective"][:modules]
-    return TrialProgress(Trial(8, 0), iteration, -3875.25, names, seconds, [(modules, 100), (2, 50)])
+    return TrialProgress(Trial(8, 0), iteration, -3875.25, modules, names, seconds, [(modules, 100), (2, 50)])
 
 
 def update(*lines: str, waiting: int = 0, **running: TrialProgress) -> QueueUpdate:

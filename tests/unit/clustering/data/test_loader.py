@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clustering.data.images import ImageSet
-from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader, initial_images
+from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader
 from pipeline.errors import ClusteringError
 
 
@@ -37,31 +37,6 @@ def test_a_batch_depends_only_on_its_number() -> None:
 def test_epochs_differ() -> None:
     stream = BatchStream(EpochOrder([50], 0), 50)
     assert not torch.equal(stream.indices(0), stream.indices(1))
-
-
-def test_initial_prototypes_are_different_images() -> None:
-    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 2, 2)
-    chosen = initial_images(ImageSet.of(images), 10, seed=4)[:, 0, 0, 0] * 255
-    assert sorted(chosen.round().int().tolist()) == list(range(10))
-
-
-def test_images_that_look_alike_are_not_chosen_twice() -> None:
-    levels = torch.tensor([0, 0, 0, 0, 200], dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).clone()
-    levels[:, 0, 0, 0] = torch.arange(5)
-    levels[:, 0, 0, 1] = 4 - torch.arange(5)  # five different images with only two different thumbnails
-    small = torch.nn.functional.interpolate(levels.float(), scale_factor=8).to(torch.uint8)
-    chosen = initial_images(ImageSet.of(small), 5, 0, "k-means++")
-    assert len({round(float(image[0, 0, 0]) * 255) for image in chosen}) == 5
-
-
-def test_distant_initial_prototypes() -> None:
-    """From three tight groups, k-means++ takes one image each, unlike most random choices."""
-    levels = torch.tensor([0, 120, 250], dtype=torch.uint8).repeat_interleave(40)
-    images = levels[:, None, None, None].expand(-1, 1, 20, 24)
-    for seed in range(5):
-        chosen = initial_images(ImageSet.of(images), 3, seed, "k-means++")
-        assert chosen.shape == (3, 1, 20, 24)
-        assert sorted((chosen[:, 0, 0, 0] * 255).round().int().tolist()) == [0, 120, 250]
 
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)

@@ -87,6 +87,7 @@ def test_gmm_agrees_with_expectation_maximisation() -> None:
     images = groups()
     config = ClusteringConfig(method="gmm", k=[3], min_std=0.02, initial_std=0.1)
     model = build_method(config, images[[0, 40, 80]], seed=0)
+    model.activate(0, learn_variances=True)
     fit(model, images, 600)
     flat = images.flatten(1).double().numpy()
     reference = GaussianMixture(3, covariance_type="diag", reg_covar=0.02**2, means_init=flat[[0, 40, 80]]).fit(flat)

@@ -24,7 +24,9 @@ SEQUENCES: list[list[str]] = [
 ]
 
 
-def build(method: str, transforms: list[str], k: int = 4, channels: int = 3, **more: Any) -> DTI:
+def build(
+    method: str, transforms: list[str], k: int = 4, channels: int = 3, learn_variances: bool = True, **more: Any
+) -> DTI:
     """Return a method in float64 with random predictors and all modules on."""
     config = ClusteringConfig(
         method=method, transforms=transforms, k=[k], precision="float32", morphology_kernel=3, **more
@@ -36,8 +38,8 @@ def build(method: str, transforms: list[str], k: int = 4, channels: int = 3, **m
             parameter.data.normal_(0, 0.02)
     if isinstance(model, DTIGaussianMixture):
         model.scales.data.uniform_(0.3, 0.6)
-        model.mixing_logits.data.normal_()
-    model.activate(len(transforms))
+        model.set_shares(torch.rand(k).softmax(0).double())
+    model.activate(len(config.predicted), learn_variances)
     return model.eval()
 
 
@@ -47,13 +49,16 @@ def images(n: int = 5, channels: int = 3) -> Tensor:
 
 def dense_loss(model: DTI, batch: Tensor, weight_std: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss with gradients, reported loss, and scores with prior, from the dense reference."""
-    names, padding = model.sequence.names, model.sequence.padding
+    names, padding, color = model.sequence.names, model.sequence.padding, model.fits_color
     parameters = model._predict(batch)
     if isinstance(model, DTIGaussianMixture):
-        log_g = dense.log_gaussians(batch, model.prototypes, model.scales, names, parameters, 0.25, padding, weight_std)
-        loss, objective, _ = dense.gmm_step(log_g, model.mixing_logits)
-        return loss, objective, (log_g + model.mixing_logits.log_softmax(0)).detach()
-    errors = dense.squared_errors(batch, model.prototypes, names, parameters, padding, weight_std)
+        scales = model.scales if model.learns_variances else None
+        log_g = dense.log_gaussians(
+            batch, model.prototypes, scales, names, parameters, 0.25, padding, weight_std, fit_color=color
+        )
+        loss, objective, _ = dense.gmm_step(log_g, model.log_prior())
+        return loss, objective, (log_g + model.log_prior()).detach()
+    errors = dense.squared_errors(batch, model.prototypes, names, parameters, padding, weight_std, fit_color=color)
     loss = errors.min(1).values.mean()
     return loss, loss.detach(), -errors.detach()
 
@@ -61,8 +66,20 @@ def dense_loss(model: DTI, batch: Tensor, weight_std: float | None = None) -> tu
 @pytest.mark.parametrize("transforms", SEQUENCES)
 @pytest.mark.parametrize("method", ["dti-gmm", "dti-kmeans"])
 def test_a_step_equals_the_dense_algorithm(method: str, transforms: list[str]) -> None:
-    """The two passes give the loss and all gradients of Algorithm 1."""
+    """The two passes give the loss and all gradients of Algorithm 1; gradients of the reference include those by
+    which a changed prototype changes its fitted colours."""
     check_step(build(method, transforms), weight_std=None)
+
+
+@pytest.mark.parametrize("transforms", SEQUENCES)
+@pytest.mark.parametrize("weight_std", [None, 3.0])
+def test_a_step_with_equal_variances_equals_the_dense_algorithm(
+    transforms: list[str], weight_std: float | None
+) -> None:
+    model = build("dti-gmm", transforms, learn_variances=False, loss_weight_std=weight_std)
+    check_step(model, weight_std)
+    batch = images()
+    assert torch.equal(model.assign(batch).cluster_B, dense_loss(model, batch, weight_std)[2].argmax(1))
 
 
 @pytest.mark.parametrize("transforms", SEQUENCES)
@@ -128,10 +145,12 @@ def test_transformations_start_as_the_identity(method: str) -> None:
     initial = torch.rand(3, 3, 12, 12)
     model = build_method(config, initial, seed=0)
     untransformed = model.assign(images(4).float().repeat(1, 1, 1, 2)[..., :12].repeat(1, 1, 2, 1)[..., :12, :])
-    model.activate(3)
+    model.activate(2)
     transformed = model.assign(images(4).float().repeat(1, 1, 1, 2)[..., :12].repeat(1, 1, 2, 1)[..., :12, :])
     torch.testing.assert_close(transformed.loss_B, untransformed.loss_B, rtol=1e-4, atol=1e-4)
-    picture = model.transform(torch.tensor([1]), {name: beta[:1] for name, beta in transformed.parameters.items()})
+    picture = model.transform(
+        torch.tensor([1]), {name: beta[:1] for name, beta in transformed.parameters.items() if name != "color"}
+    )
     torch.testing.assert_close(picture, initial[1:2], atol=1e-5, rtol=0)
 
 
@@ -153,7 +172,7 @@ def test_assignment_includes_the_mixing_proportions() -> None:
     assert isinstance(model, DTIGaussianMixture)
     for parameter in (model.prototypes, model.scales):
         parameter.data[1] = parameter.data[0]
-    model.mixing_logits.data = torch.tensor([0.0, 1.0]).double()
+    model.set_shares(torch.tensor([0.0, 1.0]).double().softmax(0))
     assignment = model.assign(images())
     assert assignment.cluster_B.tolist() == [1] * 5
     torch.testing.assert_close(assignment.posterior_B, torch.tensor(1.0).double().sigmoid().expand(5))
@@ -166,7 +185,7 @@ def test_screening_keeps_the_prototypes_that_matter(method: str) -> None:
     pictures = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     prototypes = torch.nn.functional.interpolate(pictures, size=(64, 64), mode="bicubic")
     model = build_method(config, prototypes, seed=1)
-    model.activate(2)
+    model.activate(1, learn_variances=True)
     model.eval()
     batch = (prototypes[torch.arange(24) % 12] + 0.1 * torch.randn(24, 3, 64, 64)).clamp(0, 1)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -177,7 +196,7 @@ def test_screening_keeps_the_prototypes_that_matter(method: str) -> None:
     model.screen_stride = 4
     screened = model.loss(batch)
     actual = torch.autograd.grad(screened.loss, parameters)
-    assert torch.equal(screened.cluster_B, full.cluster_B)
+    assert torch.equal(screened.assigned.cluster_B, full.assigned.cluster_B)
     torch.testing.assert_close(screened.objective, full.objective)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()) + 1e-12)
@@ -208,7 +227,7 @@ def test_odd_sizes(transforms: list[str], shape: tuple[int, int, int]) -> None:
     config = ClusteringConfig(transforms=transforms, k=[5])
     pictures = torch.rand(6, *shape)
     model = build_method(config, pictures[:5], seed=0)
-    model.activate(len(transforms))
+    model.activate(len(config.predicted), learn_variances=True)
     output = model.loss(pictures)
     output.loss.backward()
     assert output.loss.isfinite()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from pipeline.clustering.model.batch_norm import GlobalBatchNorm
-from pipeline.clustering.model.predictor import PrototypeHeads, ResNet, build_encoder
+from pipeline.clustering.model.predictor import PrototypeHeads, ResNet, build_encoder, encoder_side
 from tests.support.worker_processes import process_group
 
 
@@ -42,8 +42,9 @@ def test_encoders_have_the_depth_of_their_name() -> None:
 
 
 def test_the_encoder_follows_the_image_size() -> None:
-    assert build_encoder("auto", 1, 63, 90).features == 64
-    assert build_encoder("auto", 3, 64, 64).features == 512
+    assert [encoder_side(side) for side in (8, 28, 48, 64, 128, 256)] == [8, 14, 14, 16, 32, 32]
+    assert build_encoder("auto", 1, 28, 28)(torch.rand(2, 1, 28, 28)).shape == (2, 64)
+    assert build_encoder("auto", 3, 64, 64, 64).features == 512
     assert isinstance(build_encoder("auto", 3, 65, 97), ResNet)
 
 
@@ -52,7 +53,7 @@ def test_an_encoder_sees_images_that_are_averaged_down(name: str, input_px: int,
     encoder = build_encoder(name, 3, 64, 96, input_px).eval()
     images = torch.rand(2, 3, 64, 96)
     assert encoder.features == features
-    same = build_encoder(name, 3, input_px, input_px * 96 // 64).eval()
+    same = build_encoder(name, 3, input_px, input_px * 96 // 64, input_px).eval()
     same.load_state_dict(dict(zip(same.state_dict(), encoder.state_dict().values(), strict=True)))
     factor = 64 // input_px
     averaged = images.unflatten(-1, (-1, factor)).mean(-1).unflatten(-2, (-1, factor)).mean(-2)
@@ -60,7 +61,7 @@ def test_an_encoder_sees_images_that_are_averaged_down(name: str, input_px: int,
 
 
 def test_an_encoder_never_enlarges_images() -> None:
-    small, large = build_encoder("resnet20", 3, 28, 28), build_encoder("resnet20", 3, 28, 28, 64)
+    small, large = build_encoder("resnet20", 3, 28, 28, 28), build_encoder("resnet20", 3, 28, 28, 64)
     assert list(small.state_dict()) == list(large.state_dict())
 
 

@@ -42,13 +42,6 @@ def test_zero_parameters_are_the_identity(name: str, shape: tuple[int, int]) -> 
     torch.testing.assert_close(sample(picture, points), picture, atol=2e-5, rtol=0)
 
 
-def test_zero_colour_is_the_identity() -> None:
-    color = sequence(["color"]).color({"color": torch.zeros(2, 6, dtype=torch.float64)})
-    assert color is not None
-    gain, bias = color
-    assert torch.equal(gain, torch.ones_like(gain)) and torch.equal(bias, torch.zeros_like(bias))
-
-
 @pytest.mark.parametrize("names", [["affine", "tps"], ["tps", "projective"], ["projective", "affine", "tps"]])
 def test_modules_compose_in_their_order(names: list[str]) -> None:
     """The composed points are T_1's points at T_2's points at …, since the sequence applies its first module first."""
@@ -89,15 +82,12 @@ def test_inverse_points_undo_the_warp(names: list[str]) -> None:
 
 def test_invert_aligns_a_photo_back() -> None:
     """Transforming a smooth picture and inverting the result restores the picture, except near the border."""
-    names = ["color", "projective"]
+    names = ["projective"]
     modules = TransformSequence(names, 3, 64, 64)
     y, x = torch.meshgrid(torch.linspace(0, 3, 64), torch.linspace(0, 3, 64), indexing="ij")
     picture = torch.stack([x.sin(), y.cos(), (x * y).sin()])[None] * 0.4 + 0.5
     parameters = {name: value.float() for name, value in random_parameters(names, 1, 0.03).items()}
-    color = modules.color(parameters)
-    assert color is not None
-    gain, bias = color
-    photo = sample(picture, modules.points(parameters)) * gain[..., None, None] + bias[..., None, None]
+    photo = sample(picture, modules.points(parameters))
     back = modules.invert(photo, parameters)
     torch.testing.assert_close(back[..., 8:-8, 8:-8], picture[..., 8:-8, 8:-8], atol=5e-3, rtol=0)
 
@@ -169,7 +159,7 @@ def test_huge_parameters_of_morphology_stay_finite() -> None:
 @pytest.mark.parametrize("padding", ["border", "zeros"])
 @pytest.mark.parametrize(
     "names",
-    [["color", "affine", "tps"], ["affine", "color", "morphological", "tps", "projective"], ["morphological", "color"]],
+    [["affine", "tps"], ["affine", "morphological", "tps", "projective"], ["morphological"]],
 )
 def test_every_canvas_under_every_parameter(padding: str, names: list[str]) -> None:
     """`transform_each` and `transform` agree with the reference modules, applied one after the other."""
