@@ -286,9 +286,9 @@ class ClusteringConfig(_Section):
     """
     initial_std: float = Field(0.02, gt=0)
     """Learned standard deviation per pixel at the start of the stage that learns it; before, it is 0."""
-    restart_below: float = Field(1.0, ge=0, le=1)
-    """A prototype restarts as one half of another cluster if its removal costs less than this part of what the split
-    gains (pipeline/clustering/split_merge.py). 0 never restarts a prototype."""
+    restart_below: float = Field(1.5, ge=0, le=10)
+    """A prototype restarts as one half of another cluster if its removal costs less than this factor times what the
+    split gains (pipeline/clustering/split_merge.py). 0 never restarts a prototype."""
     screen_stride: int = Field(4, ge=1)
     """Stride n of screening during training: all prototypes are scored on every n-th pixel in both directions, and only
     the best three on all pixels. 1 disables screening. Images below 16 n px are never screened."""

@@ -101,19 +101,24 @@ def _read(storage: Storage, paths: RunPaths) -> EarlierRun:
 
 
 def _differences(storage: Storage, config: JobConfig, run_id: str) -> list[str]:
-    """Return the names of the `SHARED_SETTINGS` in which the run and `config` differ."""
+    """Return the names of the `SHARED_SETTINGS` in which the run and `config` differ, and of settings only the run has.
+
+    A run with a setting that this version does not have was trained by another version, with other weights.
+    """
     key = RunPaths(config.collection, run_id).config
     try:
         stored = yaml.safe_load(storage.read_bytes(key))
     except yaml.YAMLError as error:
         raise StorageError(f"{storage.uri(key)}: expected YAML; delete the folder of this run") from error
     requested = config.model_dump(mode="json")
-    return [
+    differences = [
         f"{section}.{name}"
         for section, names in SHARED_SETTINGS.items()
         for name in names
         if stored.get(section, {}).get(name) != requested[section][name]
     ]
+    only_stored = set(stored.get("clustering", {})) - set(requested["clustering"])
+    return differences + [f"clustering.{name}" for name in sorted(only_stored)]
 
 
 def _with_warm_start(config: JobConfig, run_id: str | None) -> JobConfig:

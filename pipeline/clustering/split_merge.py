@@ -8,8 +8,10 @@ of the loss are compared, both summed over the images of a window:
 - the *gain* of splitting a cluster: its images are aligned back to the prototype, what the prototype leaves unexplained
   is divided by 2-means, and each half gets a prototype of its own, which explains the mean of its half.
 
-While the gain exceeds the cost, the prototype with the lowest cost restarts as one half of the cluster with the largest
-gain. With alignments as they are, the loss falls by about the difference, so no restart has to be undone.
+While the gain, times a factor, exceeds the cost, the prototype with the lowest cost restarts as one half of the cluster
+with the largest gain. With alignments as they are, the loss falls by about the gain minus the cost. Both are pessimistic:
+afterwards, the runner-ups adapt to the images that they have taken over, and the halves to theirs. Hence the factor may
+exceed 1, and no restart is undone.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def split_and_merge(
         optimizer: optimiser of the model, changed in place.
         explained: images of the last window.
         images: all images.
-        below: factor on gains; 1 expects no loss, and 0 never restarts a prototype.
+        below: factor on gains; with 1, the loss falls even before anything adapts; 0 never restarts a prototype.
 
     Returns:
         The index of each restarted prototype, with the index of the cluster that was split.

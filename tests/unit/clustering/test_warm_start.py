@@ -148,6 +148,18 @@ def test_an_incompatible_run_is_refused(tmp_path: Path) -> None:
         with_earlier_run(storage, job(**{"clustering.warm_start": "first"}), set())
 
 
+def test_a_run_of_another_version_is_refused_and_never_the_latest(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    finished(storage, "old", "a", 1, job())
+    key = RunPaths("c", "old").config
+    stored = storage.read_bytes(key).decode().replace("restart_below: 1.0", "reassign_below: 0.2")
+    storage.write_bytes(key, stored.encode())
+    with pytest.raises(ConfigError, match=r"run old differs in clustering.reassign_below; choose another run"):
+        with_earlier_run(storage, job(**{"clustering.warm_start": "old"}), set())
+    latest = with_earlier_run(storage, job(**{"clustering.warm_start": "latest"}), set())
+    assert latest.clustering.warm_start is None
+
+
 def test_a_model_is_restored_from_its_stored_state(earlier: LocalStorage) -> None:
     method = taken_over(earlier, 4, collection())
     CheckpointWriter(earlier, "grown.pt", print).finish({**model_state(method, configuration(4)), "optimizer": None})
