@@ -9,9 +9,9 @@ of the loss are compared, both summed over the images of a window:
   is divided by 2-means, and each half gets a prototype of its own, which explains the mean of its half.
 
 While the gain, times a factor, exceeds the cost, the prototype with the lowest cost restarts as one half of the cluster
-with the largest gain. With alignments as they are, the loss falls by about the gain minus the cost. Both are pessimistic:
-afterwards, the runner-ups adapt to the images that they have taken over, and the halves to theirs. Hence the factor may
-exceed 1, and no restart is undone.
+with the largest gain. With alignments as they are, the loss falls by about the gain minus the cost. Both are
+pessimistic: afterwards, the runner-ups adapt to the images that they have taken over, and the halves to theirs. Hence
+the factor may exceed 1, and no restart is undone.
 """
 
 from __future__ import annotations
