@@ -49,7 +49,7 @@ def initial_prototypes(images: ImageSet, k: int, seed: int, how: str, any_light:
     order = torch.randperm(len(images), generator=generator(seed))
     if how == "random":
         return to_float(images[order[:k]])
-    sample = order[:SAMPLE].sort().values
+    sample = order[: max(k, SAMPLE)].sort().values
     labels = _kmeans_labels(images, sample, k, seed, any_light)
     totals = torch.zeros(k, *images.shape)
     for rows in torch.arange(len(sample)).split(BATCH):

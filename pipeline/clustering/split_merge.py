@@ -159,7 +159,9 @@ def split_of(method: DTI, explained: Explained, images: ImageSet, cluster: int) 
         return None
     residual, gain = _residuals(method, images, explained, rows, cluster)
     precision = method.precision(method.canvas()[cluster])
-    weight = torch.as_tensor(method.constant_precision) if precision is None else precision
+    weight = residual.new_tensor(method.constant_precision) if precision is None else precision
+    if method.pixel_weights_HW is not None:
+        weight = weight * method.pixel_weights_HW
     height, width = (min(SPLIT_PX, length) for length in method.image_shape[1:])
     reduced = adaptive_avg_pool2d(residual * weight.sqrt(), (height, width)).flatten(1).cpu().numpy()
     if (reduced == reduced[0]).all():

@@ -47,7 +47,7 @@ class TrialTraining:
     """Trains one trial on this worker's share of every batch.
 
     A trial with a checkpoint continues from it. Any other trial starts from the model `task.earlier_key`, or else from
-    images of the collection.
+    `initial_prototypes`.
 
     Args:
         task: trial to train; `task.best_key` is deleted if the last model is as good on all images.
@@ -80,7 +80,7 @@ class TrialTraining:
         uri = storage.uri(task.checkpoint_key)
         resumes = read_with_retries(lambda: storage.exists(task.checkpoint_key), uri, log)
         initial = torch.zeros(trial.k, *images.shape)
-        if not resumes:
+        if not resumes and task.earlier_key is None:
             any_light = "color" in config.transforms
             initial = initial_prototypes(images, trial.k, trial.seed, config.initialization, any_light)
         self.method = build_method(config, initial, trial.seed, device.type).to(device)

@@ -104,7 +104,8 @@ def test_prototypes_keep_the_model_s_index(done: tuple[Job, dict[str, Any]]) -> 
 def test_parameters_are_those_of_the_identity(done: tuple[Job, dict[str, Any]]) -> None:
     job, _ = done
     clusters = read_table(job.storage, job.paths.clusters)
-    assert clusters["transform_color"].to_pylist() == [[0.0] * 6] * 8
+    # Colours are fitted, and JPEG changes a flat colour by a level or two.
+    assert np.abs(np.array(clusters["transform_color"].to_pylist())).max() < 0.01
     assert clusters["transform_projective"].to_pylist() == [[0.0] * 8] * 8
 
 

@@ -176,7 +176,7 @@ def test_the_model_is_loaded_by_any_of_its_addresses(recorded: tuple[str, Tracki
     assert answer["cluster"].tolist() == [3, 2, 0, 1]
     kinds = {"cluster": "int32", "negative_log_likelihood": "float32", "posterior": "float32", "runner_up": "int32"}
     assert answer.dtypes.astype(str).to_dict() == {**kinds, "margin": "float32"}
-    assert (answer["margin"] > 100).all()
+    assert (answer["margin"] > 2).all(), "colours are fitted, so only the prior of the change tells flat images apart"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ SMALLEST_GAIN = 0.05
 
 
 class Moments(NamedTuple):
-    """Weighted sums over the pixels of prototypes t and images x, each (..., C)."""
+    """Weighted sums over the pixels of prototypes t and images x, each (..., C), float64."""
 
     one: Tensor
     """Sum of the weights."""
@@ -42,21 +42,26 @@ def pair_moments(pictures_KBCN: Tensor, images_BCN: Tensor, weights: Tensor) -> 
         images_BCN: images.
         weights: weights of the pixels, of the shape of `pictures_KBCN` or (N).
     """
+    picture_mean, image_mean = pictures_KBCN.mean(-1), images_BCN.mean(-1)
+    pictures_KBCN, images_BCN = pictures_KBCN - picture_mean[..., None], images_BCN - image_mean[..., None]
     powers = torch.stack([torch.ones_like(images_BCN), images_BCN, images_BCN.square()], dim=-1)  # B, C, N, 3
     if weights.dim() > 1:
         one, x, xx = _summed(weights, powers).unbind(-1)
         weighted = weights * pictures_KBCN
         t, xt = _summed(weighted, powers[..., :2]).unbind(-1)
-        tt = torch.linalg.vecdot(weighted, pictures_KBCN)
-        return Moments(one, t, tt, x, xt, xx)
-    powers = powers * weights[:, None]
-    one, x, xx = (part.expand(pictures_KBCN.shape[:3]) for part in powers.sum(2).unbind(-1))
-    t, xt = _summed(pictures_KBCN, powers[..., :2]).unbind(-1)
-    return Moments(one, t, pictures_KBCN.square().matmul(weights), x, xt, xx)
+        centred = Moments(one, t, torch.linalg.vecdot(weighted, pictures_KBCN), x, xt, xx)
+    else:
+        powers = powers * weights[:, None]
+        one, x, xx = (part.expand(pictures_KBCN.shape[:3]) for part in powers.sum(2).unbind(-1))
+        t, xt = _summed(pictures_KBCN, powers[..., :2]).unbind(-1)
+        centred = Moments(one, t, pictures_KBCN.square().matmul(weights), x, xt, xx)
+    return _shifted(centred, picture_mean, image_mean)
 
 
 def still_moments(images_BCN: Tensor, prototypes_KCN: Tensor, weights_KCN: Tensor) -> Moments:
     """Return the moments (B, K, C) of all pairs of images and untransformed prototypes, as matrix products."""
+    image_mean, prototype_mean = images_BCN.mean(-1), prototypes_KCN.mean(-1)
+    images_BCN, prototypes_KCN = images_BCN - image_mean[..., None], prototypes_KCN - prototype_mean[..., None]
     images, prototypes, weights = (part.transpose(0, 1) for part in (images_BCN, prototypes_KCN, weights_KCN))
     weighted = weights * prototypes  # C, K, N
     shape = (len(images), images.shape[1], prototypes.shape[1])  # C, B, K
@@ -68,7 +73,7 @@ def still_moments(images_BCN: Tensor, prototypes_KCN: Tensor, weights_KCN: Tenso
         images @ weighted.mT,
         images.square() @ weights.mT,
     )
-    return Moments(*(part.movedim(0, -1) for part in sums))
+    return _shifted(Moments(*(part.movedim(0, -1) for part in sums)), prototype_mean, image_mean[:, None])
 
 
 def fit_color(moments: Moments, unit: float) -> Tensor:
@@ -125,6 +130,22 @@ def remove_color(images: Tensor, color: Tensor) -> Tensor:
 def bounded_gain(gain: Tensor) -> Tensor:
     """Return `gain` with an absolute value of at least `SMALLEST_GAIN`, by which one may divide."""
     return torch.where(gain < 0, -1.0, 1.0) * gain.abs().clamp_min(SMALLEST_GAIN)
+
+
+def _shifted(centred: Moments, t_mean: Tensor, x_mean: Tensor) -> Moments:
+    """Return the moments of pictures and images in float64, from those of both without their means.
+
+    Nearly flat pictures have moments whose differences matter: float32 sums of plain pixels would lose them.
+    """
+    one, t, tt, x, xt, xx, p, m = (part.double() for part in (*centred, t_mean, x_mean))
+    return Moments(
+        one,
+        t + p * one,
+        tt + 2 * p * t + p.square() * one,
+        x + m * one,
+        xt + p * x + m * t + p * m * one,
+        xx + 2 * m * x + m.square() * one,
+    )
 
 
 def _summed(weights_KBCN: Tensor, powers_BCNJ: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class DTI(nn.Module):
         assigned = self._assignment(scores_BK, parameters)
         if color_P is not None:
             chosen = k_P == assigned.cluster_B[b_P]
-            color_B = color_P.new_empty(len(images_BCHW), color_P.shape[1])
+            color_B = color_P.new_zeros(len(images_BCHW), color_P.shape[1])
             color_B[b_P[chosen]] = color_P[chosen]
             assigned = self._with_color(assigned, color_B)
         return StepOutput(loss=-expected / len(images_BCHW), objective=assigned.loss_B.mean(), assigned=assigned)
@@ -288,15 +288,17 @@ class DTI(nn.Module):
 
     def _assignment(self, scores_BK: Tensor, parameters: dict[str, Tensor]) -> Assignment:
         """Assign images by scores with prior; `parameters` (B, K, p) of all pairs were predicted."""
-        best = scores_BK.topk(min(2, self.k), dim=1)
-        cluster_B, runner_up_B = best.indices[:, 0], best.indices[:, -1]
+        best_B, cluster_B = scores_BK.max(1)
+        second_B, runner_up_B = best_B, cluster_B
+        if self.k > 1:  # between equal scores, topk may choose another one than max does
+            second_B, runner_up_B = scores_BK.scatter(1, cluster_B[:, None], -torch.inf).max(1)
         rows = torch.arange(len(scores_BK), device=scores_BK.device)
         return Assignment(
             cluster_B=cluster_B,
             loss_B=self.losses(scores_BK),
             posterior_B=self.responsibilities(scores_BK)[rows, cluster_B],
             runner_up_B=runner_up_B,
-            margin_B=best.values[:, 0] - best.values[:, -1],
+            margin_B=best_B - second_B,
             parameters={name: beta[rows, cluster_B].detach() for name, beta in parameters.items()},
         )
 
@@ -348,7 +350,7 @@ class DTI(nn.Module):
     def fitted_color(self, canvases: Tensor, images: Tensor) -> Tensor:
         """Return the colours (P, 2 C) with which transformed canvases (P, C', H, W) fit images (P, C, H, W) best."""
         moments, _ = self._moments(canvases[None], images, self.pixel_weights_HW)
-        return fit_color(moments, self._color_unit)[0]
+        return fit_color(moments, self._color_unit)[0].to(images.dtype)
 
     def _moments(self, canvases: Tensor, images: Tensor, weights: Tensor | None) -> tuple[Moments, Tensor | float]:
         """Return the moments (K, B, C) of transformed canvases (K, B, C', H, W) on images (B, C, H, W).
@@ -375,11 +377,11 @@ class DTI(nn.Module):
 
         `part` is the part of the pixels from which the moments were computed.
         """
-        if not self.fits_color:
-            return self.scores_of_distances(distance(moments, None), log_precision)
-        color = fit_color(moments, part * self._color_unit)
-        distances = distance(moments, color) + penalty(color, part * self._color_unit)
-        return self.scores_of_distances(distances, log_precision)
+        color = fit_color(moments, part * self._color_unit) if self.fits_color else None
+        distances = distance(moments, color)
+        if color is not None:
+            distances = distances + penalty(color, part * self._color_unit)
+        return self.scores_of_distances(distances, log_precision).to(self.prototypes.dtype)
 
     def _still_scores(self, canvas: Tensor, images_BCHW: Tensor) -> Tensor:
         """Return the scores (B, K) of all pairs without spatial transformations, computed as matrix products."""
@@ -599,7 +601,7 @@ class DTIKMeans(DTI):
         """Do nothing: all clusters of K-means have the same weight."""
 
     def responsibilities(self, scores_BK: Tensor) -> Tensor:
-        return torch.zeros_like(scores_BK).scatter_(1, scores_BK.argmax(1, keepdim=True), 1.0)
+        return torch.zeros_like(scores_BK).scatter_(1, scores_BK.max(1, keepdim=True).indices, 1.0)
 
     def losses(self, scores_BK: Tensor) -> Tensor:
         return -scores_BK.amax(1)

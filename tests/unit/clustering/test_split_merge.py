@@ -83,6 +83,17 @@ def test_a_copy_restarts_as_one_half_of_a_mixed_cluster(
         assert before - total_loss(model, pictures) == pytest.approx(split.gain - cost, rel=0.1)
 
 
+def test_what_has_no_weight_is_not_worth_a_split() -> None:
+    """The images differ at the margins only, where the weights of pixels are almost 0."""
+    pictures = torch.full((40, 1, 24, 24), 100, dtype=torch.uint8)
+    pictures[20:, :, :3] = 250
+    for weight_std, worth in ((3.0, False), (None, True)):
+        config = ClusteringConfig(method="gmm", k=[2], loss_weight_std=weight_std)
+        model = build_method(config, torch.full((2, 1, 24, 24), 0.5), seed=0)
+        split = split_of(model, explain(model, pictures), ImageSet.of(pictures), 0)
+        assert split is not None and (split.gain > 100) == worth
+
+
 def test_prototypes_that_are_needed_do_not_restart() -> None:
     pictures = images(False)
     model, optimizer = misplaced("gmm", [], False)

@@ -235,3 +235,13 @@ def test_odd_sizes(transforms: list[str], shape: tuple[int, int, int]) -> None:
     assignment = model.assign(pictures)
     assert model.transform(assignment.cluster_B, assignment.parameters).shape == pictures.shape
     assert model.align_back(pictures, assignment.parameters).shape == pictures.shape
+
+
+def test_colours_of_nearly_flat_prototypes_are_exact() -> None:
+    """In float32, the scores of a large picture with little contrast agree with those in float64."""
+    generator = torch.Generator().manual_seed(3)
+    pictures = 0.6 + 0.002 * torch.rand(2, 3, 128, 128, generator=generator)
+    batch = (0.7 + 0.02 * torch.randn(4, 3, 128, 128, generator=generator)).clamp(0, 1)
+    model = build_method(ClusteringConfig(k=[2], transforms=["color"], precision="float32"), pictures, seed=0)
+    single = model.assign(batch).loss_B
+    torch.testing.assert_close(single.double(), model.double().assign(batch.double()).loss_B, atol=0.05, rtol=0)
