@@ -314,7 +314,7 @@ class TrialTraining:
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.history = [HistoryPoint(**point) for point in state["history"]]
         self.snapshots.taken = snapshots_of(state)
-        self.best_loss = state.get("best_loss", math.inf)  # missing in checkpoints of earlier versions
+        self.best_loss = state["best_loss"]
         self.origin = f"continues at iteration {self.iteration}"
         if state["workers"] != self.world_size:
             # The batches are the same, but their sums are rounded in a different order.

@@ -34,8 +34,7 @@ class _DirectAlignment(DTI):
         """Return the parameters (K', B, p) of each active module, for K' canvases."""
         shape = (len(canvas), len(images_BCHW))
         parameters = {
-            name: canvas.new_zeros(*shape, self.sequence.sizes[name]).requires_grad_()
-            for name in self.sequence.names[: self.predicted_modules]
+            name: canvas.new_zeros(*shape, self.sequence.sizes[name]).requires_grad_() for name in self.predicted_names
         }
         optimizer = torch.optim.Adam(parameters.values(), lr=self.alignment_learning_rate)
         for _ in range(self.alignment_steps):

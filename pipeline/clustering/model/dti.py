@@ -220,12 +220,17 @@ class DTI(nn.Module):
         if self.encoder is not None:
             self.encoder.requires_grad_(predicted_modules > 0)
         for name, heads in self.heads.items():
-            heads.requires_grad_(name in self.sequence.names[:predicted_modules])
+            heads.requires_grad_(name in self.predicted_names)
+
+    @property
+    def predicted_names(self) -> list[str]:
+        """Names of the predicted modules that the curriculum has switched on."""
+        return self.sequence.names[: self.predicted_modules]
 
     @property
     def active_names(self) -> list[str]:
         """Names of the modules that are in use: color, and those that the curriculum has switched on."""
-        used = {"color", *self.sequence.names[: self.predicted_modules]}
+        used = {"color", *self.predicted_names}
         return [name for name in self.module_names if name in used]
 
     @torch.no_grad()
@@ -284,7 +289,7 @@ class DTI(nn.Module):
         with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
             features_BF = self.encoder(images_BCHW.to(dtype, memory_format=torch.channels_last))
         features_BF = features_BF.to(images_BCHW.dtype)
-        return {name: self.heads[name](features_BF) for name in self.sequence.names[: self.predicted_modules]}
+        return {name: self.heads[name](features_BF) for name in self.predicted_names}
 
     def _assignment(self, scores_BK: Tensor, parameters: dict[str, Tensor]) -> Assignment:
         """Assign images by scores with prior; `parameters` (B, K, p) of all pairs were predicted."""
