@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from pipeline.clustering.data.images import ImageSet, to_float
+from pipeline.clustering.kmeans import kmeans_labels
 from pipeline.clustering.seeding import generator
 
 THUMBNAIL_PX = 16
@@ -73,13 +74,9 @@ def standardised(images_BCHW: Tensor) -> Tensor:
 
 def _kmeans_labels(images: ImageSet, sample: Tensor, k: int, seed: int, any_light: bool) -> Tensor:
     """Return the cluster (N) of each image of `sample` under K-means."""
-    from sklearn.cluster import KMeans
-
     height, width = (length if length <= SMALL_PX else THUMBNAIL_PX for length in images.shape[1:])
     thumbnails = []
     for rows in sample.split(BATCH):
         batch = to_float(images[rows])
         thumbnails.append(adaptive_avg_pool2d(standardised(batch) if any_light else batch, (height, width)).flatten(1))
-    features = torch.cat(thumbnails).numpy()
-    labels = KMeans(k, n_init=TRIES, random_state=seed).fit(features).labels_
-    return torch.from_numpy(labels).long()
+    return kmeans_labels(torch.cat(thumbnails), k, TRIES, seed)

@@ -24,6 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.optim import Optimizer
 
 from pipeline.clustering.data.images import ImageSet, to_float
+from pipeline.clustering.kmeans import kmeans_labels
 from pipeline.clustering.model.color import bounded_gain, gain_and_bias, recolor
 from pipeline.clustering.model.dti import DTI
 from pipeline.clustering.model.method import Assignment
@@ -124,6 +125,11 @@ def split_and_merge(
             for tensor in (parameter, *moments):
                 tensor[removed] = tensor[split]
         method.prototypes[split], method.prototypes[removed] = pair[0], pair[1]
+    if chosen:  # after a warm start, mixing proportions differ
+        shares_K = method.shares_K()
+        for both in chosen:
+            shares_K[list(both)] = shares_K[list(both)].mean()
+        method.set_shares(shares_K)
     return chosen
 
 
@@ -152,8 +158,6 @@ def _choose(
 @torch.no_grad()
 def split_of(method: DTI, explained: Explained, images: ImageSet, cluster: int) -> Split | None:
     """Return the split of `cluster` by 2-means; None if it has too few images, or if all of them look alike."""
-    from sklearn.cluster import KMeans
-
     rows = explained.latest_of(cluster)
     if len(rows) < SMALLEST_SPLIT:
         return None
@@ -163,10 +167,10 @@ def split_of(method: DTI, explained: Explained, images: ImageSet, cluster: int) 
     if method.pixel_weights_HW is not None:
         weight = weight * method.pixel_weights_HW
     height, width = (min(SPLIT_PX, length) for length in method.image_shape[1:])
-    reduced = adaptive_avg_pool2d(residual * weight.sqrt(), (height, width)).flatten(1).cpu().numpy()
+    reduced = adaptive_avg_pool2d(residual * weight.sqrt(), (height, width)).flatten(1).cpu()
     if (reduced == reduced[0]).all():
         return None
-    half = torch.from_numpy(KMeans(2, n_init=2, random_state=0).fit(reduced).labels_).to(residual.device)
+    half = kmeans_labels(reduced, 2, tries=2, seed=0).to(residual.device)
     means, steps = [], []
     for side_rows in (half == 0, half == 1):
         means.append(residual[side_rows].mean(0))

@@ -28,7 +28,7 @@ from pipeline.clustering.model.method import Assignment
 from pipeline.clustering.snapshots import Snapshots, snapshots_of
 from pipeline.clustering.split_merge import Explained, split_and_merge
 from pipeline.clustering.storage_retries import read_with_retries
-from pipeline.clustering.trial import HistoryPoint, TrialProgress, TrialResult, TrialTask
+from pipeline.clustering.trial import ClusterRecord, HistoryPoint, TrialProgress, TrialResult, TrialTask
 from pipeline.clustering.warm_start import take_over
 from pipeline.clustering.workers import range_over_workers, rank_and_world_size, sum_over_workers
 from pipeline.errors import ClusteringError, StorageError
@@ -80,7 +80,7 @@ class TrialTraining:
         uri = storage.uri(task.checkpoint_key)
         resumes = read_with_retries(lambda: storage.exists(task.checkpoint_key), uri, log)
         initial = torch.zeros(trial.k, *images.shape)
-        if not resumes and task.earlier_key is None:
+        if not resumes and task.earlier_key is None and self.rank == 0:  # the others get them when DDP wraps the model
             any_light = "color" in config.transforms
             initial = initial_prototypes(images, trial.k, trial.seed, config.initialization, any_light)
         self.method = build_method(config, initial, trial.seed, device.type).to(device)
@@ -154,7 +154,7 @@ class TrialTraining:
         finally:
             self.loader.close()
         # The last checkpoint may still be being written: the other workers do not wait for it.
-        loss = self.evaluate()
+        loss, clusters = self.evaluate()
         if not math.isfinite(loss):
             checkpoints.close()
             raise self._not_finite(self.iteration)
@@ -168,6 +168,7 @@ class TrialTraining:
             workers=self.world_size,
             stages=self.curriculum.history,
             history=self.history,
+            clusters=clusters,
         )
         if self.rank == 0:
             self._finish(checkpoints, loss)
@@ -200,14 +201,18 @@ class TrialTraining:
                 self.log(f"{self.task.storage.uri(self.task.best_key)} is not needed but could not be deleted: {error}")
 
     @torch.no_grad()
-    def evaluate(self) -> float:
-        """Return the mean loss over all images; each worker evaluates its share."""
+    def evaluate(self) -> tuple[float, list[ClusterRecord]]:
+        """Return the mean loss over all images, and all clusters; each worker evaluates its share of the images."""
         self.method.eval()
+        k = self.trial.k
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        images_KK = torch.zeros(k * k, dtype=torch.int64, device=self.device)
         for batch in self.images.batches(ASSIGN_BATCH, self.rank, self.world_size):
-            total += self.method.assign(to_float(batch.to(self.device))).loss_B.double().sum()
+            assigned = self.method.assign(to_float(batch.to(self.device)))
+            total += assigned.loss_B.double().sum()
+            images_KK += (assigned.cluster_B * k + assigned.runner_up_B).bincount(minlength=k * k)
         self.method.train()
-        return float(sum_over_workers(total)) / len(self.images)
+        return float(sum_over_workers(total)) / len(self.images), _clusters(sum_over_workers(images_KK).view(k, k))
 
     def _train_window(self) -> None:
         """Train for one window, then make the decisions that are due at its end."""
@@ -332,6 +337,18 @@ class TrialTraining:
             "snapshots": self.snapshots.state(),
             "best_loss": self.best_loss,
         }
+
+
+def _clusters(images_KK: Tensor) -> list[ClusterRecord]:
+    """Return a record of each cluster, given the number of images by cluster and runner-up."""
+    clusters = []
+    for cluster, by_runner_up in enumerate(images_KK.tolist()):
+        images, rival = sum(by_runner_up), max(range(len(by_runner_up)), key=lambda other: by_runner_up[other])
+        if not images or rival == cluster:
+            clusters.append(ClusterRecord(images, None, 0.0))
+        else:
+            clusters.append(ClusterRecord(images, rival, by_runner_up[rival] / images))
+    return clusters
 
 
 def bucket_mb(parameters: Iterable[nn.Parameter]) -> int:

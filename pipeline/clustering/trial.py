@@ -127,6 +127,18 @@ class HistoryPoint:
 
 
 @dataclass(frozen=True)
+class ClusterRecord:
+    """A cluster of the trained model, over all images."""
+
+    images: int
+    """Number of its images."""
+    rival: int | None
+    """The cluster that most often is the runner-up of its images; None without images or for the only cluster."""
+    rival_share: float
+    """Fraction of its images whose runner-up is `rival`; 0 without one."""
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """Content of ``trial.json``."""
 
@@ -143,6 +155,7 @@ class TrialResult:
     """Number of workers of the last attempt."""
     stages: list[StageRecord]
     history: list[HistoryPoint]
+    clusters: list[ClusterRecord]
 
     @property
     def trial(self) -> Trial:
@@ -158,7 +171,8 @@ class TrialResult:
         """Return the result from a document of `to_json`."""
         stages = [StageRecord(**stage) for stage in document["stages"]]
         history = [HistoryPoint(**point) for point in document["history"]]
-        return cls(**{**document, "stages": stages, "history": history})
+        clusters = [ClusterRecord(**cluster) for cluster in document["clusters"]]
+        return cls(**{**document, "stages": stages, "history": history, "clusters": clusters})
 
 
 def loss_at(history: Sequence[HistoryPoint], iteration: int) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.clustering.checkpoint import load_checkpoint, method_of
+from pipeline.clustering.health import Symptom, SymptomName, symptoms_of
 from pipeline.clustering.metrics import Metrics, evaluate
 from pipeline.clustering.snapshots import snapshots_of
 from pipeline.config import digest
@@ -35,12 +36,13 @@ from pipeline.reporting.tracking.server import redact_credentials, tracking_uri
 from pipeline.reporting.tracking.track import is_recorded, record_run
 from pipeline.storage import Storage, read_json, write_table
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Version of the format of ``run.json``."""
-
 
 CLEAR_QUALITY = 0.5
 """Minimum quality of a cluster that counts as a clear view; see tests/benchmarks/README.md."""
+NO_CLEAR_VIEW: SymptomName = "no-clear-view"
+"""Name of the symptom of a run without any clear view, which `found_sentence` states already."""
 
 
 def report(storage: Storage, run: Run) -> dict[str, Any]:
@@ -77,8 +79,8 @@ def report(storage: Storage, run: Run) -> dict[str, Any]:
 def closing_lines(document: dict[str, Any]) -> list[str]:
     """Return the lines that a job prints after a report, each with a label and a text.
 
-    The first line summarises the result in one sentence. If images have labels, the second line states how well the
-    clusters agree with them. The other lines state where the results are, for example
+    The first lines state what may be wrong with the result. The next line summarises it in one sentence. If images have
+    labels, a line states how well the clusters agree with them. The other lines state where the results are, such as
     ``page      /photos/workspace/rome/runs/run-1/report.html``.
 
     Args:
@@ -94,8 +96,9 @@ def closing_lines(document: dict[str, Any]) -> list[str]:
     if metrics := document["metrics"]:
         scores = f"accuracy {metrics['accuracy']:.3f}, NMI {metrics['nmi']:.3f}"
         lines["metrics"] = f"{scores} on {counted(metrics['labelled_images'], 'labelled image')}"
+    symptoms = [("check", symptom["text"]) for symptom in document["health"] if symptom["name"] != NO_CLEAR_VIEW]
     lines |= {"run": document["paths"]["run"], "page": document["paths"]["page"], "MLflow": mlflow}
-    return [f"{label:<9} {line}" for label, line in lines.items()]
+    return [f"{label:<9} {line}" for label, line in [*symptoms, *lines.items()]]
 
 
 def found_sentence(counts: dict[str, Any]) -> str:
@@ -191,6 +194,9 @@ def _describe(storage: Storage, run: Run, tiles: Sequence[Tile], metrics: Sequen
     now = datetime.now(UTC).isoformat(timespec="seconds")
     paths, crawls, selected = run.paths, run.crawls, run.selected
     clear = [tile.size for tile in tiles if tile.quality >= CLEAR_QUALITY]
+    symptoms = symptoms_of(selected, run.results)
+    if not clear:
+        symptoms.insert(0, Symptom(NO_CLEAR_VIEW, f"no cluster is a clear view (quality {CLEAR_QUALITY} or more)"))
     totals = ("k", "seed", "loss", "iterations", "image_passes", "seconds", "workers")
     scores = [None if trial is None else asdict(trial) for trial in metrics]
     pictures = picture_files(run)
@@ -210,6 +216,7 @@ def _describe(storage: Storage, run: Run, tiles: Sequence[Tile], metrics: Sequen
             "clear_clusters": len(clear),
             "clear_images": sum(clear),
         },
+        "health": [asdict(symptom) for symptom in symptoms],
         "selected": {"k": selected.k, "seed": selected.seed, "loss": selected.loss, "reason": run.reason},
         "metrics": scores[run.results.index(selected)],
         "reporting": run.config.reporting.model_dump(mode="json"),

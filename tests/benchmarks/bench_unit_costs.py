@@ -291,7 +291,9 @@ def measure_track() -> list[Row]:
 
     point = HistoryPoint(60, 1.0, 1e-3, 1, 0, 0.5, 0.1)
     history = [HistoryPoint(**{**vars(point), "iteration": 60 * (i + 1)}) for i in range(36)]
-    results = [TrialResult(k, 0, 1.0, 2160, 138240, 60.0, 1, [StageRecord([], 600, "converged")], history) for k in KS]
+    results = [
+        TrialResult(k, 0, 1.0, 2160, 138240, 60.0, 1, [StageRecord([], 600, "converged")], history, []) for k in KS
+    ]
     document = {"created_at": "", "versions": {}, "trials": [{"metrics": None} for _ in results]}
     with tempfile.TemporaryDirectory() as folder:
         storage = LocalStorage(folder)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.clustering.checkpoint import CheckpointWriter, model_state
 from pipeline.clustering.model.build import build_method
-from pipeline.clustering.trial import HistoryPoint, StageRecord, TrialResult
+from pipeline.clustering.trial import ClusterRecord, HistoryPoint, StageRecord, TrialResult
 from pipeline.config import ClusteringConfig
 from pipeline.paths import CrawlPaths, RunPaths
 from pipeline.records import SHARD_SCHEMA, Crawl
@@ -95,4 +95,5 @@ def trial_result(k: int, windows: int = 3) -> TrialResult:
     """Return a result whose loss decreases by one in every window of ten iterations."""
     history = [HistoryPoint(10 * i, 100.0 - i, 1e-3, 1, 0, 0.5, 0.1) for i in range(1, windows + 1)]
     stages = [StageRecord([], 10 * windows, "converged")]
-    return TrialResult(k, 0, 100.0 - windows - k, 10 * windows, 640 * windows, 2.5, 1, stages, history)
+    clusters = [ClusterRecord(8, None if k == 1 else (index + 1) % k, 0.5) for index in range(k)]
+    return TrialResult(k, 0, 100.0 - windows - k, 10 * windows, 640 * windows, 2.5, 1, stages, history, clusters)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.clustering.health import symptoms_of
 from pipeline.clustering.snapshots import snapshot
-from pipeline.clustering.trial import HistoryPoint, StageRecord, TrialResult
+from pipeline.clustering.trial import ClusterRecord, HistoryPoint, StageRecord, TrialResult
 from pipeline.config import ClusteringConfig, JobConfig, Method, ReportingConfig
 from pipeline.records import TIMESTAMP, Crawl
 from pipeline.reporting.findings import Findings
@@ -131,7 +133,8 @@ def made_trial(k: int, seed: int = 0, windows: int = 60) -> TrialResult:
         for i in range(1, windows + 1)
     ]
     stages = [StageRecord([], 600, "converged"), StageRecord(["color"], 30 * windows - 600, "max_iterations")]
-    return TrialResult(k, seed, history[-1].loss, 30 * windows, 1920 * windows, 321.0, 1, stages, history)
+    clusters = [ClusterRecord(20, (index + 1) % k, 0.5) for index in range(k)]
+    return TrialResult(k, seed, history[-1].loss, 30 * windows, 1920 * windows, 321.0, 1, stages, history, clusters)
 
 
 def made_timelapse(findings: Findings, result: TrialResult) -> bytes:
@@ -176,6 +179,7 @@ def made_page(
             "assigned": images,
             "cluster_sizes": [tile.size for tile in sorted(findings.tiles, key=lambda tile: tile.cluster)],
         },
+        "health": [asdict(symptom) for symptom in symptoms_of(selected, results)],
         "selected": {"k": k, "seed": 0, "loss": selected.loss, "reason": "the elbow of the loss"},
         "metrics": None,
         "trials": [

@@ -61,6 +61,7 @@ def make_report(
             {"k": result.k, "seed": result.seed, "metrics": {"accuracy": 1 / result.k, "nmi": 0.5, "classes": 3}}
             for result in results
         ],
+        "health": [],
         "selected": {"k": len(colors), "seed": 0, "reason": "elbow of the loss"},
         "reporting": reporting.model_dump(mode="json"),
         "tracking": asdict(Tracking(tracked or f"sqlite:///{storage.uri('mlflow.db')}", error="down")),

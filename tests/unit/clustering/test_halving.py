@@ -60,7 +60,7 @@ class Training:
 
     def end(self, trial: Trial, iteration: int) -> None:
         history = [HistoryPoint(iteration, -1e9, 1e-3, 1, 0, 0.5, 0.1)]
-        result = TrialResult(trial.k, trial.seed, 5.0, iteration, 1, 1.0, 1, [], history)
+        result = TrialResult(trial.k, trial.seed, 5.0, iteration, 1, 1.0, 1, [], history, [])
         write_json(self.storage, self.paths.trial_marker(trial.name), result.to_json())
         self.storage.write_bytes(self.paths.checkpoint(trial.name), b"")
 

@@ -119,6 +119,17 @@ def test_all_parameters_and_moments_are_copied_not_shared() -> None:
     assert not torch.equal(moments[removed], moments[split])
 
 
+@pytest.mark.parametrize("before", [[0.2, 0.5, 0.3], [1 / 3, 1 / 3, 1 / 3]])
+def test_a_restarted_prototype_and_the_other_half_share_their_mixing_proportions(before: list[float]) -> None:
+    pictures = images(False)
+    model, optimizer = misplaced("gmm", [], False)
+    model.set_shares(torch.tensor(before))
+    ((removed, split),) = split_and_merge(model, optimizer, explain(model, pictures), ImageSet.of(pictures), below=1.0)
+    after = model.shares_K()
+    assert after[removed] == after[split] == pytest.approx((before[removed] + before[split]) / 2)
+    assert float(after.sum()) == pytest.approx(1)
+
+
 def test_an_empty_cluster_costs_nothing() -> None:
     model, _ = misplaced("gmm", [], False)
     model.prototypes.data[1] = 5.0

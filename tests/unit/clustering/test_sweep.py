@@ -17,7 +17,16 @@ from pipeline.storage import LocalStorage, write_json
 
 def result(k: int, loss: float, seed: int = 0) -> TrialResult:
     return TrialResult(
-        k=k, seed=seed, loss=loss, iterations=1, image_passes=1, seconds=1.0, workers=1, stages=[], history=[]
+        k=k,
+        seed=seed,
+        loss=loss,
+        iterations=1,
+        image_passes=1,
+        seconds=1.0,
+        workers=1,
+        stages=[],
+        history=[],
+        clusters=[],
     )
 
 

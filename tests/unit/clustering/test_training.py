@@ -221,7 +221,7 @@ def test_the_best_model_is_kept_beside_the_last_checkpoint(tmp_path: Path) -> No
 def test_the_best_model_is_kept_if_the_last_is_worse(tmp_path: Path, last: float) -> None:
     """With variances, the loss of the first window is set to 1, of later ones to 5, and of all images to `last`."""
     run = training(tmp_path)
-    run.evaluate = lambda: last  # type: ignore[method-assign]
+    run.evaluate = lambda: (last, [])  # type: ignore[method-assign]
 
     complete: list[int] = []
 
@@ -356,7 +356,7 @@ def test_a_trial_continues_as_if_it_had_not_paused(tmp_path: Path, until: int) -
     paused = training(tmp_path / "part", until=until)
     result = paused.run()
     assert until <= result.iterations < until + 3, "the pause is at the end of a window"
-    assert result.loss == pytest.approx(paused.evaluate())
+    assert result.loss == pytest.approx(paused.evaluate()[0])
     again = training(tmp_path / "part").run()
     assert (again.loss, again.history) == (expected.loss, expected.history)
 

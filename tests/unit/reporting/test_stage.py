@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,10 +20,13 @@ def counts(clear_clusters: int = 8, clear_images: int = 272) -> dict[str, Any]:
     }
 
 
-def lines(uri: str, error: str | None = None, metrics: dict[str, float] | None = None) -> list[str]:
+def lines(
+    uri: str, error: str | None = None, metrics: dict[str, float] | None = None, symptoms: Sequence[str] = ()
+) -> list[str]:
     tracking = {"uri": uri, "run_id": "1a2b", "error": error}
     document: dict[str, Any] = {"paths": PATHS, "tracking": tracking, "metrics": metrics, "counts": counts()}
-    return closing_lines(document)
+    health = [{"name": name, "text": f"text of {name}", "clusters": []} for name in symptoms]
+    return closing_lines(document | {"health": health})
 
 
 def test_the_closing_lines_state_the_result_and_the_locations() -> None:
@@ -32,6 +36,12 @@ def test_the_closing_lines_state_the_result_and_the_locations() -> None:
         "page      /w/rome/runs/run-1/report.html",
         "MLflow    http://mlflow:5000",
     ]
+
+
+def test_the_closing_lines_begin_with_what_may_be_wrong() -> None:
+    text = lines("http://mlflow:5000", symptoms=["no-clear-view", "cut-short", "alike"])
+    assert text[:2] == ["check     text of cut-short", "check     text of alike"]  # the first one is said by "found"
+    assert text[2].startswith("found ")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def result(*stages: int) -> TrialResult:
     history = [HistoryPoint(10 * i, 1.0, 1e-3, 1, 0, 0.5, 0.5) for i in range(1, n + 1)]
     names = [["color"][: bool(index)] for index in range(len(stages))]
     records = [StageRecord(modules, 10 * length, "converged") for modules, length in zip(names, stages, strict=True)]
-    return TrialResult(2, 0, 1.0, 10 * n, 1, 1.0, 1, records, history)
+    return TrialResult(2, 0, 1.0, 10 * n, 1, 1.0, 1, records, history, [])
 
 
 def snapshots(windows: int) -> list[Snapshot]:
