@@ -203,9 +203,10 @@ form equals that of its training images."""
 class ScheduleConfig(_Section):
     """What is learned when, and when training ends, in iterations.
 
-    The first stage learns prototypes alone; each further stage learns one thing more: the predictors of a module, in
-    the configured order, and then, in a mixture, the variances of pixels. The last stage has a tenth of the learning
-    rate, and learns the mixing proportions. A stage ends when the loss has stopped improving, or at `max_iterations`.
+    The first stage learns prototypes, with the module that the start has aligned; each further stage learns one thing
+    more: the predictors of a module, in the configured order, and then, in a mixture, the variances of pixels. The last
+    stage has a tenth of the learning rate, and learns the mixing proportions. A stage ends when the loss has stopped
+    improving, or at `max_iterations`.
     """
 
     window: int = Field(60, ge=1)
@@ -272,9 +273,11 @@ class ClusteringConfig(_Section):
     """Number of gradient steps on the transformations of each image, per iteration (only ti-gmm and ti-kmeans)."""
     alignment_learning_rate: float = Field(0.02, gt=0)
     """Learning rate of Adam in the steps of `alignment_steps`."""
-    initialization: Literal["k-means", "random"] = "k-means"
-    """Prototypes that training starts from. k-means: the means of the clusters of K-means on thumbnails; where the
-    module color is used, the light of the images is standardised first. random: random images, as in the paper."""
+    initialization: Literal["aligned", "k-means", "random"] = "aligned"
+    """Start of training. aligned: the means of clusters that are found by aligning all images of a sample to each
+    other, and predictors that have learned these alignments (pipeline/clustering/aligned_start.py); without a module
+    that moves pixels, the same as k-means. k-means: the means of the clusters of K-means on thumbnails. random: random
+    images, as in the paper. Where the module color is used, aligned and k-means standardise the light of images."""
     batch_size: int = Field(64, ge=2)
     """Number of images per iteration, over all workers together; batch normalisation needs at least two."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -334,6 +337,18 @@ class ClusteringConfig(_Section):
         return [name for name in self.transforms if name != "color"]
 
     @property
+    def aligned_module(self) -> TransformName | None:
+        """The module whose predictors learn alignments before training; None if training starts unaligned."""
+        if self.initialization != "aligned" or not self.method.startswith("dti"):
+            return None
+        return next((name for name in self.predicted if name != "morphological"), None)
+
+    @property
+    def modules_at_start(self) -> int:
+        """Number of predicted modules that are on in the first stage."""
+        return self.predicted.index(self.aligned_module) + 1 if self.aligned_module else 0
+
+    @property
     def is_mixture(self) -> bool:
         """Whether the method is a Gaussian mixture, which learns variances and mixing proportions."""
         return self.method.endswith("gmm")
@@ -369,12 +384,13 @@ class ClusteringConfig(_Section):
             )
         if self.select_k is not None and self.select_k not in self.k:
             raise ValueError(f"select_k {self.select_k} is not among k {self.k}; give one of them")
-        bounds, stages = self.schedule.max_iterations, len(self.predicted) + 1 + self.is_mixture
-        if isinstance(bounds, list) and len(bounds) != stages:
-            variances = " and one for the variances" if self.is_mixture else ""
+        bounds, first = self.schedule.max_iterations, self.modules_at_start
+        stages = ["+".join(self.predicted[:n]) or "prototypes alone" for n in range(first, len(self.predicted) + 1)]
+        stages += ["variances"] * self.is_mixture
+        if isinstance(bounds, list) and len(bounds) != len(stages):
             raise ValueError(
-                f"schedule.max_iterations: {len(bounds)} values for {stages} stages (one for prototypes alone, one for "
-                f"each of the modules {self.predicted}{variances}); give one number for all stages, or one for each"
+                f"schedule.max_iterations: {len(bounds)} values for {len(stages)} stages ({', '.join(stages)}); give "
+                "one number for all stages, or one for each"
             )
         return self
 

@@ -1,6 +1,7 @@
 """Curriculum learning: one thing more is learned after convergence, or at an upper bound (DTI paper, section 4.2).
 
-The paper switches on one module after the other. Here the likelihood is learned in steps as well: variances are equal
+The paper switches on one module after the other, the first one after a stage without any. Here an aligned start makes
+that stage needless, and the likelihood is learned in steps as well: variances are equal
 until all modules are aligned, since a prototype that is early to lower or raise its own would explain all images that
 are far from the others. Mixing proportions follow in the last stage.
 """
@@ -37,9 +38,12 @@ class Stage:
 
 
 def stages_of(config: ClusteringConfig) -> list[Stage]:
-    """Return the stages: prototypes alone, one more for each predicted module, variances of a mixture, the last one."""
+    """Return the stages: one for each number of predicted modules, variances of a mixture, and the last one.
+
+    The first stage has the modules up to the one that the start has aligned, or else none.
+    """
     everything = len(config.predicted)
-    stages = [Stage(predicted) for predicted in range(everything + 1)]
+    stages = [Stage(predicted) for predicted in range(config.modules_at_start, everything + 1)]
     if config.is_mixture:
         stages.append(Stage(everything, variances=True))
     if config.schedule.final_iterations:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.clustering.aligned_start import AlignedStart, aligned_start
 from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, model_state
 from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.data.images import ImageSet, to_float
@@ -25,6 +26,7 @@ from pipeline.clustering.data.loader import BatchStream, EpochOrder, Loader
 from pipeline.clustering.initial_prototypes import initial_prototypes
 from pipeline.clustering.model.build import build_method
 from pipeline.clustering.model.method import Assignment
+from pipeline.clustering.prealignment import prealign
 from pipeline.clustering.snapshots import Snapshots, snapshots_of
 from pipeline.clustering.split_merge import Explained, split_and_merge
 from pipeline.clustering.storage_retries import read_with_retries
@@ -79,10 +81,9 @@ class TrialTraining:
         self.loader = Loader(images, BatchStream(order, config.batch_size, self.rank, self.world_size), device)
         uri = storage.uri(task.checkpoint_key)
         resumes = read_with_retries(lambda: storage.exists(task.checkpoint_key), uri, log)
-        initial = torch.zeros(trial.k, *images.shape)
-        if not resumes and task.earlier_key is None and self.rank == 0:  # the others get them when DDP wraps the model
-            any_light = "color" in config.transforms
-            initial = initial_prototypes(images, trial.k, trial.seed, config.initialization, any_light)
+        starts = not resumes and task.earlier_key is None
+        started = time.monotonic()
+        start, initial = self._find_start() if starts else (None, torch.zeros(trial.k, *images.shape))
         self.method = build_method(config, initial, trial.seed, device.type).to(device)
         self.optimizer = torch.optim.Adam(
             [
@@ -123,8 +124,27 @@ class TrialTraining:
             take_over(self.method, storage, task.earlier_key, images, trial.seed)
             self.curriculum.begin_with_all()
         self._start_stage()
+        if start is not None and config.aligned_module is not None:
+            prealign(self.method, config.aligned_module, start, config.batch_size, trial.seed)
+        if starts:
+            self.seconds = time.monotonic() - started
         if not resumes:
             self._take_snapshot(self.curriculum.names)
+
+    def _find_start(self) -> tuple[AlignedStart | None, Tensor]:
+        """Return the aligned start, if configured, and the prototypes (K, C, H, W) to start from.
+
+        Without an aligned start, only the first worker finds prototypes; DDP sends them to the others.
+        """
+        config, (k, seed) = self.config, (self.trial.k, self.trial.seed)
+        any_light = "color" in config.transforms
+        prototypes = torch.zeros(k, *self.images.shape)
+        if config.initialization != "aligned" or not set(config.predicted) - {"morphological"}:
+            if self.rank == 0:
+                prototypes = initial_prototypes(self.images, k, seed, config.initialization, any_light)
+            return None, prototypes
+        start = aligned_start(self.images, k, seed, any_light, self.device)
+        return start, start.prototypes(any_light)
 
     def run(self, report: Callable[[TrialProgress], None] = lambda progress: None) -> TrialResult:
         """Train until the curriculum is done, evaluate the model on all images, and publish the final checkpoint.

@@ -70,7 +70,7 @@ def crawl_experiment(side: int, seeds: tuple[int, ...]) -> Experiment:
 COLOR = "WORKSPACE/sources/mnist-color.npz"
 COLOR_SCHEDULE = [
     *("--set", "clustering.schedule.min_iterations=50"),
-    *("--set", "clustering.schedule.max_iterations=[50, 2000, 1500, 1500]"),
+    *("--set", "clustering.schedule.max_iterations=[2000, 1500, 1500]"),
     *("--set", "clustering.schedule.final_iterations=400"),
     *("--set", "clustering.schedule.patience=10"),
     *("--set", "clustering.schedule.tolerance=0.005"),

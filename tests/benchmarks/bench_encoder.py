@@ -38,7 +38,7 @@ from pipeline.storage import LocalStorage
 
 SHARED = Path(__file__).parents[3] / "shared"
 VIEWS, FILES, K, WINDOW = 8, 480, 12, 60
-STAGES = (180, 600, 240)
+STAGES = (600, 240)
 """Iterations with prototypes and fitted colours alone, with projective transformations, and with learned variances."""
 
 
@@ -142,7 +142,7 @@ def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
 
 def _pace(history: list[list[float]]) -> float:
     """Return the median seconds per iteration with all modules."""
-    last = [point for point in history if point[0] > sum(STAGES[:2])]
+    last = [point for point in history if point[0] > STAGES[0]]
     return float(np.median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(last)]))
 
 

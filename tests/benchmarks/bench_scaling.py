@@ -62,7 +62,7 @@ def worker(rank: int, world_size: int, folder: str, windows: int, together: bool
     torch.manual_seed(0)
     pictures = (smooth_pictures(256, 3, SIDE, SIDE) * 255).to(torch.uint8)
     schedule = {"window": WINDOW, "min_iterations": 1, "final_iterations": 0}
-    schedule["max_iterations"] = [WINDOW, WINDOW, windows * WINDOW]  # type: ignore[assignment]
+    schedule["max_iterations"] = [WINDOW, windows * WINDOW]  # type: ignore[assignment]
     batch = BATCH if together else BATCH // world_size
     config = ClusteringConfig.model_validate({"k": [K], "batch_size": batch, "schedule": schedule})
     ends: list[float] = []

@@ -54,7 +54,7 @@ def main() -> None:
         for batch in to_float(images).split(64):
             with torch.no_grad():
                 method.screen_stride = stride
-                inputs = (method.canvas(), batch, method._predict(batch), method.log_prior())
+                inputs = (method.canvas(), batch, method.predict(batch), method.log_prior())
                 screened = method._training_scores(*inputs)
                 full = method._all_scores(*inputs[:3]) + inputs[3]
             gamma = method.responsibilities(full)

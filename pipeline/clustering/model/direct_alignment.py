@@ -21,7 +21,7 @@ class _DirectAlignment(DTI):
         self.alignment_steps = config.alignment_steps
         self.alignment_learning_rate = config.alignment_learning_rate
 
-    def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+    def predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return parameters (B, K, p) of each active module, after `alignment_steps` of Adam on each pair's score."""
         if not self.predicted_modules:
             return {}

@@ -142,7 +142,7 @@ class DTI(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> StepOutput:
         """Return the training loss of a batch, as `loss` does; DDP requires the name `forward`."""
-        parameters = self._predict(images_BCHW)
+        parameters = self.predict(images_BCHW)
         canvas, log_prior = self.canvas(), self.log_prior()
         with torch.no_grad():
             scores_BK = self._training_scores(canvas, images_BCHW, parameters, log_prior)
@@ -167,7 +167,7 @@ class DTI(nn.Module):
     @torch.no_grad()
     def assign(self, images_BCHW: Tensor) -> Assignment:
         """Assign each image to the prototype with the largest posterior, which includes the mixing proportions."""
-        predicted = self._predict(images_BCHW)
+        predicted = self.predict(images_BCHW)
         canvas = self.canvas()
         scores_BK = self._all_scores(canvas, images_BCHW, predicted) + self.log_prior()
         assigned = self._assignment(scores_BK, predicted)
@@ -275,13 +275,13 @@ class DTI(nn.Module):
     # -- internals ------------------------------------------------------------------------------------------------
 
     def _build_predictors(self, config: ClusteringConfig) -> None:
-        """Build the networks that `_predict` uses."""
+        """Build the networks that `predict` uses."""
         encoder = build_encoder(config.encoder, *self.image_shape, config.encoder_px)
         self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, size in self.sequence.sizes.items():
             self.heads[name] = PrototypeHeads(self.k, encoder.features, size)
 
-    def _predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+    def predict(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return the parameters (B, K, p) of each active module, for all pairs."""
         if self.encoder is None or not self.predicted_modules:
             return {}

@@ -16,7 +16,9 @@ SCHEDULE = ScheduleConfig(
 def curriculum_of(
     transforms: list[TransformName], method: Method = "dti-kmeans", schedule: ScheduleConfig = SCHEDULE
 ) -> Curriculum:
-    return Curriculum(ClusteringConfig(method=method, transforms=transforms, schedule=schedule))
+    return Curriculum(
+        ClusteringConfig(method=method, transforms=transforms, schedule=schedule, initialization="k-means")
+    )
 
 
 def test_stages_follow_each_other_and_end() -> None:
@@ -41,6 +43,15 @@ def test_stages_follow_each_other_and_end() -> None:
         ["affine", "color", "tps", "variances"],
     ]
     assert {stage.reason for stage in curriculum.history} == {"converged"}
+
+
+def test_an_aligned_start_needs_no_stage_without_its_module() -> None:
+    def first(method: Method, transforms: list[TransformName]) -> int:
+        return Curriculum(ClusteringConfig(method=method, transforms=transforms)).current.predicted
+
+    assert first("dti-gmm", ["color", "projective"]) == first("dti-kmeans", ["affine", "tps"]) == 1
+    assert first("dti-gmm", ["morphological", "affine", "tps"]) == 2
+    assert first("dti-gmm", ["color", "morphological"]) == first("ti-gmm", ["affine"]) == first("gmm", []) == 0
 
 
 def test_kmeans_learns_no_variances() -> None:

@@ -35,6 +35,7 @@ def configuration(**more: Any) -> ClusteringConfig:
         "transforms": ["color", "affine"],
         "batch_size": 8,
         "precision": "float32",
+        "initialization": "k-means",
         "checkpoint_every_s": 0,
         "schedule": SCHEDULE,
         **more,
@@ -71,10 +72,10 @@ class Killed(Exception):  # noqa: N818
     """Simulates the death of the process."""
 
 
-@pytest.mark.parametrize("at", [3, 6, 12, 18, 24])
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize(("initialization", "at"), [*(("k-means", at) for at in (3, 6, 12, 18, 24)), ("aligned", 3)])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, initialization: str, at: int) -> None:
     """They are equal bit for bit, whether the run was killed before, at or after a change of stage."""
-    whole = training(tmp_path / "whole")
+    whole = training(tmp_path / "whole", initialization=initialization)
     expected = whole.run()
 
     def kill(progress: TrialProgress) -> None:
@@ -83,8 +84,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, at: int) -> 
             raise Killed
 
     with pytest.raises(Killed):
-        training(tmp_path / "cut").run(kill)
-    resumed = training(tmp_path / "cut")
+        training(tmp_path / "cut", initialization=initialization).run(kill)
+    resumed = training(tmp_path / "cut", initialization=initialization)
     assert resumed.iteration == at
     result = resumed.run()
     assert (result.loss, result.iterations, result.history, result.stages) == (
@@ -281,11 +282,11 @@ def test_gradients_are_exchanged_in_a_few_buckets() -> None:
     assert bucket_mb([frozen, trained]) == 3
 
 
-def train_as_worker(rank: int, world_size: int, folder: str, schedule: dict[str, int]) -> None:
+def train_as_worker(rank: int, world_size: int, folder: str, options: dict[str, Any]) -> None:
     """Run one DDP worker of the test below."""
     torch.set_default_dtype(torch.float64)
     with process_group(rank, world_size, folder):
-        run = training(Path(folder) / f"rank{rank}", schedule=schedule)
+        run = training(Path(folder) / f"rank{rank}", **options)
         run.run()
     torch.save(run.method.state_dict(), Path(folder) / f"model{rank}.pt")
 
@@ -300,11 +301,13 @@ def double_precision() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
-def test_two_workers_compute_what_one_computes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("initialization", ["aligned", "k-means"])
+def test_two_workers_compute_what_one_computes(tmp_path: Path, initialization: str) -> None:
     schedule = {"window": 2, "min_iterations": 2, "max_iterations": 4, "final_iterations": 2}
-    single = training(tmp_path / "single", schedule=schedule)
+    options: dict[str, Any] = {"initialization": initialization, "schedule": schedule}
+    single = training(tmp_path / "single", **options)
     single.run()
-    spawn(train_as_worker, (2, str(tmp_path), schedule), nprocs=2)
+    spawn(train_as_worker, (2, str(tmp_path), options), nprocs=2)
     models = [torch.load(tmp_path / f"model{rank}.pt", weights_only=True) for rank in range(2)]
     for name, expected in single.method.state_dict().items():
         assert torch.equal(models[0][name], models[1][name]), f"the workers differ in {name}"

@@ -50,7 +50,7 @@ def images(n: int = 5, channels: int = 3) -> Tensor:
 def dense_loss(model: DTI, batch: Tensor, weight_std: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss with gradients, reported loss, and scores with prior, from the dense reference."""
     names, padding, color = model.sequence.names, model.sequence.padding, model.fits_color
-    parameters = model._predict(batch)
+    parameters = model.predict(batch)
     if isinstance(model, DTIGaussianMixture):
         scales = model.scales if model.learns_variances else None
         log_g = dense.log_gaussians(
@@ -208,7 +208,7 @@ def test_screening_rules_out_all_but_the_survivors() -> None:
     model.activate(1)
     batch = torch.rand(5, 3, 64, 64)
     with torch.no_grad():
-        scores = model._training_scores(model.canvas(), batch, model._predict(batch), model.log_prior())
+        scores = model._training_scores(model.canvas(), batch, model.predict(batch), model.log_prior())
     assert (scores == -torch.inf).sum(1).tolist() == [6] * 5
 
 
