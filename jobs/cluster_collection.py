@@ -74,6 +74,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="only record the reported runs of the collection that MLflow lacks, for example after its server was down",
     )
     training = parser.add_argument_group("training and configuration")
+    training.add_argument(
+        "--quality", metavar="NAME", help="quick, standard or best: how long training takes [standard]"
+    )
     training.add_argument("--k", type=comma_list, metavar="K,K", help="numbers of prototypes, one trial each [8,16,32]")
     training.add_argument("--select-k", metavar="K", help="K to report [the elbow of the loss]")
     training.add_argument("--seeds", metavar="N", help="trials of each K; the one with the lowest loss is kept [1]")

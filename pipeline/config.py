@@ -5,6 +5,7 @@ Every value is checked before any work begins; an invalid value raises a ConfigE
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -28,6 +29,19 @@ SourceType = Literal[
     "auto", "folder", "instagram-scraper", "instaloader", "gallery-dl", "megadepth", "table", "img2dataset", "tar",
     "idx", "npz", "class-folders",
 ]  # fmt: skip
+Quality = Literal["quick", "standard", "best"]
+QUALITY: dict[Quality, dict[str, Any]] = {
+    "quick": {
+        "k": [16],
+        "schedule": {"min_iterations": 60, "max_iterations": 120, "final_iterations": 60},
+    },
+    "standard": {},
+    "best": {
+        "seeds": 3,
+        "schedule": {"max_iterations": 3000, "final_iterations": 900, "tolerance": 0.02, "patience": 3},
+    },
+}
+"""Defaults of the clustering settings for each value of `JobConfig.quality`, where they differ from those below."""
 LATEST = "latest"
 """Value that selects the newest run of the collection where a run id is expected."""
 OrderBy = Literal["quality", "size"]
@@ -427,6 +441,10 @@ class JobConfig(_Section):
     """Folder or s3://bucket/prefix for all results."""
     stages: Annotated[list[Stage], Field(min_length=1), AfterValidator(_distinct)] = list(STAGES)
     """Stages to run, of ingest, cluster and report. Default: all three."""
+    quality: Quality = "standard"
+    """How much time training takes. It changes the defaults of the clustering settings in `QUALITY`; settings that are
+    given explicitly have precedence. quick: one K and short stages, to see what a crawl contains. best: the best of
+    three seeds, and stages that end later."""
     run_id: str | None = Field(None, pattern=r"^[\w][\w.=+-]{0,199}$")
     """Name of the clustering run. Default: derived from the configuration and the images, so that the same job
     continues its own run."""
@@ -445,6 +463,20 @@ class JobConfig(_Section):
     def sources(self) -> list[str]:
         """The sources as a list, which is empty without `source`."""
         return [self.source] if isinstance(self.source, str) else self.source or []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_quality(cls, values: Any) -> Any:
+        """Add the clustering defaults of `quality`."""
+        if not isinstance(values, dict):
+            return values
+        clustering, quality = values.get("clustering", {}), values.get("quality")
+        if quality not in list(QUALITY) or not isinstance(clustering, dict):
+            return values  # the check of the fields explains what is wrong, if anything
+        merged = copy.deepcopy(QUALITY[quality])
+        for name, value in clustering.items():
+            _put(merged, name, value)
+        return {**values, "clustering": merged}
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

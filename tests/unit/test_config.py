@@ -8,7 +8,7 @@ import pytest
 from jobs.cluster_collection import parse_arguments
 from pipeline.clustering.model.build import METHODS
 from pipeline.clustering.model.transforms import TransformSequence
-from pipeline.config import ClusteringConfig, Method, TransformName, dump_config, load_config
+from pipeline.config import QUALITY, ClusteringConfig, Method, TransformName, dump_config, load_config
 from pipeline.errors import ConfigError
 
 BASE: dict[str, Any] = {"collection": "trevifountain", "source": "crawl"}
@@ -143,3 +143,31 @@ def test_flags_for_downloads_are_unset_unless_given() -> None:
     given = parse_arguments(["--allow-private-hosts"])
     assert given.allow_private_hosts is True
     assert given.retry_unreachable is None
+
+
+def test_the_quality_changes_defaults_and_explicit_settings_have_precedence(tmp_path: Path) -> None:
+    best = load_config(None, {**BASE, "quality": "best", "clustering.seeds": "5"}, ["clustering.schedule.patience=7"])
+    assert (best.clustering.seeds, best.clustering.schedule.patience) == (5, 7)
+    assert best.clustering.schedule.max_iterations == QUALITY["best"]["schedule"]["max_iterations"]
+    (file := tmp_path / "file.yaml").write_text("quality: quick\nclustering: {k: [4, 5]}\n")
+    quick = load_config(file, BASE, [])
+    assert quick.clustering.k == [4, 5]
+    assert quick.clustering.schedule.max_iterations == QUALITY["quick"]["schedule"]["max_iterations"]
+    assert load_config(None, {**BASE, "quality": "standard"}, []) == load_config(None, BASE, [])
+    (dumped := tmp_path / "dumped.yaml").write_text(dump_config(best))
+    assert load_config(dumped, {}, []) == best
+
+
+@pytest.mark.parametrize("quality", ["no", None, 3, ["quick"], {"quick": 1}])
+def test_an_unknown_quality_is_refused(quality: Any) -> None:
+    with pytest.raises(ConfigError, match="quality: should be 'quick', 'standard' or 'best'"):
+        load_config(None, {**BASE, "quality": quality}, [])
+
+
+def test_the_documentation_states_what_each_quality_changes() -> None:
+    page = (Path(__file__).parents[2] / "pipeline/clustering/README.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 4}
+    for quality, changes in QUALITY.items():
+        flat = {key: value for key, value in changes.items() if key != "schedule"}
+        flat |= {f"schedule.{key}": value for key, value in changes.get("schedule", {}).items()}
+        assert rows[quality].split("|")[3].strip() == ", ".join(f"`{key}={value}`" for key, value in flat.items())
