@@ -5,7 +5,6 @@ Every value is checked before any work begins; an invalid value raises a ConfigE
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ Quality = Literal["quick", "standard", "best"]
 QUALITY: dict[Quality, dict[str, Any]] = {
     "quick": {
         "k": [16],
-        "schedule": {"min_iterations": 60, "max_iterations": 120, "final_iterations": 60},
+        "schedule": {"window": 30, "min_iterations": 60, "max_iterations": 120, "final_iterations": 60},
     },
     "standard": {},
     "best": {
@@ -289,9 +288,10 @@ class ClusteringConfig(_Section):
     """Learning rate of Adam in the steps of `alignment_steps`."""
     initialization: Literal["aligned", "k-means", "random"] = "aligned"
     """Start of training. aligned: the means of clusters that are found by aligning all images of a sample to each
-    other, and predictors that have learned these alignments (pipeline/clustering/aligned_start.py); without a module
-    that moves pixels, the same as k-means. k-means: the means of the clusters of K-means on thumbnails. random: random
-    images, as in the paper. Where the module color is used, aligned and k-means standardise the light of images."""
+    other, and predictors that have learned these alignments (pipeline/clustering/aligned_start.py); without predictors
+    of a module that moves pixels, as for ti-gmm and gmm, the same as k-means. k-means: the means of the clusters of
+    K-means on thumbnails. random: random images, as in the paper. Where the module color is used, aligned and k-means
+    standardise the light of images."""
     batch_size: int = Field(64, ge=2)
     """Number of images per iteration, over all workers together; batch normalisation needs at least two."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -303,7 +303,7 @@ class ClusteringConfig(_Section):
     """
     initial_std: float = Field(0.02, gt=0)
     """Learned standard deviation per pixel at the start of the stage that learns it; before, it is 0."""
-    restart_below: float = Field(1.5, ge=0, le=10)
+    restart_below: float = Field(1.0, ge=0, le=10)
     """A prototype restarts as one half of another cluster if its removal costs less than this factor times what the
     split gains (pipeline/clustering/split_merge.py). 0 never restarts a prototype."""
     screen_stride: int = Field(4, ge=1)
@@ -318,7 +318,7 @@ class ClusteringConfig(_Section):
     (minLoss in the paper)."""
     warm_start: str | None = None
     """Id of an earlier run of this collection whose prototypes, encoder and predictors are taken over, or latest.
-    Training then begins with all modules switched on. Default: train from scratch, without modules at first."""
+    Training then begins with all modules switched on. Default: train from scratch."""
     halving: bool = False
     """Stop the worse half of the seeds of each K early, repeatedly, until only one is trained to the end (successive
     halving)."""
@@ -473,9 +473,9 @@ class JobConfig(_Section):
         clustering, quality = values.get("clustering", {}), values.get("quality")
         if quality not in list(QUALITY) or not isinstance(clustering, dict):
             return values  # the check of the fields explains what is wrong, if anything
-        merged = copy.deepcopy(QUALITY[quality])
-        for name, value in clustering.items():
-            _put(merged, name, value)
+        merged = {**QUALITY[quality], **clustering}
+        if isinstance(schedule := merged.get("schedule"), dict):
+            merged["schedule"] = {**QUALITY[quality].get("schedule", {}), **schedule}
         return {**values, "clustering": merged}
 
     @model_validator(mode="after")

@@ -16,6 +16,8 @@ from pipeline.clustering.trial import TrialResult, best_of_each_k
 FALLING = 0.05
 """A stage was cut short if its last two windows lowered the loss by more than this part of the fall of the whole
 training, each on average."""
+NOTICEABLE = 1e-3
+"""Relative difference above which a loss is noticeably higher than another one."""
 RIVAL_SHARE = 2 / 3
 """Two clusters are alike if each is the runner-up of at least this part of the images of the other."""
 SMALLEST_K = 5
@@ -63,7 +65,7 @@ def _worse_than_smaller_k(kept: TrialResult, results: Sequence[TrialResult]) -> 
     worse = [
         f"K = {larger.k} ended with a higher loss ({larger.loss:.6g}) than K = {smaller.k} ({smaller.loss:.6g})"
         for smaller, larger in pairwise(best)
-        if larger.loss > smaller.loss
+        if larger.loss - smaller.loss > NOTICEABLE * abs(smaller.loss)
     ]
     advice = "its training found a poor solution; try more --seeds"
     return [Symptom("worse-than-smaller-k", f"{text}: {advice}") for text in worse]
@@ -71,17 +73,19 @@ def _worse_than_smaller_k(kept: TrialResult, results: Sequence[TrialResult]) -> 
 
 def _cut_short(kept: TrialResult) -> list[Symptom]:
     """Stages that ended at their bound while the loss still fell."""
-    losses = [point.loss for point in kept.history]
-    whole = losses[0] - losses[-1]
-    symptoms, iterations = [], 0
+    whole = kept.history[0].loss - kept.history[-1].loss if kept.history else 0.0
+    symptoms, begin = [], 0
     for number, stage in enumerate(kept.stages, start=1):
-        iterations += stage.iterations
-        last = next(i for i, point in enumerate(kept.history) if point.iteration >= iterations)
-        first = max(0, last - 2)
-        fall = (losses[first] - losses[last]) / max(1, last - first)
-        if stage.reason == "max_iterations" and whole > 0 and fall > FALLING * whole:
+        end = begin + stage.iterations
+        windows = [point for point in kept.history if begin < point.iteration <= end][-3:]
+        begin = end
+        if stage.reason != "max_iterations" or len(windows) < 2:
+            continue
+        fall = (windows[0].loss - windows[-1].loss) / (len(windows) - 1)
+        if whole > 0 and fall > FALLING * whole:
             learned = "+".join(stage.modules) or "prototypes"
-            bound = "final_iterations" if number == len(kept.stages) else "max_iterations"
+            final = windows[-1].learning_rate < kept.history[0].learning_rate
+            bound = "final_iterations" if final else "max_iterations"
             symptoms.append(
                 Symptom(
                     "cut-short",

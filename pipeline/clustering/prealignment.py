@@ -1,11 +1,13 @@
 """Prealignment: before training, the predictors learn the alignments that `aligned_start` has found by search.
 
-It is a regression of positions in the prototypes, over a few epochs of the sampled images. It takes no warps and no
+It is a regression of positions in the prototypes, on batches of the sampled images. It takes no warps and no
 likelihoods, so an iteration costs little more than the encoder. Gradient descent on the likelihood, which moves a
 prototype by fractions of a pixel, would need far longer for the same displacements, and often ends at a local optimum.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -15,14 +17,17 @@ from pipeline.clustering.data.images import to_float
 from pipeline.clustering.model.dti import DTI
 from pipeline.clustering.seeding import generator
 from pipeline.clustering.workers import rank_and_world_size, sum_over_workers
+from pipeline.errors import ClusteringError
 
 ITERATIONS = 300
+BATCH = 64
+"""Number of images of a batch, over all workers."""
 LEARNING_RATE = 1e-3
 POINTS_PER_SIDE = 4
 """Positions are compared on a grid with about so many points along each side."""
 
 
-def prealign(method: DTI, module: str, start: AlignedStart, batch_size: int, seed: int) -> float:
+def prealign(method: DTI, module: str, start: AlignedStart, seed: int) -> float:
     """Train encoder and predictors of `module` on the alignments of `start`; return the loss of the last batch.
 
     The loss is the mean squared distance of the predicted positions, in halves of a side. The clusters that an image
@@ -32,8 +37,9 @@ def prealign(method: DTI, module: str, start: AlignedStart, batch_size: int, see
         method: model, changed in place; `module` must be active, and all others predict the identity.
         module: name of a spatial module.
         start: clusters and alignments, the same on all workers.
-        batch_size: number of images of a batch, over all workers.
         seed: seed of the batches.
+
+    Raises ClusteringError if the loss is not finite.
     """
     rank, world_size = rank_and_world_size()
     device, k = method.prototypes.device, method.k
@@ -44,8 +50,8 @@ def prealign(method: DTI, module: str, start: AlignedStart, batch_size: int, see
     points = method.sequence.points({module: identity}, stride).flatten(0, 2)
     targets_RN2 = positions_in_prototype(points)
     n = len(start.cluster_S)
-    copies = -(-world_size // n)  # of a sample with fewer images than workers
-    size = min(batch_size, n * copies - n * copies % world_size)
+    copies = -(-2 * world_size // n)  # batch normalisation needs two images, and every worker one
+    size = min(BATCH, n * copies) // world_size * world_size
     loss = torch.zeros((), device=device)
     for iteration in range(ITERATIONS):
         rows = torch.randperm(n, generator=generator(seed, iteration)).repeat(copies)[:size][rank::world_size]
@@ -54,7 +60,7 @@ def prealign(method: DTI, module: str, start: AlignedStart, batch_size: int, see
         weight_BK.scatter_(1, cluster_B[:, None], 1.0)
         predicted = method.predict(images)[module]
         moved = method.sequence.points({module: predicted}, stride).flatten(2, 3)
-        target = targets_RN2[start.alignment_SK[rows].to(device)]
+        target = targets_RN2[start.alignment_SK[rows].long().to(device)]
         squared_BK = (moved - target).square().sum(-1).mean(-1)
         loss = (weight_BK * squared_BK).sum() / size
         optimizer.zero_grad(set_to_none=True)
@@ -63,7 +69,13 @@ def prealign(method: DTI, module: str, start: AlignedStart, batch_size: int, see
             if parameter.grad is not None:
                 sum_over_workers(parameter.grad)
         optimizer.step()
-    return float(sum_over_workers(loss.detach()))
+    final = float(sum_over_workers(loss.detach()))
+    if not math.isfinite(final):
+        raise ClusteringError(
+            "the alignments of the start could not be learned: a number is not finite; give "
+            "--set clustering.initialization=k-means"
+        )
+    return final
 
 
 def positions_in_prototype(points_N2: Tensor) -> Tensor:

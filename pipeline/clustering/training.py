@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.clustering.aligned_start import AlignedStart, aligned_start
+from pipeline.clustering.aligned_start import AlignedStart, aligned_start, sample_size
 from pipeline.clustering.checkpoint import CheckpointWriter, load_checkpoint, model_state
 from pipeline.clustering.curriculum import Curriculum
 from pipeline.clustering.data.images import ImageSet, to_float
@@ -48,8 +48,8 @@ GRADIENT_BUCKETS = 4
 class TrialTraining:
     """Trains one trial on this worker's share of every batch.
 
-    A trial with a checkpoint continues from it. Any other trial starts from the model `task.earlier_key`, or else from
-    `initial_prototypes`.
+    A trial with a checkpoint continues from it. Any other trial starts from the model `task.earlier_key`, or else as
+    `config.initialization` says.
 
     Args:
         task: trial to train; `task.best_key` is deleted if the last model is as good on all images.
@@ -125,7 +125,7 @@ class TrialTraining:
             self.curriculum.begin_with_all()
         self._start_stage()
         if start is not None and config.aligned_module is not None:
-            prealign(self.method, config.aligned_module, start, config.batch_size, trial.seed)
+            prealign(self.method, config.aligned_module, start, trial.seed)
         if starts:
             self.seconds = time.monotonic() - started
         if not resumes:
@@ -139,10 +139,13 @@ class TrialTraining:
         config, (k, seed) = self.config, (self.trial.k, self.trial.seed)
         any_light = "color" in config.transforms
         prototypes = torch.zeros(k, *self.images.shape)
-        if config.initialization != "aligned" or not set(config.predicted) - {"morphological"}:
+        if config.aligned_module is None:
             if self.rank == 0:
                 prototypes = initial_prototypes(self.images, k, seed, config.initialization, any_light)
             return None, prototypes
+        compared = sample_size(len(self.images), self.images.shape, k)
+        if self.rank == 0:
+            self.log(f"aligns {compared:,} images to each other")
         start = aligned_start(self.images, k, seed, any_light, self.device)
         return start, start.prototypes(any_light)
 

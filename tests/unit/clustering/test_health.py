@@ -54,8 +54,13 @@ def test_a_stage_was_cut_short_if_the_loss_still_fell_at_its_bound() -> None:
     (symptom,) = symptoms_of(replace(trial, stages=ended, history=falling), [])
     assert symptom.name == "cut-short"
     assert "stage 2 (color+projective) ended after 600 iterations" in symptom.text
-    assert "final_iterations" in symptom.text
+    assert "schedule.max_iterations" in symptom.text
+    slow = [replace(point, learning_rate=1e-4 if index >= 10 else 1e-3) for index, point in enumerate(falling)]
+    (symptom,) = symptoms_of(replace(trial, stages=ended, history=slow), [])
+    assert "schedule.final_iterations" in symptom.text
     assert names(replace(trial, history=falling)) == []  # the rule of convergence ended it
+    short = [replace(trial.stages[0], iterations=1140), replace(ended[1], iterations=60)]
+    assert names(replace(trial, stages=short, history=falling)) == []  # one window has no fall
 
 
 def test_clusters_that_are_each_others_runner_ups_are_alike() -> None:
