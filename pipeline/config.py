@@ -280,7 +280,7 @@ class ClusteringConfig(_Section):
     """Encoder network of the predictors. auto: resnet20 if its input is below 64 px, otherwise resnet18."""
     encoder_px: int | None = Field(None, ge=8)
     """Side in px to which images are averaged down for the encoder; prototypes and losses keep the full size. Default:
-    a quarter of the image size, at least 14 and at most 32 px (tests/benchmarks/README.md). The DTI paper has the image
+    a quarter of the image size, at least 14 and at most 16 px (tests/benchmarks/README.md). The DTI paper has the image
     size."""
     alignment_steps: int = Field(20, ge=1)
     """Number of gradient steps on the transformations of each image, per iteration (only ti-gmm and ti-kmeans)."""

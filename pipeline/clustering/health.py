@@ -74,7 +74,7 @@ def _worse_than_smaller_k(kept: TrialResult, results: Sequence[TrialResult]) -> 
 def _cut_short(kept: TrialResult) -> list[Symptom]:
     """Stages that ended at their bound while the loss still fell."""
     whole = kept.history[0].loss - kept.history[-1].loss if kept.history else 0.0
-    symptoms, begin = [], 0
+    stages, bounds, begin = [], set(), 0
     for number, stage in enumerate(kept.stages, start=1):
         end = begin + stage.iterations
         windows = [point for point in kept.history if begin < point.iteration <= end][-3:]
@@ -83,17 +83,18 @@ def _cut_short(kept: TrialResult) -> list[Symptom]:
             continue
         fall = (windows[0].loss - windows[-1].loss) / (len(windows) - 1)
         if whole > 0 and fall > FALLING * whole:
-            learned = "+".join(stage.modules) or "prototypes"
+            stages.append(f"{number} ({'+'.join(stage.modules) or 'prototypes'}, {stage.iterations} iterations)")
             final = windows[-1].learning_rate < kept.history[0].learning_rate
-            bound = "final_iterations" if final else "max_iterations"
-            symptoms.append(
-                Symptom(
-                    "cut-short",
-                    f"stage {number} ({learned}) ended after {stage.iterations} iterations while the loss still fell: "
-                    f"raise clustering.schedule.{bound}",
-                )
-            )
-    return symptoms
+            bounds.add("final_iterations" if final else "max_iterations")
+    if not stages:
+        return []
+    which = (
+        f"stage {stages[0]} ended at its bound"
+        if len(stages) == 1
+        else f"stages {', '.join(stages)} ended at their bounds"
+    )
+    raised = " and ".join(f"clustering.schedule.{bound}" for bound in sorted(bounds, reverse=True))
+    return [Symptom("cut-short", f"{which} while the loss still fell; to train longer, raise {raised}")]
 
 
 def _alike(kept: TrialResult) -> list[Symptom]:

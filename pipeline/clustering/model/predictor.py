@@ -22,7 +22,7 @@ SMALL_PX = 64
 """Length of the shorter side below which images are encoded by ResNet-20."""
 
 
-SMALLEST_INPUT_PX, LARGEST_INPUT_PX = 14, 32
+SMALLEST_INPUT_PX, LARGEST_INPUT_PX = 14, 16
 """Bounds of the default side in px of the encoder's input."""
 
 

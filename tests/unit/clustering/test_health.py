@@ -53,11 +53,15 @@ def test_a_stage_was_cut_short_if_the_loss_still_fell_at_its_bound() -> None:
     falling = [replace(point, loss=-10.0 * index) for index, point in enumerate(trial.history)]
     (symptom,) = symptoms_of(replace(trial, stages=ended, history=falling), [])
     assert symptom.name == "cut-short"
-    assert "stage 2 (color+projective) ended after 600 iterations" in symptom.text
-    assert "schedule.max_iterations" in symptom.text
+    assert "stage 2 (color+projective, 600 iterations) ended at its bound" in symptom.text
+    assert symptom.text.endswith("raise clustering.schedule.max_iterations")
     slow = [replace(point, learning_rate=1e-4 if index >= 10 else 1e-3) for index, point in enumerate(falling)]
     (symptom,) = symptoms_of(replace(trial, stages=ended, history=slow), [])
-    assert "schedule.final_iterations" in symptom.text
+    assert symptom.text.endswith("raise clustering.schedule.final_iterations")
+    both = [replace(stage, reason="max_iterations") for stage in trial.stages]
+    (symptom,) = symptoms_of(replace(trial, stages=both, history=slow), [])
+    assert "stages 1 (color, 600 iterations), 2 (color+projective, 600 iterations) ended" in symptom.text
+    assert symptom.text.endswith("raise clustering.schedule.max_iterations and clustering.schedule.final_iterations")
     assert names(replace(trial, history=falling)) == []  # the rule of convergence ended it
     short = [replace(trial.stages[0], iterations=1140), replace(ended[1], iterations=60)]
     assert names(replace(trial, stages=short, history=falling)) == []  # one window has no fall

@@ -42,7 +42,7 @@ def test_encoders_have_the_depth_of_their_name() -> None:
 
 
 def test_the_encoder_follows_the_image_size() -> None:
-    assert [encoder_side(side) for side in (8, 28, 48, 64, 128, 256)] == [8, 14, 14, 16, 32, 32]
+    assert [encoder_side(side) for side in (8, 28, 48, 64, 128, 256)] == [8, 14, 14, 16, 16, 16]
     assert build_encoder("auto", 1, 28, 28)(torch.rand(2, 1, 28, 28)).shape == (2, 64)
     assert build_encoder("auto", 3, 64, 64, 64).features == 512
     assert isinstance(build_encoder("auto", 3, 65, 97), ResNet)
