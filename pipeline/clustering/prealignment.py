@@ -19,7 +19,7 @@ from pipeline.clustering.seeding import generator
 from pipeline.clustering.workers import rank_and_world_size, sum_over_workers
 from pipeline.errors import ClusteringError
 
-ITERATIONS = 300
+ITERATIONS = 200
 BATCH = 64
 """Number of images of a batch, over all workers."""
 LEARNING_RATE = 1e-3

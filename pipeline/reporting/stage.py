@@ -216,7 +216,7 @@ def _describe(storage: Storage, run: Run, tiles: Sequence[Tile], metrics: Sequen
             "clear_clusters": len(clear),
             "clear_images": sum(clear),
         },
-        "health": [asdict(symptom) for symptom in symptoms],
+        "health": [asdict(symptom) | {"clusters": list(symptom.clusters)} for symptom in symptoms],
         "selected": {"k": selected.k, "seed": selected.seed, "loss": selected.loss, "reason": run.reason},
         "metrics": scores[run.results.index(selected)],
         "reporting": run.config.reporting.model_dump(mode="json"),

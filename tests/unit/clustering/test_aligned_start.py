@@ -53,16 +53,13 @@ def moved(views: int, each: int, light: bool) -> tuple[ImageSet, Tensor, Tensor]
 def test_few_medoids_are_chosen_greedily(seed: int, k: int, n: int) -> None:
     """The same choice by brute force in float64: each medoid minimises the sum of the distances to the nearest one."""
     assert candidates_of(n, k) >= n
-    distance = np.random.default_rng(seed).integers(0, 50, (n, n)).astype(np.float64)
+    distance = np.random.default_rng(seed).random((n, n))
     chosen: list[int] = []
     for _ in range(k):
         nearest = np.minimum(distance[:, chosen].min(1), distance.max(1)) if chosen else distance.max(1)
         totals = [np.inf if j in chosen else np.minimum(nearest, distance[:, j]).sum() for j in range(n)]
         chosen.append(int(np.argmin(totals)))
-    found = k_medoids(torch.from_numpy(distance).float(), k, seed).tolist()
-    total, best = (distance[:, medoids].min(1).sum() for medoids in (found, chosen))
-    assert len(set(found)) == k
-    assert total == best or len(set(distance.sum(0))) < n  # only equal sums leave a choice
+    assert k_medoids(torch.from_numpy(distance), k, seed).tolist() == chosen
 
 
 def test_seeds_choose_different_medoids_that_are_nearly_as_good() -> None:
