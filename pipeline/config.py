@@ -32,7 +32,7 @@ Quality = Literal["quick", "standard", "best"]
 QUALITY: dict[Quality, dict[str, Any]] = {
     "quick": {
         "k": [16],
-        "schedule": {"window": 30, "min_iterations": 60, "max_iterations": 120, "final_iterations": 60},
+        "schedule": {"window": 20, "min_iterations": 60, "max_iterations": 60, "final_iterations": 60},
     },
     "standard": {},
     "best": {
