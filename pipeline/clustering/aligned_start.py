@@ -103,11 +103,8 @@ def aligned_start(images: ImageSet, k: int, seed: int, any_light: bool, device: 
         any_light: whether the light of images does not matter, because colours are fitted.
         device: device that compares the thumbnails.
     """
-    sampled = (
-        torch.randperm(len(images), generator=generator(seed))[: sample_size(len(images), images.shape, k)]
-        .sort()
-        .values
-    )
+    size = sample_size(len(images), images.shape, k)
+    sampled = torch.randperm(len(images), generator=generator(seed))[:size].sort().values
     chosen = images[sampled]
     medoid_K = torch.zeros(k, dtype=torch.int64, device=device)
     cluster_S = torch.zeros(len(sampled), dtype=torch.int64, device=device)

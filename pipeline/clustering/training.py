@@ -134,7 +134,7 @@ class TrialTraining:
     def _find_start(self) -> tuple[AlignedStart | None, Tensor]:
         """Return the aligned start, if configured, and the prototypes (K, C, H, W) to start from.
 
-        Without an aligned start, only the first worker finds prototypes; DDP sends them to the others.
+        Only the first worker computes the prototypes; DDP sends them to the others.
         """
         config, (k, seed) = self.config, (self.trial.k, self.trial.seed)
         any_light = "color" in config.transforms
@@ -147,7 +147,9 @@ class TrialTraining:
         if self.rank == 0:
             self.log(f"aligns {compared:,} images to each other")
         start = aligned_start(self.images, k, seed, any_light, self.device)
-        return start, start.prototypes(any_light)
+        if self.rank == 0:
+            prototypes = start.prototypes(any_light)
+        return start, prototypes
 
     def run(self, report: Callable[[TrialProgress], None] = lambda progress: None) -> TrialResult:
         """Train until the curriculum is done, evaluate the model on all images, and publish the final checkpoint.
