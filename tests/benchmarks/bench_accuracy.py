@@ -225,7 +225,8 @@ def trial_rows(collection: str, run: Path) -> list[dict[str, Any]]:
 def crawl_row(collection: str, run: Path, labels_file: Path, workspace: Path) -> dict[str, Any]:
     """Return a row that compares the job's clusters, and those of K-means on pixels, with a synthetic crawl's views.
 
-    Purity and NMI are computed over the images that show a view. K-means is fitted to all images.
+    Purity and NMI are computed over the images that show a view. Two views may be photographs of the same building; the
+    purity by landmark counts them as one. K-means is fitted to all images.
     """
     with labels_file.open(newline="") as file:
         truth = {row["file"]: row for row in csv.DictReader(file)}
@@ -233,6 +234,7 @@ def crawl_row(collection: str, run: Path, labels_file: Path, workspace: Path) ->
     rows = [row | truth[row["file_name"]] for row in clusters.to_pylist()]
     view_rows = [row for row in rows if row["kind"] == "view"]
     views = np.unique([row["view"] for row in view_rows], return_inverse=True)[1]
+    landmarks = np.unique([landmark(row["view"]) for row in view_rows], return_inverse=True)[1]
     k = json.loads((run / "run.json").read_text())["selected"]["k"]
     assigned = np.array([row["cluster"] for row in view_rows])
     result = {
@@ -240,6 +242,7 @@ def crawl_row(collection: str, run: Path, labels_file: Path, workspace: Path) ->
         "images": len(rows),
         "of views": len(view_rows),
         "purity": f"{purity(views, assigned):.3f}",
+        "by landmark": f"{purity(landmarks, assigned):.3f}",
         "NMI": f"{nmi(views, assigned):.3f}",
     }
     pixels = image_pixels(workspace, collection)
@@ -262,6 +265,11 @@ def first_clusters(run: Path, rows: list[dict[str, Any]], views: int) -> str:
         view, count = Counter(members).most_common(1)[0] if members else (None, 0)
         right += view is not None and 2 * count > len(members)
     return f"{right} of {len(first)}"
+
+
+def landmark(view: str) -> str:
+    """Return the landmark of a view: ``sacre_coeur`` for ``sacre_coeur_51091044_3486849416``."""
+    return view.rstrip("0123456789_")
 
 
 def purity(classes: np.ndarray[Any, Any], clusters: np.ndarray[Any, Any]) -> float:
