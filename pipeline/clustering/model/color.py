@@ -34,17 +34,32 @@ class Moments(NamedTuple):
     xx: Tensor
 
 
-def pair_moments(pictures_KBCN: Tensor, images_BCN: Tensor, weights: Tensor) -> Moments:
+class Powers(NamedTuple):
+    """Images, prepared once for all prototypes with which they are paired."""
+
+    mean_BC: Tensor
+    """Mean of each channel."""
+    powers_BCN3: Tensor
+    """One, the difference of each pixel from the mean, and its square."""
+
+    @classmethod
+    def of(cls, images_BCN: Tensor) -> Powers:
+        """Return the powers of images."""
+        mean = images_BCN.mean(-1)
+        centred = images_BCN - mean[..., None]
+        return cls(mean, torch.stack([torch.ones_like(centred), centred, centred.square()], dim=-1))
+
+
+def pair_moments(pictures_KBCN: Tensor, images: Powers, weights: Tensor) -> Moments:
     """Return the moments (K, B, C) of pictures that were each transformed onto one of the images.
 
     Args:
         pictures_KBCN: transformed prototypes.
-        images_BCN: images.
+        images: the B images.
         weights: weights of the pixels, of the shape of `pictures_KBCN` or (N).
     """
-    picture_mean, image_mean = pictures_KBCN.mean(-1), images_BCN.mean(-1)
-    pictures_KBCN, images_BCN = pictures_KBCN - picture_mean[..., None], images_BCN - image_mean[..., None]
-    powers = torch.stack([torch.ones_like(images_BCN), images_BCN, images_BCN.square()], dim=-1)  # B, C, N, 3
+    picture_mean, powers = pictures_KBCN.mean(-1), images.powers_BCN3
+    pictures_KBCN = pictures_KBCN - picture_mean[..., None]
     if weights.dim() > 1:
         one, x, xx = _summed(weights, powers).unbind(-1)
         weighted = weights * pictures_KBCN
@@ -55,7 +70,7 @@ def pair_moments(pictures_KBCN: Tensor, images_BCN: Tensor, weights: Tensor) -> 
         one, x, xx = (part.expand(pictures_KBCN.shape[:3]) for part in powers.sum(2).unbind(-1))
         t, xt = _summed(pictures_KBCN, powers[..., :2]).unbind(-1)
         centred = Moments(one, t, pictures_KBCN.square().matmul(weights), x, xt, xx)
-    return _shifted(centred, picture_mean, image_mean)
+    return _shifted(centred, picture_mean, images.mean_BC)
 
 
 def still_moments(images_BCN: Tensor, prototypes_KCN: Tensor, weights_KCN: Tensor) -> Moments:

@@ -37,10 +37,11 @@ class _DirectAlignment(DTI):
             name: canvas.new_zeros(*shape, self.sequence.sizes[name]).requires_grad_() for name in self.predicted_names
         }
         optimizer = torch.optim.Adam(parameters.values(), lr=self.alignment_learning_rate)
+        images = self._prepared(images_BCHW)
         for _ in range(self.alignment_steps):
             transformed = self.sequence.transform_each(canvas, parameters)
             # Pairs share no parameters, so the gradient of the sum consists of the gradients of the pairs.
-            loss = -self._each_score(transformed, images_BCHW, self.pixel_weights_HW).sum()
+            loss = -self._each_score(transformed, images, self.pixel_weights_HW).sum()
             for beta, gradient in zip(
                 parameters.values(), torch.autograd.grad(loss, list(parameters.values())), strict=True
             ):

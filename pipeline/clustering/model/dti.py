@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.clustering.model.color import (
     Moments,
+    Powers,
     distance,
     fit_color,
     gain_and_bias,
@@ -109,10 +110,13 @@ class DTI(nn.Module):
         """Return factors (..., C, H, W) on squared differences; None where all are `constant_precision`."""
 
     @abstractmethod
-    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+    def pair_scores(
+        self, canvas: Tensor, images: Tensor, weights: Tensor | None, color: Tensor | None = None
+    ) -> Tensor:
         """Return the scores (...) of transformed canvases (..., C', H, W) on images (..., C, H, W); higher is better.
 
-        `weights` (H, W) are the weights of the pixels; None if all are 1.
+        `weights` (H, W) are the weights of the pixels; None if all are 1. `color` (..., 2 C), which has no gradients,
+        recolours the pictures.
         """
 
     @abstractmethod
@@ -330,11 +334,12 @@ class DTI(nn.Module):
                 beta = {name: value.detach()[part].requires_grad_() for name, value in pairs.items()}
                 transformed, images = self.sequence.transform(own, beta), images_BCHW[b_P[part]]
                 if self.fits_color:
-                    colors.append(self.fitted_color(transformed.detach(), images))
-                    transformed = recolor(transformed, colors[-1])
-                scores = self.pair_scores(transformed, images, self.pixel_weights_HW)
-                if self.fits_color:
-                    scores = scores - 0.5 * penalty(colors[-1], self._color_unit)
+                    color = self.fitted_color(transformed.detach(), images)
+                    scores = self.pair_scores(transformed, images, self.pixel_weights_HW, color)
+                    scores = scores - 0.5 * penalty(color, self._color_unit)
+                    colors.append(color)
+                else:
+                    scores = self.pair_scores(transformed, images, self.pixel_weights_HW)
                 weighted = (gamma_P[part] * scores).sum()
                 first, *others = torch.autograd.grad(weighted, [own, *beta.values()])
                 total += weighted.detach()
@@ -354,27 +359,31 @@ class DTI(nn.Module):
     @torch.no_grad()
     def fitted_color(self, canvases: Tensor, images: Tensor) -> Tensor:
         """Return the colours (P, 2 C) with which transformed canvases (P, C', H, W) fit images (P, C, H, W) best."""
-        moments, _ = self._moments(canvases[None], images, self.pixel_weights_HW)
+        moments, _ = self._moments(canvases[None], Powers.of(images.flatten(2)), self.pixel_weights_HW)
         return fit_color(moments, self._color_unit)[0].to(images.dtype)
 
-    def _moments(self, canvases: Tensor, images: Tensor, weights: Tensor | None) -> tuple[Moments, Tensor | float]:
-        """Return the moments (K, B, C) of transformed canvases (K, B, C', H, W) on images (B, C, H, W).
+    def _moments(self, canvases: Tensor, images: Powers, weights: Tensor | None) -> tuple[Moments, Tensor | float]:
+        """Return the moments (K, B, C) of transformed canvases (K, B, C', H, W) on B images of this size.
 
         The second value is the sum (K, B) of the logarithms of learned precisions, 0 where none are learned.
         """
-        pictures, images = canvases[:, :, : self.image_shape[0]].flatten(3), images.flatten(2)
+        pictures = canvases[:, :, : self.image_shape[0]].flatten(3)
         precision = self.precision(canvases)
         if precision is None:
-            constant = images.new_full((images.shape[-1],), self.constant_precision)
+            constant = pictures.new_full((pictures.shape[-1],), self.constant_precision)
             return pair_moments(pictures, images, constant if weights is None else constant * weights.flatten()), 0.0
         log_precision = _summed(precision.log(), weights)
         return pair_moments(pictures, images, _weighted(precision, weights).flatten(3)), log_precision
 
-    def _each_score(self, canvases: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
-        """Return the scores (K, B) of transformed canvases (K, B, C', H, W), recoloured, on images (B, C, H, W)."""
-        if not self.fits_color:
+    def _prepared(self, images: Tensor) -> Tensor | Powers:
+        """Return images (B, C, H, W) as `_each_score` needs them."""
+        return Powers.of(images.flatten(2)) if self.fits_color else images
+
+    def _each_score(self, canvases: Tensor, images: Tensor | Powers, weights: Tensor | None) -> Tensor:
+        """Return the scores (K, B) of transformed canvases (K, B, C', H, W), recoloured, on `_prepared` images."""
+        if isinstance(images, Tensor):
             return self.pair_scores(canvases, images, weights)
-        part = images.shape[-2:].numel() / math.prod(self.image_shape[1:])
+        part = canvases.shape[-2:].numel() / math.prod(self.image_shape[1:])
         return self._fitted_scores(*self._moments(canvases, images, weights), part)
 
     def _fitted_scores(self, moments: Moments, log_precision: Tensor | float, part: float = 1.0) -> Tensor:
@@ -421,7 +430,7 @@ class DTI(nn.Module):
         exact = []
         for b, k in zip(*(index.split(self._pairs_at_once(images_BCHW)) for index in (b_P, k_P)), strict=True):
             transformed = self._transformed(canvas, k, {name: beta[b, k] for name, beta in parameters.items()})
-            scores = self._each_score(transformed[None], images_BCHW[b], self.pixel_weights_HW)[0]
+            scores = self._each_score(transformed[None], self._prepared(images_BCHW[b]), self.pixel_weights_HW)[0]
             exact.append(scores + log_prior_K[k])
         exact_BS = torch.cat(exact).view_as(survivors_BS)
         return torch.full_like(coarse_BK, -torch.inf).scatter_(1, survivors_BS, exact_BS)
@@ -438,10 +447,11 @@ class DTI(nn.Module):
             images_BCHW = every(images_BCHW, stride)
             weights = None if weights is None else every(weights, stride)
         columns = []
+        images = self._prepared(images_BCHW)
         for part in self._prototypes_at_once(images_BCHW):
             beta = {name: value[:, part].transpose(0, 1) for name, value in parameters.items()}
             transformed = self.sequence.transform_each(canvas[part], beta, stride)
-            columns.append(self._each_score(transformed, images_BCHW, weights).T)
+            columns.append(self._each_score(transformed, images, weights).T)
         return torch.cat(columns, dim=1)
 
     def _pairs_at_once(self, images_BCHW: Tensor) -> int:
@@ -493,32 +503,36 @@ class _KnownGradients(torch.autograd.Function):
 class _GaussianScores(torch.autograd.Function):
     """Log density of images under canvases of means and scales, without its constant, and its closed-form gradient.
 
-    Autograd would keep five pictures for every pair. This function keeps only the canvas and the images, and writes
-    the gradient in place.
+    Autograd would keep five pictures for every pair, and two more to recolour it. This function keeps only the canvas
+    and the images, and writes the gradient in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, canvas: Tensor, images: Tensor, weights: Tensor | None, min_variance: float) -> Tensor:
+    def forward(
+        ctx: Any, canvas: Tensor, images: Tensor, weights: Tensor | None, min_variance: float, color: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(canvas, images)
-        ctx.weights, ctx.min_variance = weights, min_variance
+        ctx.weights, ctx.min_variance, ctx.color = weights, min_variance, color
         mean, scale = canvas.chunk(2, dim=-3)
         variance = scale.square().add_(min_variance)
-        terms = (images - mean).square_().div_(variance).add_(variance.log_())
+        terms = (images - _recolored(mean, color)).square_().div_(variance).add_(variance.log_())
         return -0.5 * _summed(terms, weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         canvas, images = ctx.saved_tensors
         mean, scale = canvas.chunk(2, dim=-3)
         gradient = _weighted(gradient[..., None, None, None], ctx.weights)
         precision = scale.square().add_(ctx.min_variance).reciprocal_()
-        pull = (images - mean).mul_(precision)
+        pull = (images - _recolored(mean, ctx.color)).mul_(precision)
         out = torch.empty_like(canvas)
         mean_part, scale_part = out.chunk(2, dim=-3)
         torch.mul(pull, pull, out=scale_part).sub_(precision).mul_(scale).mul_(gradient)
         torch.mul(pull, gradient, out=mean_part)
-        return out, None, None, None
+        if ctx.color is not None:
+            mean_part.mul_(gain_and_bias(ctx.color)[0][..., None, None])
+        return out, None, None, None, None
 
 
 class DTIGaussianMixture(DTI):
@@ -556,11 +570,14 @@ class DTIGaussianMixture(DTI):
             return None
         return canvas[..., self.image_shape[0] :, :, :].square().add_(self.min_variance).reciprocal_()
 
-    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
+    def pair_scores(
+        self, canvas: Tensor, images: Tensor, weights: Tensor | None, color: Tensor | None = None
+    ) -> Tensor:
         if not self.learns_variances:
-            distances = _summed((images - canvas).square_(), weights) * self.constant_precision
+            distances = _summed((images - _recolored(canvas, color)).square_(), weights) * self.constant_precision
             return self.scores_of_distances(distances, 0.0)
-        scores: Tensor = _GaussianScores.apply(canvas, images, weights, self.min_variance)  # type: ignore[no-untyped-call]
+        values = canvas, images, weights, self.min_variance, color
+        scores: Tensor = _GaussianScores.apply(*values)  # type: ignore[no-untyped-call]
         return scores - 0.5 * self.weight_sum * math.log(2 * math.pi)
 
     def scores_of_distances(self, distances: Tensor, log_precision: Tensor | float) -> Tensor:
@@ -593,8 +610,10 @@ class DTIKMeans(DTI):
     def precision(self, canvas: Tensor) -> Tensor | None:
         return None
 
-    def pair_scores(self, canvas: Tensor, images: Tensor, weights: Tensor | None) -> Tensor:
-        return -_summed((images - canvas).square_(), weights) / math.prod(self.image_shape)
+    def pair_scores(
+        self, canvas: Tensor, images: Tensor, weights: Tensor | None, color: Tensor | None = None
+    ) -> Tensor:
+        return -_summed((images - _recolored(canvas, color)).square_(), weights) / math.prod(self.image_shape)
 
     def scores_of_distances(self, distances: Tensor, log_precision: Tensor | float) -> Tensor:
         return -0.5 * distances
@@ -619,6 +638,14 @@ def gaussian_weights(height: int, width: int, std: float | None) -> Tensor | Non
     y = torch.arange(height) - (height - 1) / 2
     x = torch.arange(width) - (width - 1) / 2
     return torch.exp(-0.5 * (y[:, None].square() + x.square()) / std**2)
+
+
+def _recolored(pictures: Tensor, color: Tensor | None) -> Tensor:
+    """Return `pictures` (..., C, H, W) in `color` (..., 2 C), or as they are without one."""
+    if color is None:
+        return pictures
+    gain, bias = (part[..., None, None] for part in gain_and_bias(color))
+    return (pictures * gain).add_(bias)
 
 
 def _weighted(terms: Tensor, weights: Tensor | None) -> Tensor:
