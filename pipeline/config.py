@@ -130,6 +130,9 @@ class HttpConfig(_Section):
     honour_robots: bool = True
     """Reject images whose response opts out by an X-Robots-Tag header: noai, noimageai, noindex, noimageindex or none.
     """
+    robots_txt: bool = False
+    """Reject images that the /robots.txt of their host forbids for `user_agent`. Each process that downloads requests
+    it once per hour from each host; nothing is downloaded from a host that answers this request with HTTP 5xx."""
     allow_private_hosts: bool = False
     """Also connect to addresses outside the public internet, such as this machine, its network or the metadata service
     of its cloud provider. The crawl chooses the addresses, so set this only for crawls that you wrote yourself."""

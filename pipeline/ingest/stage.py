@@ -66,7 +66,7 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         plan, forgotten = _write_plan(storage, config, Path(folder) / "plan.parquet")
-        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, config.ingest.model_dump(exclude=FIELDS_NOT_IN_ID))
+        crawl_id = digest(SCHEMA_VERSION, plan.listing_digest, _identity(config.ingest))
         paths = CrawlPaths(config.collection, crawl_id)
         earlier = {crawl.crawl_id: crawl for crawl in complete_crawls(storage, config.collection)}
         complete = earlier.pop(crawl_id, None)
@@ -98,6 +98,15 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
     _publish_marker(storage, paths, crawl, roots, config.ingest)
     _report_outcome(crawl, storage.uri(paths.rows(0)))
     return crawl
+
+
+def _identity(config: IngestConfig) -> dict[str, Any]:
+    """Return the fields of `config` that the crawl id depends on."""
+    fields = config.model_dump(exclude=FIELDS_NOT_IN_ID)
+    # A field that is younger than the ids of crawls counts only if it is set, so that these crawls keep their ids.
+    if not config.http.robots_txt:
+        del fields["http"]["robots_txt"]
+    return fields
 
 
 def _write_plan(storage: Storage, config: JobConfig, path: Path) -> tuple[Plan, Names]:

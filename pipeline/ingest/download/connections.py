@@ -23,6 +23,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from pipeline.config import HttpConfig
 from pipeline.ingest.download.public_addresses import resolve
+from pipeline.ingest.download.tolerant import TolerantResponse
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
 
 KEPT_HOSTS = 64
@@ -38,6 +39,8 @@ class Policy(threading.local):
         self.read_timeout_s = config.read_timeout_s
         self.deadline = float("inf")
         """Deadline of this thread's request, in the time of `time.monotonic`."""
+        self.target = "/"
+        """Path and query of this thread's request, as they are sent."""
 
     def limit(self, timeout_s: float) -> float:
         """Return `timeout_s`, or the seconds until the deadline if these are fewer. Raises TimeoutError after it."""
@@ -98,6 +101,8 @@ def _connect(connection: HTTPConnection, policy: Policy) -> socket.socket:
 
 
 class _HttpConnection(HTTPConnection):
+    response_class = TolerantResponse
+
     def __init__(self, *arguments: Any, policy: Policy, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._policy = policy
@@ -105,14 +110,13 @@ class _HttpConnection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         return _connect(self, self._policy)
 
+    def putrequest(self, method: str, url: str, *arguments: Any, **options: Any) -> None:
+        """Send the target of the policy: urllib3 has changed the percent signs of `url`."""
+        super().putrequest(method, self._policy.target, *arguments, **options)
 
-class _HttpsConnection(HTTPSConnection):
-    def __init__(self, *arguments: Any, policy: Policy, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._policy = policy
 
-    def _new_conn(self) -> socket.socket:
-        return _connect(self, self._policy)
+class _HttpsConnection(_HttpConnection, HTTPSConnection):
+    """A connection over TLS."""
 
     def connect(self) -> None:
         """Connect, and turn errors of the TLS handshake into Rejected or TemporaryFailure."""

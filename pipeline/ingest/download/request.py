@@ -11,11 +11,12 @@ import email.utils
 import re
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import IO
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 import urllib3
@@ -24,7 +25,8 @@ from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
 from pipeline.config import HttpConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.download.connections import CheckedAdapter, Policy
-from pipeline.ingest.download.urls import host_of
+from pipeline.ingest.download.robots_txt import check_robots_txt
+from pipeline.ingest.download.urls import SENT_UNCHANGED, host_of, request_target, request_url
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
 
 CHUNK_BYTES = 1 << 16
@@ -89,8 +91,24 @@ class HttpClient:
             TemporaryFailure: there was no connection, no response in time, an invalid response, or a temporary status.
             StorageError: the temporary folder of this machine cannot be written to.
         """
-        request = self._prepare(url)
+        self._prepare(url)
         self._policy.deadline = time.monotonic() + seconds
+        if self._config.robots_txt:
+            check_robots_txt(url, self._config.user_agent, self._follow)
+        return self._request(url)
+
+    def _follow(self, url: str) -> IO[bytes]:
+        """Request `url` and follow redirects; return the body. Raises the same errors as `get`."""
+        for _ in range(self._config.max_redirects + 1):
+            answer = self._request(url)
+            if not isinstance(answer, Redirect):
+                return answer
+            url = answer.url
+        raise Rejected("too_many_redirects", f"more than {self._config.max_redirects} redirects")
+
+    def _request(self, url: str) -> IO[bytes] | Redirect:
+        request = self._prepare(url)
+        self._policy.target = request_target(url)
         try:
             # A session would read the whole body of a redirect, store cookies and read netrc; the adapter does not.
             response = self._adapter.send(
@@ -98,14 +116,18 @@ class HttpClient:
             )
             raw: urllib3.HTTPResponse = response.raw
             try:
-                return self._check_response(url, raw) or self._read_body(raw)
+                return self._check_response(request_url(url), raw) or self._read_body(raw)
             finally:
                 self._release_or_close(raw)
         except InvalidURL as error:
             raise Rejected("bad_url", "not a valid URL") from error
         except urllib3.exceptions.DecodeError as error:
             raise Rejected("corrupt", "the body is not encoded as its Content-Encoding header says") from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (Rejected, TemporaryFailure, StorageError):
+            raise
+        except MemoryError as error:
+            raise StorageError(f"cannot download from {host_of(url)}: this machine is out of memory") from error
+        except Exception as error:  # libraries raise more than they document, such as ValueError for a chunk size of -1
             raise TemporaryFailure(f"{host_of(url)}: {_root_cause(error)}") from error
 
     def close(self) -> None:
@@ -132,8 +154,7 @@ class HttpClient:
         location = raw.headers.get("Location")
         if raw.status in REDIRECT_STATUSES and location:
             try:
-                # Header bytes are decoded as Latin-1, but servers send UTF-8.
-                return Redirect(urljoin(url, location.encode("latin-1").decode("utf-8", "replace")))
+                return Redirect(urljoin(url, _location(location)))
             except ValueError as error:
                 raise Rejected("bad_url", "the redirect target is not a valid URL") from error
         if raw.status in TEMPORARY_STATUSES or (raw.status >= 500 and raw.status != 501):
@@ -174,9 +195,22 @@ class HttpClient:
                 raw.read(CHUNK_BYTES, decode_content=False)
                 raw.release_conn()
                 return
-        except (urllib3.exceptions.HTTPError, OSError):
+        except Exception:  # whatever an odd rest of the response causes: the connection is not used again
             pass
-        raw.close()
+        with suppress(Exception):
+            raw.close()
+
+
+def _location(value: str) -> str:
+    """Return the address in the header Location, whose bytes are decoded as Latin-1.
+
+    Servers send UTF-8; bytes that are not UTF-8 are percent-encoded, and so reach the target as they are.
+    """
+    raw = value.encode("latin-1")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return quote(raw, safe=SENT_UNCHANGED)
 
 
 def _write(body: IO[bytes], chunk: bytes) -> None:

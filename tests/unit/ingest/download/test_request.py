@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import gzip
 import socket
+import threading
 import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from pipeline.config import HttpConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.download import connections, request
 from pipeline.ingest.download.request import HttpClient, Redirect, opt_out, retry_after_s
-from pipeline.ingest.download.urls import strip_userinfo
+from pipeline.ingest.download.urls import host_of, strip_userinfo
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
 from tests.support.http_server import Handler, Site, serving, tls_files
 
@@ -117,6 +119,7 @@ def test_a_server_in_trouble_may_recover(site: Site, status: int) -> None:
         ("/b?c", "http://127.0.0.1:{port}/b?c"),
         ("//other.test/x", "http://other.test/x"),
         ("https://other.test/\xc3\xa9", "https://other.test/é"),
+        ("https://other.test/caf\xe9%20a?b=\xfc", "https://other.test/caf%E9%20a?b=%FC"),
         ("file:///etc/passwd", "file:///etc/passwd"),
     ],
 )
@@ -462,3 +465,154 @@ def test_no_header_is_more_than_unknown(values: list[str], user_agent: str) -> N
 )
 def test_credentials_are_not_shown(url: str, shown: str) -> None:
     assert strip_userinfo(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/a%7Eb%2fc", "/a%7Eb%2fc"),
+        ("/100%.jpg", "/100%.jpg"),
+        ("/a?sig=%2B%3D&x=y%", "/a?sig=%2B%3D&x=y%"),
+        ("/ü/a b?é#part", "/%C3%BC/a%20b?%C3%A9"),
+        ("/a/../b/./c", "/b/c"),
+        ("/%2e%2E/b", "/%2e%2E/b"),
+        ("//a//b", "//a//b"),
+        ("?q", "/?q"),
+        ("", "/"),
+        ("/a;b=(c)!*'$&,~[1]@:", "/a;b=(c)!*'$&,~[1]@:"),
+        ("/a\x00\r\nb\\c", "/a%00%0D%0Ab%5Cc"),
+    ],
+)
+def test_the_target_of_a_request_is_sent_as_it_came(site: Site, path: str, sent: str) -> None:
+    for name in [
+        "/a%7Eb%2fc",
+        "/100%.jpg",
+        "/a",
+        "/b",
+        "/",
+        "/%2e%2E",
+        "/%C3%BC",
+        "/a;b=(c)!*'$&,~[1]@:",
+        "/a%00%0D%0Ab%5Cc",
+    ]:
+        site.pages[name] = lambda handler: handler.reply(200, BODY)
+    assert get(site.url(path)) == BODY
+    assert site.seen[0].path == sent.replace("//a//b", "/a//b")  # the test server itself drops the first slash
+
+
+@pytest.mark.parametrize(
+    "template", ["http://{a}\\@{b}/x", "http://{a}#@{b}/x", "http://{a}?@{b}/x", "http://{b}@{a}/x"]
+)
+def test_limits_and_connection_agree_on_the_host_of_a_url(site: Site, template: str) -> None:
+    url = template.format(a=f"127.0.0.1:{site.port}", b="silenced.test")
+    assert host_of(url) == "127.0.0.1"
+    with pytest.raises(Rejected, match="http_error"):
+        get(url)
+    assert len(site.seen) == 1
+
+
+def test_a_host_has_one_name_in_all_spellings() -> None:
+    spellings = [
+        "http://BÜCHER.test./a",
+        "https://bücher.test:8443/b",
+        "//xn--bcher-kva.test/",
+        "http://xn--bcher-kva.test",
+    ]
+    assert [host_of(url) for url in spellings] == ["xn--bcher-kva.test"] * 2 + ["", "xn--bcher-kva.test"]
+
+
+def raw_site(answer: bytes) -> str:
+    """Return the URL of a server that sends `answer` to one request and closes the connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(5)
+                while b"\r\n\r\n" not in connection.recv(65536):
+                    pass
+                connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/a"
+
+
+GOOD = b"Content-Length: 3\r\n\r\nabc"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n" + GOOD,
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\n" + GOOD,
+        b"HTTP/1.1 200 OK\r\nnot a header\r\n" + GOOD,
+        b"HTTP/1.1 200 OK\r\nX: 1\r\n folded\r\nno header\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        b"HTTP/1.1 200\r\n" + GOOD,
+        b"HTTP/1.0 200 OK\r\n\r\nabc",
+    ],
+)
+def test_answers_that_bend_the_rules_are_understood(answer: bytes) -> None:
+    assert get(raw_site(answer)) == b"abc"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc",
+        b"HTTP/1.1 404 Gone\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100,
+        b"HTTP/9.9 200 OK\r\n" + GOOD,
+        b"HTTP/1.1 999999999999 OK\r\n" + GOOD,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\nabc",
+        b"\x00\xff\xfe" * 100,
+        b"",
+    ],
+)
+def test_whatever_a_server_sends_ends_as_a_row(answer: bytes) -> None:
+    with pytest.raises((Rejected, TemporaryFailure)):
+        get(raw_site(answer))
+
+
+PIECES = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 302 Found\r\n", b"HTTP/1.1 103 x\r\n", b"HTTP/1.1 ", b"-1", b"0", b"\r\n",
+        b"\n", b"Content-Length: ", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"\x1f\x8b\x08",
+        b"Content-Encoding: gzip\r\n", b"Content-Encoding: gzip, br, zstd\r\n", b"Location: ", b"http://[::1", b"//",
+        b"\xff\xfe", b"Retry-After: 9e9\r\n", b"X-Robots-Tag: a:b:noai,\r\n", b"ffffffffffffffffffff", b":",
+        b"3\r\nabc\r\n", b"Connection: close\r\n",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(st.one_of(PIECES, st.binary(max_size=20)), max_size=12), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_answer_is_more_than_a_row(pieces: list[bytes], has_status: bool) -> None:
+    answer = (b"HTTP/1.1 200 OK\r\n" if has_status else b"") + b"".join(pieces)
+    with suppress(Rejected, TemporaryFailure):
+        assert isinstance(get(raw_site(answer), read_timeout_s=2), bytes | Redirect)
+
+
+def test_robots_txt_is_honoured_where_the_user_asks(site: Site) -> None:
+    rules = b"User-agent: *\nDisallow: /private/\n\nUser-agent: tester\nDisallow: /ok/for-others\n"
+    site.pages["/robots.txt"] = lambda handler: handler.reply(301, b"", {"Location": "/rules"})
+    site.pages["/rules"] = lambda handler: handler.reply(200, rules)
+    site.pages["/private"] = lambda handler: handler.reply(200, BODY)
+    assert get(site.url("/private/a")) == BODY
+    with pytest.raises(Rejected, match=r"robots_opt_out.*/robots\.txt of 127"):
+        get(site.url("/private/a"), robots_txt=True)
+    assert get(site.url("/ok"), robots_txt=True) == BODY
+    assert get(site.url("/private/a"), robots_txt=True, user_agent="tester/2") == BODY
+    with pytest.raises(Rejected, match="robots_opt_out"):
+        get(site.url("/ok/for-others"), robots_txt=True, user_agent="tester/2")
+    assert site.hits() == {"/private/a": 2, "/robots.txt": 1, "/rules": 1, "/ok": 1}
+
+
+def test_a_host_without_robots_txt_allows_all_and_one_in_trouble_nothing(site: Site) -> None:
+    assert get(site.url("/ok"), robots_txt=True) == BODY
+    with serving() as busy:
+        busy.pages["/robots.txt"] = lambda handler: handler.reply(503)
+        with pytest.raises(TemporaryFailure, match="HTTP 503"):
+            get(busy.url("/ok"), robots_txt=True)
