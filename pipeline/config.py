@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 
@@ -165,7 +174,9 @@ class IngestConfig(_Section):
     - class-folders: one folder of images per class, whose name is the label.
     """
     url_column: str | None = Field(None, min_length=1)
-    """Name of the table column that contains the URLs. Default: detected by common names such as url or image_url."""
+    """Name of the table column that contains the URLs. Default: found by what the columns hold and by their names."""
+    encoding: str | None = Field(None, min_length=1)
+    """Encoding of tables that are text files, such as cp1252 or shift_jis. Default: detected; UTF-8 in most cases."""
     sample: int | None = Field(None, ge=1)
     """Number of records to ingest, drawn from the source at random. Default: all records. Each sample is a crawl, so a
     second sample of the same source is added to the collection; use another collection to keep samples apart."""
@@ -196,6 +207,16 @@ class IngestConfig(_Section):
     """Number of records per shard; each shard is built by one task."""
     http: HttpConfig = HttpConfig()
     """Settings of downloads, used where the crawl names its images by URLs."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                "".encode(value)
+            except (LookupError, ValueError) as error:
+                raise ValueError("no such encoding; examples are utf-8, utf-16, cp1252 and shift_jis") from error
+        return value
 
     @property
     def image_form(self) -> ImageForm:

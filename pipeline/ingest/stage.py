@@ -33,6 +33,7 @@ from pipeline.ingest.repeats.dedup import drop_repeats, find_repeats, known_imag
 from pipeline.ingest.shard import UNREACHABLE, ShardTask, build_shard, rebuild_shard
 from pipeline.ingest.sources.detect import read_records, source_root
 from pipeline.ingest.sources.metadata import storable
+from pipeline.ingest.sources.tables import TableOptions
 from pipeline.ingest.sources.tree import is_inside
 from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl, CrawlRecord
@@ -44,7 +45,7 @@ SCHEMA_VERSION = 3
 """Version of the format of shards, rows and crawl.json. It is part of the crawl id, so that a new format gives a new
 crawl."""
 
-FIELDS_IN_LISTING = ("source_type", "url_column", "sample", "sample_seed")
+FIELDS_IN_LISTING = ("source_type", "url_column", "encoding", "sample", "sample_seed")
 """Fields of `IngestConfig` that select the records; the digest of the listing covers them already."""
 
 FIELDS_NOT_IN_ID = dict.fromkeys(FIELDS_IN_LISTING, True) | {"http": set(HttpConfig.PACING_FIELDS)}
@@ -114,7 +115,8 @@ def _write_plan(storage: Storage, config: JobConfig, path: Path) -> tuple[Plan, 
 
     Returns the plan and the names of all images that the collection must forget.
     """
-    records: Iterable[CrawlRecord] = read_records(config.sources, config.ingest.source_type, config.ingest.url_column)
+    tables = TableOptions(config.ingest.url_column, config.ingest.encoding)
+    records: Iterable[CrawlRecord] = read_records(config.sources, config.ingest.source_type, tables)
     if config.ingest.sample is not None:
         records = draw_sample(records, config.ingest.sample, config.ingest.sample_seed)
     forgotten = read_forgotten(storage, config.collection)

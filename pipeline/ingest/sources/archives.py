@@ -31,8 +31,9 @@ from pipeline.ingest.sources.metadata import (
     storable,
     text_or_none,
 )
+from pipeline.ingest.sources.parquet_rows import parquet_rows
+from pipeline.ingest.sources.rows import BrokenRow, NotATable
 from pipeline.ingest.sources.s3 import S3_SCHEME, STREAM_BUFFER_BYTES
-from pipeline.ingest.sources.table_rows import BrokenRow, NotATable, parquet_rows
 from pipeline.ingest.sources.tars import BrokenTar, Member, iter_members
 from pipeline.ingest.sources.tree import File
 from pipeline.records import CrawlRecord

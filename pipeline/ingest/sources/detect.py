@@ -13,30 +13,32 @@ from pipeline.ingest.sources.archives import records as tar_records
 from pipeline.ingest.sources.arrays_on_s3 import array_records, holds_idx
 from pipeline.ingest.sources.folder import LAYOUT_DESCRIPTIONS, folder_records
 from pipeline.ingest.sources.labelled_arrays import IDX_IMAGES, idx_records, looks_like_idx, npz_records
+from pipeline.ingest.sources.line_rows import list_rows
 from pipeline.ingest.sources.megadepth import find_scene, is_scene, refuse_scenes, scene_records, scenes_below
-from pipeline.ingest.sources.table_rows import list_rows
-from pipeline.ingest.sources.tables import READERS, looks_like_table, reader_of, table_records
+from pipeline.ingest.sources.tables import READERS, TableOptions, looks_like_table, reader_of, table_records
 from pipeline.ingest.sources.tars import BrokenTar
 from pipeline.ingest.sources.tree import File, Folder, LocalTree, Tree, open_tree
 from pipeline.records import CrawlRecord
 
+DETECTED = TableOptions()
+
 
 def read_records(
-    source: str | Sequence[str], source_type: SourceType = "auto", url_column: str | None = None
+    source: str | Sequence[str], source_type: SourceType = "auto", tables: TableOptions = DETECTED
 ) -> Iterator[CrawlRecord]:
     """Yield the records of `source`; of several sources, one after the other.
 
     Args:
         source: a folder or file, local or at ``s3://bucket/prefix``; or a list of them, all of `source_type`.
         source_type: their type, as `IngestConfig.source_type` describes it; auto detects the type of each.
-        url_column: the column of addresses in tables, if its name is not recognised.
+        tables: what the user says about tables; by default, everything is detected.
 
     Raises:
         SourceError: a source does not exist, is not of its type, cannot be listed, or is empty.
         StorageError: a fault of the machine; another attempt may succeed.
     """
     for number, path in enumerate([source] if isinstance(source, str) else source):
-        for record in _read_source(path, source_type, url_column):
+        for record in _read_source(path, source_type, tables):
             # Two sources may contain files of the same name.
             yield replace(record, fingerprint=f"{number}:{record.fingerprint}") if number else record
 
@@ -47,22 +49,22 @@ def source_root(source: str) -> str:
 
 
 def count_candidates(
-    source: str | Sequence[str], at_most: int, source_type: SourceType = "auto", url_column: str | None = None
+    source: str | Sequence[str], at_most: int, source_type: SourceType = "auto", tables: TableOptions = DETECTED
 ) -> int:
     """Count the records of `source` that may become images; stop at `at_most`.
 
     Raises the same errors as `read_records`.
     """
-    records = read_records(source, source_type, url_column)
+    records = read_records(source, source_type, tables)
     return sum(1 for _ in islice((record for record in records if record.problem is None), at_most))
 
 
-def _read_source(source: str, source_type: SourceType, url_column: str | None) -> Iterator[CrawlRecord]:
+def _read_source(source: str, source_type: SourceType, tables: TableOptions) -> Iterator[CrawlRecord]:
     tree = open_tree(source)
     if source_type in {"auto", "megadepth"} and not tree.exists():
         tree = find_scene(source) or tree
     detected = _detect(tree) if source_type == "auto" else source_type
-    if url_column is not None and detected != "table" and tree.exists():
+    if tables.url_column is not None and detected != "table" and tree.exists():
         raise SourceError(
             f"source {tree.root}: a source of type {detected} has no columns; omit --url-column, or ingest this "
             "source separately"
@@ -72,7 +74,7 @@ def _read_source(source: str, source_type: SourceType, url_column: str | None) -
             return array_records(tree, "idx" if detected == "idx" else "npz")
         return idx_records(tree.path) if detected == "idx" else npz_records(tree.path)
     if detected == "table":
-        return table_records(tree, url_column)
+        return table_records(tree, tables)
     if detected == "megadepth":
         return scene_records(tree)
     if detected in {"tar", "img2dataset"} and (file := tree.file()) is not None:

@@ -34,7 +34,9 @@ MAX_HASHTAGS = MAX_ITEMS = 1_000
 HASHTAG = re.compile(r"#(\w{1,150})")
 _BETWEEN_TAGS = re.compile(r"[\s,;|\[\]'\"#]+")
 
-# In order of preference; names are compared in lower case, with _ for everything between words.
+_WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+# In order of preference; names are compared in lower case, with _ between words.
 URL_NAMES = (
     "url", "image_url", "img_url", "display_url", "display_src", "src", "image_src", "img_src", "photo_url",
     "photo_image_url", "picture_url", "media_url", "file_url", "content_url", "download_url", "original_url",
@@ -91,12 +93,17 @@ class ColumnRoles:
         )
 
 
+def words_of(name: str) -> list[str]:
+    """Return the words of a column's name in lower case: those of ``displayUrl`` are display and url."""
+    return [word for word in re.split(r"[\W_]+", _WORD_STARTS.sub("_", name).lower()) if word]
+
+
 @lru_cache(maxsize=256)
 def recognise_columns(names: tuple[str, ...], url_column: str | None = None) -> ColumnRoles:
     """Recognise the roles of columns by their `names`; `url_column` names the column of addresses explicitly."""
     by_name: dict[str, str] = {}
     for name in names:
-        by_name.setdefault(re.sub(r"[\W_]+", "_", name.strip().lower()).strip("_"), name)
+        by_name.setdefault("_".join(words_of(name)), name)
 
     def first(known: Sequence[str]) -> str | None:
         return next((by_name[name] for name in known if name in by_name), None)

@@ -9,29 +9,27 @@ from __future__ import annotations
 import io
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from pipeline.console import say
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected, RejectReason
+from pipeline.ingest.sources.addresses import address_columns, addresses_in, with_lists
 from pipeline.ingest.sources.content import open_stream, raise_machine_fault
+from pipeline.ingest.sources.delimited_rows import csv_rows, tsv_rows
 from pipeline.ingest.sources.file_records import NO_METADATA, file_record, single_line
 from pipeline.ingest.sources.gzipped import BROKEN_GZIP, decompressed, is_compressed
+from pipeline.ingest.sources.line_rows import json_rows, list_rows
+from pipeline.ingest.sources.lookahead import Lookahead
 from pipeline.ingest.sources.metadata import MAX_TEXT_CHARS, URL_NAMES, Metadata, recognise_columns, storable
+from pipeline.ingest.sources.parquet_rows import parquet_rows
+from pipeline.ingest.sources.rows import BrokenRow, NotATable, Reader
 from pipeline.ingest.sources.s3 import STREAM_BUFFER_BYTES
-from pipeline.ingest.sources.table_rows import (
-    BrokenRow,
-    NotATable,
-    Reader,
-    csv_rows,
-    json_rows,
-    list_rows,
-    parquet_rows,
-    tsv_rows,
-)
+from pipeline.ingest.sources.text_lines import encoding_of
 from pipeline.ingest.sources.tree import File, Tree
 from pipeline.records import CrawlRecord
 
@@ -56,6 +54,9 @@ MAX_DECOMPRESSED_BYTES = 32 * 2**30
 It is decompressed to a temporary file, because Parquet needs a seekable file.
 """
 
+SAMPLE_ROWS = 100
+"""Number of rows in which the column of addresses is looked for."""
+
 # The pattern does not use IGNORECASE, which makes its long part several times slower.
 _WEB_ADDRESS = re.compile(r"(?:[hH][tT][tT][pP][sS]?:)?//[^/?#\s\x00-\x1f\x7f]+[^\x00-\x1f\x7f]*")
 _QUERY = re.compile(r"[?#]")
@@ -68,23 +69,45 @@ def reader_of(name: str) -> Reader | None:
     return next((reader for suffix, reader in READERS.items() if lower.endswith(suffix)), None)
 
 
-def table_records(tree: Tree, url_column: str | None = None) -> Iterator[CrawlRecord]:
+@dataclass(frozen=True)
+class TableOptions:
+    """What a user says about tables."""
+
+    url_column: str | None = None
+    """Name of the column of addresses; by default, it is found."""
+    encoding: str | None = None
+    """Encoding of text files; by default, it is detected."""
+
+
+def table_records(tree: Tree, options: TableOptions) -> Iterator[CrawlRecord]:
     """Yield the records of the table `tree`, or of all tables in that folder by name; other files are ignored.
 
+    In a folder, a table without rows, or without a column of addresses, is skipped with a word on the console.
+
     Raises:
-        SourceError: there is no table, or a table has no rows, no column of addresses, or no readable row.
+        SourceError: there is no table, or none has a readable row and a column of addresses.
         StorageError: a fault of the machine; another attempt may succeed.
     """
     if (table := tree.file()) is not None:
-        yield from _records(table, reader_of(table.name) or _detect_reader(table), url_column)
+        yield from _records(table, reader_of(table.name) or _detect_reader(table), options)
         return
     files = [file for file in tree.list().files if reader_of(file.name) is not None and file.problem is None]
     if not files:
         raise SourceError(f"source {tree.root}: contains no table; expected {', '.join(READERS)} files, gzipped or not")
+    error: SourceError | None = None
+    used = False
     for file in files:
         reader = reader_of(file.name)
         assert reader is not None
-        yield from _records(file, reader, url_column)
+        try:
+            for record in _records(file, reader, options):
+                used = True
+                yield record
+        except SourceError as skipped:
+            error = skipped
+            say("ingest", f"skipped: {skipped}")
+    if error is not None and not used:
+        raise error
 
 
 def looks_like_table(file: File) -> bool:
@@ -92,7 +115,7 @@ def looks_like_table(file: File) -> bool:
     if reader_of(file.name) is not None:
         return True
     head = _head(file)
-    return head.startswith(b"PAR1") or head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"http://", b"https://"))
+    return head.startswith(b"PAR1") or _starts_with_address(_text(head))
 
 
 def _detect_reader(file: File) -> Reader:
@@ -100,10 +123,18 @@ def _detect_reader(file: File) -> Reader:
     head = _head(file)
     if head.startswith(b"PAR1"):
         return parquet_rows
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith(b"{"):
+    if _text(head).startswith("{"):
         return json_rows
-    return list_rows if start.lower().startswith((b"http://", b"https://")) else csv_rows
+    return list_rows if _starts_with_address(_text(head)) else csv_rows
+
+
+def _starts_with_address(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
+def _text(head: bytes) -> str:
+    """Return the first bytes of a file as text, without a mark and white space before it."""
+    return head.decode(encoding_of(head), "replace").lstrip("\ufeff \t\r\n")
 
 
 def _head(file: File) -> bytes:
@@ -116,18 +147,19 @@ def _head(file: File) -> bytes:
         return b""
 
 
-def _records(file: File, reader: Reader, url_column: str | None) -> Iterator[CrawlRecord]:
+def _records(file: File, reader: Reader, options: TableOptions) -> Iterator[CrawlRecord]:
     readable = 0
     try:
         with ExitStack() as stack:
-            for number, row in reader(_open_table(file, reader, stack)):
+            rows = Lookahead(reader(_open_table(file, reader, stack), options.encoding))
+            first = [with_lists(row) for _, row in rows.ahead(SAMPLE_ROWS) if not isinstance(row, BrokenRow)]
+            column = _address_column(file, first, options.url_column)
+            for number, row in rows:
                 if isinstance(row, BrokenRow):
                     yield _rejected_row(file, number, NO_METADATA, "broken_metadata", row.reason)
-                    continue
-                readable += 1
-                if readable == 1:
-                    _check_column(file, row, url_column)
-                yield _record(file, number, row, url_column)
+                else:
+                    readable += 1
+                    yield from _row_records(file, number, with_lists(row), column)
     except NotATable as error:
         raise _source_error(file, str(error)) from error
     except Rejected as error:
@@ -175,19 +207,44 @@ def _open_table(file: File, reader: Reader, stack: ExitStack) -> BinaryIO:
     return cast(BinaryIO, copy)
 
 
-def _check_column(file: File, row: dict[str, Any], url_column: str | None) -> None:
-    """Raise SourceError if the first `row` of a table has no column of addresses."""
-    if recognise_columns(tuple(row), url_column).url is not None:
-        return
-    found = storable(", ".join(str(name)[:50] for name in list(row)[:20])) or "no column"
+def _address_column(file: File, rows: list[Mapping[str, Any]], url_column: str | None) -> str | None:
+    """Return the name of the column of addresses, found in the first `rows` of a table; None if it has no rows.
+
+    Raises SourceError if there is none.
+    """
+    if not rows:
+        return None
+    names = dict.fromkeys(name for row in rows for name in row)
+    if url_column is not None:
+        if url_column in names:
+            return url_column
+    elif found := address_columns(rows):
+        if len(found) > 1:
+            say(
+                "ingest", f"{file.printable_uri}: the column of images is {_shown(found[:1])}, not {_shown(found[1:6])}"
+            )
+        return found[0]
+    elif (named := recognise_columns(tuple(names)).url) is not None:
+        return named  # its cells are no addresses, which their rows say
     missing = f"no column {url_column}" if url_column else f"no column of addresses, such as {', '.join(URL_NAMES[:4])}"
-    raise _source_error(file, f"{missing} (found {found}); name it with --url-column")
+    raise _source_error(file, f"{missing} (found {_shown(list(names)[:20])}); name it with --url-column")
 
 
-def _record(file: File, number: int, row: dict[str, Any], url_column: str | None) -> CrawlRecord:
-    roles = recognise_columns(tuple(row), url_column)
-    value = row.get(roles.url) if roles.url else None
-    address = value.strip() if isinstance(value, str) else ""
+def _shown(names: list[str]) -> str:
+    return storable(", ".join(str(name)[:50] for name in names)) or "no column"
+
+
+def _row_records(file: File, number: int, row: Mapping[str, Any], column: str | None) -> Iterator[CrawlRecord]:
+    """Yield one record for each address in a row, or one that says why there is none."""
+    value = row.get(column) if column else None
+    if isinstance(value, list):
+        value = next(iter(value), None) if not addresses_in(value) else value
+    for address in addresses_in(value) or [value.strip() if isinstance(value, str) else ""]:
+        yield _record(file, number, row, column, address)
+
+
+def _record(file: File, number: int, row: Mapping[str, Any], column: str | None, address: str) -> CrawlRecord:
+    roles = recognise_columns(tuple(row), column)
     if len(address) > MAX_TEXT_CHARS or not _WEB_ADDRESS.fullmatch(address):
         metadata = roles.metadata(row, storable(address[:200]) or None)
         if _OTHER_LOCATION.match(address) and not address.lower().startswith(("http:", "https:", "//")):

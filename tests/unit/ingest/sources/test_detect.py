@@ -15,6 +15,7 @@ from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import instagram
 from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.detect import count_candidates, read_records
+from pipeline.ingest.sources.tables import TableOptions
 from pipeline.ingest.stage import check_workspace_location
 from pipeline.records import CrawlRecord
 from pipeline.storage import LocalStorage
@@ -246,9 +247,9 @@ def test_an_absent_source_a_file_and_an_empty_folder_are_refused(tmp_path: Path)
 def test_a_url_column_for_a_source_without_columns_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
     with pytest.raises(SourceError, match=r"a source of type folder has no columns; omit --url-column"):
-        list(read_records(str(tmp_path), url_column="address"))
+        list(read_records(str(tmp_path), tables=TableOptions("address")))
     with pytest.raises(SourceError, match="no such file or folder"):
-        list(read_records(str(tmp_path / "absent"), url_column="address"))
+        list(read_records(str(tmp_path / "absent"), tables=TableOptions("address")))
 
 
 def test_urls_as_sources_are_refused() -> None:

@@ -16,6 +16,7 @@ from pipeline.errors import SourceError
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.sources import tables
 from pipeline.ingest.sources.detect import read_records
+from pipeline.ingest.sources.tables import TableOptions
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import parquet, put
 
@@ -48,7 +49,7 @@ TABLES: dict[str, Callable[[], bytes]] = {
 
 
 def read(path: Path, url_column: str | None = None) -> list[CrawlRecord]:
-    return list(read_records(str(path), url_column=url_column))
+    return list(read_records(str(path), tables=TableOptions(url_column)))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
@@ -109,16 +110,15 @@ def test_the_column_of_addresses_can_be_named(tmp_path: Path) -> None:
         read(tmp_path / "x.csv", "link")
 
 
-def test_an_unmatched_quote_breaks_one_row_only(tmp_path: Path) -> None:
+def test_an_unmatched_quote_is_text_and_breaks_no_row(tmp_path: Path) -> None:
     lines = [f'{i},https://a.example/{i},"fine ""{i}"""' for i in range(3000)]
     lines[7] = '7,https://a.example/7,"never closed'
     lines.append('x,https://a.example/x,"nor at the end')
     put(tmp_path, {"x.csv": "\n".join(["id,url,caption", *[line.replace('"', "") if i > 7 else line
                                        for i, line in enumerate(lines[:-1])], lines[-1]]).encode()})  # fmt: skip
     found = read(tmp_path / "x.csv")
-    assert len(found) == 3001
-    assert [i for i, r in enumerate(found) if r.problem == "broken_metadata"] == [7, 3000]
-    assert found[7].source_uri == f"{tmp_path}/x.csv#row=9"
+    assert [r.source_uri for r in found] == [f"https://a.example/{i}" for i in [*range(3000), "x"]]
+    assert [found[i].caption for i in (6, 7, 8, 3000)] == ['fine "6"', '"never closed', "fine 8", '"nor at the end']
 
 
 def test_huge_fields_zeros_and_invalid_bytes_affect_only_their_row(tmp_path: Path) -> None:
@@ -126,18 +126,21 @@ def test_huge_fields_zeros_and_invalid_bytes_affect_only_their_row(tmp_path: Pat
         b"https://a.example/1,ok",
         b"https://a.example/2," + b"x" * 3_000_000,
         b'https://a.example/3,"' + b"y" * 200_000 + b'"',
-        b"https://a.example/4,\x00\xff\xfe",
+        b"https://a.example/4,\x00ok",
+        b"https://a.example/x,\xff\xfe\x00\x81\x8d",
         b"https://a.example/5,a,b,c",
         b"https://a.example/6",
         b"",
     ]
     put(tmp_path, {"x.csv": b"url,caption\n" + b"\n".join(rows)})
     found = read(tmp_path / "x.csv")
-    assert [r.problem for r in found] == [None, "broken_metadata", "broken_metadata", None, None, None]
-    assert found[3].caption == "\0\\udcff\\udcfe"
-    assert found[4].extra == {"further_cells": ["b", "c"]}
+    broken = "broken_metadata"
+    assert [r.problem for r in found] == [None, broken, broken, None, broken, None, None]
+    assert found[3].caption == "\0ok"
+    assert "UTF-8" in str(found[4].problem_detail)
+    assert found[5].extra == {"further_cells": ["b", "c"]}
     plan = write_plan(found, tmp_path / "plan.parquet", 4)
-    assert plan.records_of(0)["caption"].to_pylist()[3] == "\0\\udcff\\udcfe"
+    assert plan.records_of(0)["caption"].to_pylist()[3] == "\0ok"
 
 
 def test_broken_json_lines_are_rejected_records_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -191,7 +194,6 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
     "no-names.csv": (b"https://a.example/1,x\n", "the first line contains an address"),
     "no-url.csv": (b"a,b\n1,2\n", "no column of addresses, such as url, .* \\(found a, b\\)"),
     "zeros.csv": (bytes(1000), "contains no readable row"),
-    "wide.csv": (("\ufeffurl\n").encode("utf-16"), "in UTF-16; expected UTF-8"),
     "quote.csv": (b'"url\nx\n', "the line of column names cannot be read"),
     "long.csv": (b"x" * 3_000_000, "the line of column names cannot be read"),
     "broken.jsonl": (b"{\n[\n", "contains no readable row"),
@@ -200,7 +202,7 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
     "no.parquet": (b"PAR1", "not a Parquet table"),
     "cut.parquet": (parquet({"url": ["https://a.example/1"] * 100})[:-30], "not a Parquet table"),
     "no-url.parquet": (parquet({"a": [1]}), "no column of addresses"),
-    "binary.parquet": (parquet({"url": [b"https://a.example/1"]}), "contains no readable row"),
+    "greek.csv": ("url,caption\nhttps://a.example/1,Η Ακρόπολη".encode("cp1253"), "not UTF-8.*--set ingest.encoding="),
     "empty.parquet": (parquet({"url": pa.array([], pa.string())}), "contains no readable row"),
     "cut.csv.gz": (gzip.compress(b"url\nhttps://a.example/1\n")[:15], "cut off or damaged"),
     "cut.parquet.gz": (gzip.compress(parquet({"url": ["https://a.example/1"]}))[:100], "cut off or damaged"),
