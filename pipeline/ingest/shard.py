@@ -18,6 +18,7 @@ from pipeline.config import IngestConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.download.downloads import download
 from pipeline.ingest.download.host_limits import Exchange, limits_of, local_limits
+from pipeline.ingest.download.pages import refuse_pages
 from pipeline.ingest.download.urls import is_url, strip_userinfo, userinfo
 from pipeline.ingest.forget.names import CLEARED_VALUES, FORGOTTEN, FORGOTTEN_DETAIL, NO_NAMES, Names, is_forgotten
 from pipeline.ingest.images import decode_square, encode, square_of
@@ -192,7 +193,8 @@ def _read(
         else:
             yield position, _read_file(address, task.config.max_bytes)
     if urls:
-        for position, data in download(urls, task.config.max_bytes, task.config.http, task.limits):
+        answers = download(urls, task.config.max_bytes, task.config.http, task.limits)
+        for position, data in refuse_pages(answers):
             yield position, data if isinstance(data, Rejected) else _file_content(data)
 
 
