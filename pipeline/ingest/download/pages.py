@@ -28,6 +28,6 @@ def refuse_pages(answers: Iterator[Answer]) -> Iterator[Answer]:
             if pages == PAGES_IN_A_ROW:
                 raise SourceError(
                     f"the first {PAGES_IN_A_ROW} answers are web pages, not images; name the column with the addresses "
-                    "of image files with --url-column, or, if the host asks for a login, fetch the images in another way"
+                    "of image files with --url-column, or, if the host asks for a login, fetch the images otherwise"
                 )
         yield key, content

@@ -22,8 +22,22 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 """Network of the IPv6 addresses of single hosts on the public internet."""
 
-PLATFORM_SERVICES = frozenset({ipaddress.ip_address("168.63.129.16")})
-"""Public addresses at which cloud providers serve metadata to their own machines only."""
+SPECIAL_IPV4 = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
+        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+        "168.63.129.16/32",  # serves metadata to the machines of a cloud provider
+    )
+)  # fmt: skip
+"""Networks of IANA's registry of special-purpose IPv4 addresses, and of multicast: none holds a host with images."""
+
+SPECIAL_IPV6 = tuple(
+    ipaddress.IPv6Network(network)
+    for network in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
+)
+"""Networks of IANA's registry of special-purpose IPv6 addresses within GLOBAL_UNICAST."""
 
 NO_SUCH_NAME = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME), socket.EAI_FAMILY})
 """Error codes of `socket.getaddrinfo` for a name that does not exist."""
@@ -46,9 +60,9 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         embedded = _embedded_ipv4(ip)
         if embedded is None:
-            return ip in GLOBAL_UNICAST and ip.is_global
+            return ip in GLOBAL_UNICAST and not any(ip in network for network in SPECIAL_IPV6)
         ip = embedded
-    return ip.is_global and not ip.is_multicast and ip not in PLATFORM_SERVICES
+    return not any(ip in network for network in SPECIAL_IPV4)
 
 
 def _embedded_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

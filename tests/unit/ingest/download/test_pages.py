@@ -17,7 +17,7 @@ GONE = Rejected("http_error", "HTTP 404 Not Found")
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_hundred_pages_are_enough(page: bytes) -> None:
-    answers = [GONE, *[page] * PAGES_IN_A_ROW, b"never requested"]
+    answers: list[bytes | Rejected] = [GONE, *[page] * PAGES_IN_A_ROW, b"never requested"]
     found = []
     with pytest.raises(SourceError, match=r"first 100 answers are web pages.*--url-column"):
         for answer in refuse_pages(iter(enumerate(answers))):
