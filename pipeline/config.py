@@ -33,6 +33,7 @@ TransformName = Literal["color", "affine", "projective", "tps", "morphological"]
 Padding = Literal["border", "zeros"]
 Iterations = Annotated[int, Field(ge=1)]
 STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
+S3Access = Literal["signed", "unsigned", "requester-pays"]
 SourceType = Literal[
     "auto", "folder", "instagram-scraper", "instaloader", "gallery-dl", "megadepth", "table", "img2dataset", "tar",
     "idx", "npz", "class-folders",
@@ -173,6 +174,9 @@ class IngestConfig(_Section):
     - npz: a NumPy file with the arrays `images` and, optionally, `labels`.
     - class-folders: one folder of images per class, whose name is the label.
     """
+    s3_access: S3Access = "signed"
+    """How buckets of sources are read. signed: with the credentials that boto3 finds. unsigned: without credentials, as
+    public buckets allow. requester-pays: with credentials, whose account pays for the requests and the traffic."""
     url_column: str | None = Field(None, min_length=1)
     """Name of the table column that contains the URLs. Default: found by what the columns hold and by their names."""
     encoding: str | None = Field(None, min_length=1)

@@ -27,6 +27,7 @@ from pipeline.ingest.repeats.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, Kno
 from pipeline.ingest.repeats.near_duplicates import signature_of
 from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.labelled_arrays import read_record, record_digest
+from pipeline.ingest.sources.s3 import use_access
 from pipeline.paths import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Pixels
 from pipeline.shards import Sample, publish_shard, read_shard
@@ -177,6 +178,7 @@ def _read(
     task: ShardTask, plan: list[dict[str, Any]], todo: dict[int, dict[str, Any]]
 ) -> Iterator[tuple[int, _Content | Rejected]]:
     """Yield the positions `todo`, in any order, each with the content of its record or the reason for rejecting it."""
+    use_access(task.config.s3_access)
     urls = {}
     for position, row in todo.items():
         record, address = plan[position], plan[position]["source_uri"]

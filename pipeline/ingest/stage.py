@@ -33,6 +33,7 @@ from pipeline.ingest.repeats.dedup import drop_repeats, find_repeats, known_imag
 from pipeline.ingest.shard import UNREACHABLE, ShardTask, build_shard, rebuild_shard
 from pipeline.ingest.sources.detect import read_records, source_root
 from pipeline.ingest.sources.metadata import storable
+from pipeline.ingest.sources.s3 import use_access
 from pipeline.ingest.sources.tables import TableOptions
 from pipeline.ingest.sources.tree import is_inside
 from pipeline.paths import CrawlPaths
@@ -45,7 +46,7 @@ SCHEMA_VERSION = 3
 """Version of the format of shards, rows and crawl.json. It is part of the crawl id, so that a new format gives a new
 crawl."""
 
-FIELDS_IN_LISTING = ("source_type", "url_column", "encoding", "sample", "sample_seed")
+FIELDS_IN_LISTING = ("source_type", "s3_access", "url_column", "encoding", "sample", "sample_seed")
 """Fields of `IngestConfig` that select the records; the digest of the listing covers them already."""
 
 FIELDS_NOT_IN_ID = dict.fromkeys(FIELDS_IN_LISTING, True) | {"http": set(HttpConfig.PACING_FIELDS)}
@@ -60,6 +61,7 @@ def ingest(storage: Storage, config: JobConfig) -> Crawl:
         SourceError: a source is missing or has no records.
         StorageError: a read or a write failed repeatedly.
     """
+    use_access(config.ingest.s3_access)
     roots = [source_root(source) for source in config.sources]
     check_workspace_location(config.sources, storage)
     if len(set(roots)) < len(roots):

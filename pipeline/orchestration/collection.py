@@ -10,6 +10,7 @@ from pipeline.console import say
 from pipeline.errors import SourceError
 from pipeline.ingest.forget.names import check_no_takedown
 from pipeline.ingest.sources.detect import count_candidates
+from pipeline.ingest.sources.s3 import use_access
 from pipeline.ingest.sources.tables import TableOptions
 from pipeline.ingest.stage import check_workspace_location, ingest
 from pipeline.records import Crawl
@@ -70,6 +71,7 @@ def _check_feasible(storage: Storage, config: JobConfig) -> None:
         check_workspace_location(config.sources, storage)
         largest_k = max(config.clustering.k)
         limit = min(largest_k, config.ingest.sample or largest_k)
+        use_access(config.ingest.s3_access)
         tables = TableOptions(config.ingest.url_column, config.ingest.encoding)
         available += count_candidates(config.sources, limit, config.ingest.source_type, tables)
         noun = f"records of {', '.join(config.sources)}"

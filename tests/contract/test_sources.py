@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ from tests.support.dump_files import (
     put,
     tar,
 )
-from tests.support.s3_server import s3_bucket, s3_endpoint, s3_server
+from tests.support.s3_server import CREDENTIALS, S3Server, s3_bucket, s3_endpoint, s3_server
 
 __all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 
@@ -167,3 +168,40 @@ def test_a_workspace_inside_its_source_is_refused(s3_bucket: str) -> None:
         with pytest.raises(ConfigError, match="lies inside the source"):
             check_workspace_location([source], open_storage(f"s3://{s3_bucket}/ws"))
     check_workspace_location([f"s3://{s3_bucket}/w", f"s3://{s3_bucket}/ws/x"], open_storage(f"s3://{s3_bucket}/ws"))
+
+
+def test_a_public_bucket_needs_no_credentials(
+    s3_bucket: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = upload(s3_bucket, {"1.jpg": b"one", "x.tar": tar(IMAGES)})
+    for key in ("crawls/x/1.jpg", "crawls/x/x.tar"):
+        boto3.client("s3").put_object_acl(Bucket=s3_bucket, Key=key, ACL="public-read")
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # has found the credentials already
+    s3._cached_client.cache_clear()
+    with pytest.raises(StorageError, match=r"no credentials; .*--set ingest\.s3_access=unsigned"):
+        list(read_records(source))
+    s3.use_access("unsigned")
+    try:
+        records = list(read_records(source))
+        assert read_content(records[0].source_uri, 10) == b"one"
+        assert len(records) == 4
+    finally:
+        s3.use_access("signed")
+
+
+def test_the_reader_of_a_bucket_can_accept_its_costs(s3_bucket: str, s3_server: S3Server, tmp_path: Path) -> None:
+    source = upload(s3_bucket, {"1.jpg": b"one", "x.tar": tar(IMAGES)})
+    s3_server.refuse_without_payer = True
+    with pytest.raises(StorageError, match="AccessDenied"):
+        list(read_records(source))
+    s3.use_access("requester-pays")
+    try:
+        assert [len(read_content(record.source_uri, 10**6)) > 2 for record in read_records(source)] == [True] * 4
+        s3.download(f"{source}/1.jpg", tmp_path / "copy")
+    finally:
+        s3.use_access("signed")

@@ -30,6 +30,8 @@ class S3Server:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.refuse: Callable[[str, str], Refusal | None] = lambda method, path: None
         """Function of the method and the path (with its query) that returns the refusal of a request, or None."""
+        self.refuse_without_payer = False
+        """Whether to refuse requests whose sender does not accept their costs, as a requester-pays bucket does."""
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -38,6 +40,8 @@ class S3Server:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}"
         refusal = self.refuse(environ["REQUEST_METHOD"], path)
+        if self.refuse_without_payer and environ.get("HTTP_X_AMZ_REQUEST_PAYER") != "requester":
+            refusal = "403 Forbidden", "AccessDenied"
         if refusal is None:
             answer: Iterable[bytes] = self._app(environ, start_response)
             return answer
@@ -69,9 +73,10 @@ def s3_bucket(s3_server: S3Server, s3_endpoint: str, monkeypatch: pytest.MonkeyP
 
     for name, value in {"AWS_ENDPOINT_URL_S3": s3_endpoint, **CREDENTIALS}.items():
         monkeypatch.setenv(name, value)
-    s3._client.cache_clear()
+    s3._cached_client.cache_clear()
     bucket = f"bucket-{uuid.uuid4().hex}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     yield bucket
     s3_server.refuse = lambda method, path: None
-    s3._client.cache_clear()
+    s3_server.refuse_without_payer = False
+    s3._cached_client.cache_clear()

@@ -1,6 +1,7 @@
 """Objects of S3 buckets as sources: read whole, by range or as a stream, and listed one folder at a time.
 
-Credentials, region and endpoint come from boto3's environment variables and files, as for a workspace.
+Credentials, region and endpoint come from boto3's environment variables and files, as for a workspace. Public buckets
+can be read without credentials, and buckets whose readers pay with the consent to do so (`use_access`).
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import S3Access
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected
 
@@ -23,7 +26,14 @@ STREAM_BUFFER_BYTES = 1 << 20
 READ_ATTEMPTS = 4
 """Number of attempts to read a range whose connection breaks. boto3 repeats requests, but not the reading of bodies."""
 
+_access: ContextVar[S3Access] = ContextVar("s3_access", default="signed")
+
 _NOT_FOUND_CODES = {"404", "NoSuchKey", "NotFound"}
+
+
+def use_access(access: S3Access) -> None:
+    """From now on, read the buckets of sources in this thread as `IngestConfig.s3_access` describes it."""
+    _access.set(access)
 
 
 def split_address(uri: str) -> tuple[str, str]:
@@ -42,7 +52,7 @@ def object_size(uri: str) -> int | None:
     bucket, key = split_address(uri)
     try:
         with _translate_errors(uri):
-            return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+            return int(_client().head_object(Bucket=bucket, Key=key, **_payer())["ContentLength"])
     except StorageError as error:
         if _error_code(error) in _NOT_FOUND_CODES:
             return None
@@ -57,7 +67,7 @@ def list_folder(uri: str, prefix: str) -> Iterator[dict[str, Any]]:
     bucket, _ = split_address(uri)
     with _translate_errors(uri):
         paginator = _client().get_paginator("list_objects_v2")
-        yield from paginator.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        yield from paginator.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/", **_payer())
 
 
 def read_object(uri: str, max_bytes: int) -> bytes:
@@ -69,7 +79,7 @@ def read_object(uri: str, max_bytes: int) -> bytes:
     """
     bucket, key = split_address(uri)
     with _translate_errors(uri):
-        response = _client().get_object(Bucket=bucket, Key=key)
+        response = _client().get_object(Bucket=bucket, Key=key, **_payer())
         with response["Body"] as body:
             size = response["ContentLength"]
             if size > max_bytes:
@@ -81,7 +91,7 @@ def download(uri: str, path: Path) -> None:
     """Write the object at `uri` to the local file `path`. Raises StorageError where S3 or the disk refuses."""
     bucket, key = split_address(uri)
     with _translate_errors(uri):
-        _client().download_file(bucket, key, str(path))
+        _client().download_file(bucket, key, str(path), ExtraArgs=_payer())
 
 
 class S3Stream(io.RawIOBase):
@@ -132,26 +142,37 @@ class S3Stream(io.RawIOBase):
     def _range(self, start: int, size: int) -> bytes:
         with _translate_errors(self._uri):
             response = _client().get_object(
-                Bucket=self._bucket, Key=self._key, Range=f"bytes={start}-{start + size - 1}"
+                Bucket=self._bucket, Key=self._key, Range=f"bytes={start}-{start + size - 1}", **_payer()
             )
             with response["Body"] as body:
                 return bytes(body.read(size))
 
 
-@cache
 def _client() -> Any:
+    return _cached_client(_access.get() == "unsigned")
+
+
+@cache
+def _cached_client(unsigned: bool) -> Any:
     """Return the client of this process: it is thread-safe, and slow to create."""
     import boto3
+    from botocore import UNSIGNED
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"mode": "adaptive", "max_attempts": 8}))
+    config = Config(retries={"mode": "adaptive", "max_attempts": 8})
+    return boto3.client("s3", config=config.merge(Config(signature_version=UNSIGNED)) if unsigned else config)
+
+
+def _payer() -> dict[str, str]:
+    """Return the arguments of a request whose costs the reader accepts, if the user said so."""
+    return {"RequestPayer": "requester"} if _access.get() == "requester-pays" else {}
 
 
 @contextmanager
 def _translate_errors(uri: str) -> Iterator[None]:
     """Translate errors of boto3 to SourceError, Rejected or StorageError."""
     from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
         yield
@@ -162,6 +183,11 @@ def _translate_errors(uri: str) -> Iterator[None]:
         if code == "InvalidObjectState":
             raise Rejected("unreadable", "archived; restore it in S3 first") from error
         raise StorageError(f"cannot read {uri}: {error}") from error
+    except NoCredentialsError as error:
+        raise StorageError(
+            f"cannot read {uri}: boto3 finds no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or read "
+            "a public bucket with --set ingest.s3_access=unsigned"
+        ) from error
     except (Boto3Error, BotoCoreError, OSError) as error:
         raise StorageError(f"cannot read {uri}: {error}") from error
 
