@@ -188,7 +188,7 @@ def test_a_public_bucket_needs_no_credentials(
     s3.use_access("unsigned")
     try:
         records = list(read_records(source))
-        assert read_content(records[0].source_uri, 10) == b"one"
+        assert b"one" in [read_content(record.source_uri, 10**6) for record in records]
         assert len(records) == 4
     finally:
         s3.use_access("signed")
