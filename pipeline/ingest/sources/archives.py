@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources.content import open_stream
+from pipeline.ingest.sources.content import open_stream, raise_machine_fault
 from pipeline.ingest.sources.file_records import (
     NO_METADATA,
     file_record,
@@ -101,6 +101,9 @@ def records(archive: Archive, must_be_tar: bool = False) -> Iterator[CrawlRecord
         yield file_record(archive.file, problem="truncated" if found else "corrupt", detail=single_line(error))
     except Rejected as error:
         yield file_record(archive.file, problem=error.reason, detail=error.detail)
+    except OSError as error:
+        raise_machine_fault(archive.file.printable_uri, error)
+        yield file_record(archive.file, problem="unreadable", detail=single_line(error))
     if archive.table is not None and keys is not None:
         yield from _records_without_member(archive.table, keys)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import lzma
 import math
 import struct
@@ -18,18 +19,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources.content import raise_machine_fault
+from pipeline.ingest.sources.content import file_uri, open_stream, raise_machine_fault
 from pipeline.ingest.sources.metadata import storable
 from pipeline.records import Pixels
 
 MAX_ARRAY_BYTES = 8 * 2**30
 """Maximum size of an array in bytes, decompressed: every process that builds shards of it holds it in memory."""
+
+MAX_LABEL_BYTES = 4096
+"""Maximum size of one label in bytes."""
 
 MAX_COMPRESSION = 1100
 """Maximum ratio of the size in a header to the size of its file; Deflate reaches at most 1032."""
@@ -80,8 +84,8 @@ def inspect_images(path: Path) -> ArrayFile:
         return _inspect(path, status.st_size, status.st_mtime_ns)
 
 
-def read_labels(path: Path) -> list[str | None] | None:
-    """Return the labels in the IDX file `path`, or in the array ``labels`` of the ``.npz`` file `path`.
+def read_labels(path: Path, images: int) -> list[str | None] | None:
+    """Return the labels of `images` images in the IDX file `path`, or in the array ``labels`` of the ``.npz`` file.
 
     Labels are integers or texts of shape (N,). A negative number and an empty text mean that an image has no label;
     they become None. An ``.npz`` file without the array gives None.
@@ -89,12 +93,18 @@ def read_labels(path: Path) -> list[str | None] | None:
     Raises the same errors as `inspect_images`.
     """
     if _is_npz(path):
-        with _translate_errors(path), zipfile.ZipFile(path) as file:
-            if "labels.npy" not in file.namelist():
+        with _translate_errors(path), _open_file(path) as file, zipfile.ZipFile(file) as archive:
+            if "labels.npy" not in archive.namelist():
                 return None
     with _open_array(path, "labels") as (header, stream):
         if header.dtype.kind not in "iuUS" or len(header.shape) != 1:
             raise _source_error(path, f"labels are {_describe(header)}, expected integers or texts of shape (N,)")
+        if header.shape != (images,):
+            raise _source_error(path, f"{images} images, but {header.shape[0]} labels; expected one label per image")
+        if header.dtype.itemsize > MAX_LABEL_BYTES:
+            raise _source_error(
+                path, f"labels of {header.dtype.itemsize:,} bytes; expected at most {MAX_LABEL_BYTES:,} bytes each"
+            )
         array = _assemble(header, _chunks(path, header, stream))
     try:
         values = array.tolist()
@@ -146,8 +156,13 @@ def _load(path: Path, sha256: str) -> Array:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with _open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """Open `path` if it is a regular file: opening a pipe would wait for its writer."""
+    return cast(BinaryIO, io.BufferedReader(cast(Any, open_stream(file_uri(str(path))))))
 
 
 def _is_npz(path: Path) -> bool:
@@ -179,7 +194,7 @@ def _channels_last(path: Path, header: _Header) -> tuple[int, ...]:
 @contextmanager
 def _open_array(path: Path, name: str) -> Iterator[tuple[_Header, BinaryIO]]:
     """Open the array `name` of an ``.npz`` file, or the array of an IDX file; yield its header and its content."""
-    with _translate_errors(path), path.open("rb") as file:
+    with _translate_errors(path), _open_file(path) as file:
         if not _is_npz(path):
             compressed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
@@ -201,6 +216,8 @@ def _translate_errors(path: Path) -> Iterator[None]:
     """Translate errors of reading a file to SourceError or StorageError."""
     try:
         yield
+    except Rejected as error:
+        raise _source_error(path, error.detail) from error
     except gzip.BadGzipFile as error:
         raise _source_error(path, f"not a gzip file ({error})") from error
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:

@@ -59,7 +59,7 @@ def idx_records(source: Path) -> Iterator[CrawlRecord]:
             raise SourceError(f"source {images}: expected a file name such as train-images-idx3-ubyte.gz")
         if not labels.exists():
             raise SourceError(f"source {images}: its labels are missing; expected {labels.name} beside it")
-        yield from _records(images, "IDX", read_labels(labels), labels)
+        yield from _records(images, "IDX", labels)
 
 
 def npz_records(source: Path) -> Iterator[CrawlRecord]:
@@ -69,7 +69,7 @@ def npz_records(source: Path) -> Iterator[CrawlRecord]:
     """
     if source.suffix.lower() != ".npz" or not source.is_file():
         raise SourceError(f"source {source}: expected an .npz file with the arrays images and labels")
-    yield from _records(source, "NPZ", read_labels(source), source)
+    yield from _records(source, "NPZ", source)
 
 
 def read_record(source_uri: str, index: int, array_sha256: str) -> Pixels:
@@ -87,15 +87,9 @@ def record_digest(array_sha256: str, index: int) -> str:
     return hashlib.sha256(f"{array_sha256}#{index}".encode()).hexdigest()
 
 
-def _records(
-    images: Path, file_format: str, labels: list[str | None] | None, labels_file: Path
-) -> Iterator[CrawlRecord]:
+def _records(images: Path, file_format: str, labels_file: Path) -> Iterator[CrawlRecord]:
     file = inspect_images(images)
-    if labels is not None and len(labels) != file.images:
-        raise SourceError(
-            f"source {images}: {file.images} images, but {len(labels)} labels in {labels_file.name}; "
-            "expected one label per image"
-        )
+    labels = read_labels(labels_file, file.images)
     uri, name = file_uri(str(images)), storable(images.name)
     for index in range(file.images):
         yield CrawlRecord(

@@ -18,6 +18,9 @@ BLOCK = tarfile.BLOCKSIZE
 MAX_EXTENSION_BYTES = 1 << 20
 """Maximum size of an extended header in bytes; the name in it is at most as long as a path can be."""
 
+MAX_TAR_BYTES = 1 << 43
+"""Maximum size of a tar in bytes, decompressed: 8 TiB. File systems refuse to seek much further."""
+
 SKIP_BYTES = 1 << 20
 """Number of bytes read at once while skipping content."""
 
@@ -59,6 +62,8 @@ def iter_members(file: BinaryIO, wants_content: Callable[[str, int], bool]) -> I
         yield from _Reader(file).members(wants_content)
     except BROKEN_GZIP as error:
         raise BrokenTar(f"gzip compression damaged or cut off ({error})") from error
+    except (ValueError, OverflowError) as error:  # of the standard library, for headers that nobody foresaw
+        raise BrokenTar(f"broken ({error})") from error
 
 
 class _Reader:
@@ -97,7 +102,7 @@ class _Reader:
         """Return the member of `header` and the extended headers before it; None for a folder or another entry."""
         name = header.name if long_name is None else long_name.decode("utf-8", "surrogateescape")
         size = header.size if long_size is None else long_size
-        if size < 0:
+        if not 0 <= size <= MAX_TAR_BYTES - self._position:
             raise BrokenTar(f"a member claims a size of {size} bytes")
         if header.type in _WITHOUT_CONTENT or (header.type in _FILES and name.endswith("/")):
             size = 0

@@ -5,10 +5,13 @@ import io
 import os
 import tarfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected
@@ -16,9 +19,11 @@ from pipeline.ingest.sources import members as member_reading
 from pipeline.ingest.sources.content import file_uri, read_content
 from pipeline.ingest.sources.detect import read_records
 from pipeline.ingest.sources.members import MemberAddress, parse_member
+from pipeline.ingest.sources.tars import BrokenTar, iter_members
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import put, tar
 
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 IMAGES = [(f"photos/{i}.jpg", bytes([i]) * (700 * i + 1)) for i in range(6)]
 
 
@@ -91,6 +96,21 @@ def test_hostile_members_are_never_extracted_or_followed(packed: bool, tmp_path:
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "x.tar"]
 
 
+def header_of_size(size: int) -> bytes:
+    """A header whose size is stored in the binary notation of GNU tar."""
+    header = bytearray(tarfile.TarInfo("n.jpg").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def pax_header_of_size(size: int) -> bytes:
+    member = tarfile.TarInfo("n.jpg")
+    member.pax_headers = {"size": str(size)}
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
 def test_sparse_members_and_impossible_headers(tmp_path: Path) -> None:
     huge = tarfile.TarInfo("huge.jpg")
     huge.size = 2**40
@@ -101,7 +121,9 @@ def test_sparse_members_and_impossible_headers(tmp_path: Path) -> None:
     negative[124:136] = b"\xff" * 12
     negative[148:156] = b" " * 8
     negative[148:156] = b"%06o\0 " % sum(negative)
-    for bad in (header, pax.tobuf(tarfile.GNU_FORMAT), bytes(negative), b"\xff" * 512, b"x"):
+    sizes = [header_of_size(size) for size in (2**43, 2**62, 2**63 - 1, 2**63, 2**64, 2**80)]
+    pax_sizes = [pax_header_of_size(size) for size in (10**13, 2**62, 10**18 - 1)]
+    for bad in (header, pax.tobuf(tarfile.GNU_FORMAT), bytes(negative), b"\xff" * 512, b"x", *sizes, *pax_sizes):
         put(tmp_path, {"x.tar": tar(IMAGES[:2])[: 512 * 5] + bad})
         found = read(tmp_path / "x.tar")
         assert [r.problem for r in found] == [None, None, "truncated"]
@@ -208,3 +230,21 @@ def test_a_path_that_looks_like_a_member_address_is_opened_as_a_path(tmp_path: P
     assert read_content(file_uri(str(path)), 100) == b"other content"
     address = MemberAddress("/a#b/é.tar", "c#d&e.jpg", 3, 4, True)
     assert parse_member(address.uri) == address
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_tar_with_any_change_gives_records_or_is_no_tar(data: st.DataObject) -> None:
+    content = bytearray(tar([(f"{i}.jpg", b"x" * 100) for i in range(3)] + [("2.json", b"{}")], format=FORMATS[2]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        piece = data.draw(
+            st.one_of(st.binary(min_size=1, max_size=12), st.sampled_from([b"\x80" + b"\xff" * 11, b"7" * 11]))
+        )
+        content[at : at + len(piece)] = piece
+    for block in range(0, len(content) - 511, 512):  # correct checksums, so that headers are not refused for them
+        content[block + 148 : block + 156] = b" " * 8
+        content[block + 148 : block + 156] = b"%06o\0 " % sum(content[block : block + 512])
+    with suppress(BrokenTar):
+        for member in iter_members(io.BytesIO(content), lambda name, size: size < 1000):
+            assert 0 <= member.offset <= member.offset + member.size <= len(content)

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import struct
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_all(path: Path) -> np.ndarray[Any, Any]:
 
 def refused(path: Path, labels: bool = False) -> str:
     with pytest.raises(SourceError) as caught:
-        read_labels(path) if labels else inspect_images(path)
+        read_labels(path, 3) if labels else inspect_images(path)
     message = str(caught.value)
     assert message.startswith(f"source {path}: ")
     assert "\n" not in message
@@ -49,7 +50,7 @@ def test_idx_files_are_read_gzipped_or_not(pack: Any, tmp_path: Path) -> None:
     (tmp_path / "labels").write_bytes(pack(idx(np.array([3, 1, 0, 9, 9], np.uint8))))
     assert np.array_equal(read_all(tmp_path / "grey"), GREY[..., None])
     assert np.array_equal(read_all(tmp_path / "color"), COLOR)
-    assert read_labels(tmp_path / "labels") == ["3", "1", "0", "9", "9"]
+    assert read_labels(tmp_path / "labels", 5) == ["3", "1", "0", "9", "9"]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -68,7 +69,7 @@ def test_npz_files_of_every_layout_are_read(save: Any, tmp_path: Path) -> None:
         path = tmp_path / f"{number}.npz"
         save(path, images=given)
         assert np.array_equal(read_all(path), expected), number
-        assert read_labels(path) is None
+        assert read_labels(path, 5) is None
 
 
 def test_labels_are_integers_or_texts(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_labels_are_integers_or_texts(tmp_path: Path) -> None:
         (np.array([b"cat", b"\xff", b""]), ["cat", "\\xff", None]),
     ]
     for given, expected in cases:
-        assert read_labels(saved(tmp_path / "x.npz", labels=given)) == expected
+        assert read_labels(saved(tmp_path / "x.npz", labels=given), 3) == expected
     for invalid in (np.array([1.5]), np.array([[1]]), np.array([True])):
         assert "expected integers or texts of shape (N,)" in refused(saved(tmp_path / "x.npz", labels=invalid), True)
 
@@ -218,7 +219,26 @@ def test_an_invalid_array_and_an_encrypted_one_are_refused(tmp_path: Path) -> No
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "none")
-    assert "Is a directory" in refused(tmp_path)
+    assert "not a regular file" in refused(tmp_path)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for name in ("images.npz", "images-idx3"):
+        os.mkfifo(tmp_path / name)
+        assert "not a regular file" in refused(tmp_path / name)
+        assert "not a regular file" in refused(tmp_path / name, labels=True)
+
+
+@pytest.mark.parametrize("labels", [np.array(["x" * 5_000_000] * 3), np.zeros(20_000_000, np.uint8)])
+def test_labels_are_compared_with_the_images_before_they_are_read(labels: Any, tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", labels=labels)
+    tracemalloc.start()
+    message = refused(tmp_path / "x.npz", labels=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "3 images, but 20000000 labels" in message or "labels of 20,000,000 bytes" in message
+    assert peak < 2_000_000
 
 
 def test_a_file_is_read_once_and_refused_after_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,10 +76,10 @@ def test_idx_files_without_labels_are_plain_files_unless_the_type_is_given(tmp_p
 
 def test_the_numbers_of_images_and_labels_must_be_equal(tmp_path: Path) -> None:
     write_pair(tmp_path, "train", labels=idx(LABELS[:3]))
-    message = "4 images, but 3 labels in train-labels-idx1-ubyte; expected one label per image"
+    message = "train-labels-idx1-ubyte: 4 images, but 3 labels; expected one label per image"
     assert message in refused(tmp_path)
     np.savez(tmp_path / "x.npz", images=IMAGES, labels=LABELS[:3])
-    assert "4 images, but 3 labels in x.npz" in refused(tmp_path / "x.npz")
+    assert "x.npz: 4 images, but 3 labels" in refused(tmp_path / "x.npz")
 
 
 def test_sources_of_another_type_are_refused(tmp_path: Path) -> None:
