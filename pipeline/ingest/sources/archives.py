@@ -20,7 +20,6 @@ from pipeline.ingest.sources.file_records import (
     single_line,
     suffix_of,
 )
-from pipeline.ingest.sources.gallery_dl import parse_metadata
 from pipeline.ingest.sources.gzipped import is_compressed
 from pipeline.ingest.sources.members import MemberAddress
 from pipeline.ingest.sources.metadata import (
@@ -34,6 +33,7 @@ from pipeline.ingest.sources.metadata import (
 from pipeline.ingest.sources.parquet_rows import parquet_rows
 from pipeline.ingest.sources.rows import BrokenRow, NotATable
 from pipeline.ingest.sources.s3 import S3_SCHEME, STREAM_BUFFER_BYTES
+from pipeline.ingest.sources.sidecars import parse_metadata
 from pipeline.ingest.sources.tars import BrokenTar, Member, iter_members
 from pipeline.ingest.sources.tree import File
 from pipeline.records import CrawlRecord

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.errors import SourceError
-from pipeline.ingest.sources import archives, gallery_dl, instagram, instaloader
+from pipeline.ingest.sources import archives, instagram, instaloader, sidecars
 from pipeline.ingest.sources.file_records import file_record
 from pipeline.ingest.sources.metadata import storable
 from pipeline.ingest.sources.tree import File, Folder, Tree
@@ -67,9 +67,9 @@ class Walk:
         if post_files := instaloader.take_files(files):
             self.layouts.add("instaloader")
             yield from instaloader.records(folder, post_files)
-        if files_with_sidecars := gallery_dl.take_files(files):
+        if described := sidecars.take_files(files):
             self.layouts.add("gallery-dl")
-            yield from gallery_dl.records(folder, files_with_sidecars)
+            yield from sidecars.records(folder, described)
         for archive in archives.take_archives(files):
             self.layouts.add("tar")
             if archive.table is not None:

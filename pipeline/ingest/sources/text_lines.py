@@ -110,13 +110,27 @@ def _decoded(line: str, encoding: str) -> Line:
         return BrokenRow(f"neither UTF-8 nor {encoding}")
 
 
-def _legacy_encoding(lines: list[bytes]) -> str:
-    """Return the encoding of `lines`, of which the first is not UTF-8; empty if it is not recognised."""
-    sample = b"".join(line for line in lines if not line.isascii())
+def decode_text(data: bytes) -> str:
+    """Return a text of any encoding. Bytes that are in no known encoding become replacement characters."""
+    encoding = encoding_of(data[:HEAD_BYTES])
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        likely = likely_encodings(data) if encoding == "utf-8" else []
+    return data.decode(likely[0] if likely else encoding, "replace")
+
+
+def likely_encodings(sample: bytes) -> list[str]:
+    """Return the encodings that a `sample`, which is not UTF-8, may have; the most frequent one first."""
     matches = from_bytes(sample[: 2**18], cp_isolation=list(LEGACY_ENCODINGS))
     likely = [match for match in matches if match.chaos <= min(m.chaos for m in matches) + MAX_DISTANCE]
     coherent = [match for match in likely if match.coherence >= max(m.coherence for m in likely)]
-    names = sorted({match.encoding for match in coherent}, key=LEGACY_ENCODINGS.index)
+    return sorted({match.encoding for match in coherent}, key=LEGACY_ENCODINGS.index)
+
+
+def _legacy_encoding(lines: list[bytes]) -> str:
+    """Return the encoding of `lines`, of which the first is not UTF-8; empty if it is not recognised."""
+    names = likely_encodings(b"".join(line for line in lines if not line.isascii()))
     # Short texts in cp1252, the most frequent of these encodings, are valid in others, too.
     if len(names) < 2 or "cp1252" in names:
         return names[0] if names else ""
