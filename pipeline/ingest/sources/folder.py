@@ -15,6 +15,7 @@ from pipeline.errors import SourceError
 from pipeline.ingest.sources import archives, instagram, instaloader, sidecars
 from pipeline.ingest.sources.file_records import file_record
 from pipeline.ingest.sources.metadata import storable
+from pipeline.ingest.sources.sidecars import stem_of
 from pipeline.ingest.sources.tree import File, Folder, Tree
 from pipeline.records import CrawlRecord
 
@@ -24,7 +25,7 @@ LAYOUT_DESCRIPTIONS: dict[Layout, str] = {
     "instagram-scraper": "a .json file with GraphImages beside the images (written with --media-metadata)",
     "instaloader": "files such as 2020-09-13_12-26-40_UTC.jpg",
     "gallery-dl": "a .json file beside each image (written with --write-metadata)",
-    "img2dataset": "tars with a .parquet table beside each",
+    "img2dataset": "tars or folders with a .parquet table beside each",
     "tar": ".tar, .tar.gz or .tgz files",
 }
 """Description of the files in a folder of each layout, for error messages."""
@@ -41,6 +42,8 @@ class Walk:
     """Number of records with a label so far."""
     layouts: set[Layout] = field(default_factory=set)
     """Layouts that were detected so far."""
+    tables: dict[str, File] = field(default_factory=dict)
+    """Tables of img2dataset that describe a folder which follows, by the path of the folder."""
 
     def records(self, start: Sequence[str] = ("",), class_folders: bool = False) -> Iterator[CrawlRecord]:
         """Yield the records of the folders `start`, paths in the tree, each followed by its subfolders by name.
@@ -57,6 +60,11 @@ class Walk:
                 yield record if label is None else replace(record, label=label)
             folders.extend(reversed(folder.folders))
 
+    def _failed_downloads(self, folder: Folder) -> Iterator[CrawlRecord]:
+        """Yield the records of the addresses of `folder` that img2dataset could not download, if it wrote it."""
+        if (table := self.tables.pop(folder.path, None)) is not None:
+            yield from archives.records_without_member(table, {stem_of(file.name) for file in folder.files})
+
     def _folder_records(self, folder: Folder) -> Iterator[CrawlRecord]:
         """Yield the records of one folder, without its subfolders."""
         if folder.problem is not None:
@@ -64,6 +72,12 @@ class Walk:
             yield file_record(File(path, folder.uri.rstrip("/"), None, folder.problem))
             return
         files = {file.name: file for file in folder.files}
+        for path in folder.folders:
+            stem = path.rstrip("/").rpartition("/")[2]
+            if (table := files.pop(f"{stem}.parquet", None)) is not None:
+                files.pop(f"{stem}_stats.json", None)
+                self.layouts.add("img2dataset")
+                self.tables[path] = table
         if post_files := instaloader.take_files(files):
             self.layouts.add("instaloader")
             yield from instaloader.records(folder, post_files)
@@ -79,6 +93,7 @@ class Walk:
         if posts is not None:
             self.layouts.add("instagram-scraper")
         yield from instagram.records(folder, files, posts or [])
+        yield from self._failed_downloads(folder)
 
 
 def folder_records(tree: Tree, class_folders: bool = False, expected: Layout | None = None) -> Iterator[CrawlRecord]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import members as member_reading
+from pipeline.ingest.sources import samples
 from pipeline.ingest.sources.content import file_uri, read_content
 from pipeline.ingest.sources.detect import read_records
 from pipeline.ingest.sources.members import MemberAddress, parse_member
@@ -166,9 +167,51 @@ def test_metadata_in_a_tar_belongs_to_its_image(tmp_path: Path) -> None:
     assert [(r.file_name, r.caption, r.problem) for r in found] == [
         ("a.jpg", "one #x", None), ("b.jpg", None, None), ("b.json", None, "broken_metadata"),
         ("c.jpg", "before its image", None), ("d.jpg", "text #y", None), ("e.jpg", "gallery", None),
-        ("readme.txt", None, None), ("f.1.jpg", None, None), ("f.2.jpg", None, None),
+        ("f.1.jpg", None, None), ("f.2.jpg", None, None), ("readme.txt", None, None),
     ]  # fmt: skip
     assert (found[0].source_url, found[0].extra, found[0].hashtags) == ("https://a.example/1", {"n": 1}, ["x"])
+
+
+def captions(path: Path) -> dict[str, str | None]:
+    return {r.file_name: r.caption for r in read(path)}
+
+
+def caption(text: str) -> bytes:
+    return b'{"caption": "%s"}' % text.encode()
+
+
+def test_the_exact_stem_wins_over_the_name_up_to_the_first_dot(tmp_path: Path) -> None:
+    files = [(f"St. Peter's {i}.{suffix}", caption(str(i))) for i in (1, 2, 3) for suffix in ("jpg", "json")]
+    put(tmp_path, {"x.tar": tar([*files, ("St. Peter's 4.jpg", b"x")])})
+    expected = {f"St. Peter's {i}.jpg": str(i) for i in (1, 2, 3)}
+    assert captions(tmp_path / "x.tar") == {**expected, "St. Peter's 4.jpg": None}
+
+
+def test_one_file_of_metadata_describes_all_images_of_a_sample(tmp_path: Path) -> None:
+    files = [("7.front.jpg", b"1"), ("7.back.jpg", b"2"), ("7.json", caption("both")), ("7.back.txt", b"back only")]
+    put(tmp_path, {"x.tar": tar(files)})
+    assert captions(tmp_path / "x.tar") == {"7.front.jpg": "both", "7.back.jpg": "back only"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_unsorted_tar_keeps_its_metadata(order: int, tmp_path: Path) -> None:
+    images = [(f"in/{i}.x.jpg", bytes([i])) for i in range(100)]
+    metadata = [(f"in/{i}.x.json", caption(f"text {i}")) for i in range(100)]
+    put(tmp_path, {"x.tar": tar([*images, *metadata][::order])})
+    found = captions(tmp_path / "x.tar")
+    assert found == {f"{i}.x.jpg": f"text {i}" for i in range(100)}
+    assert list(found) == [f"{i}.x.jpg" for i in range(100)][::order]
+
+
+def test_images_do_not_wait_for_metadata_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_WAITING", 5)
+    monkeypatch.setattr(samples, "MAX_WAITING_BYTES", 100)
+    images = [(f"{i}.jpg", b"x") for i in range(10)]
+    texts = [(f"{i}.txt", b"x" * 40) for i in [9, *range(20, 40), 8]]
+    put(tmp_path, {"x.tar": tar([*images, *texts])})
+    found = captions(tmp_path / "x.tar")
+    assert [found[f"{i}.jpg"] for i in (0, 8, 9)] == [None, "x" * 40, "x" * 40]
+    assert set(found) == {f"{i}.jpg" for i in range(10)} | {f"{i}.txt" for i in range(20, 40)}
 
 
 def test_only_the_bytes_of_the_member_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

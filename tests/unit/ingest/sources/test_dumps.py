@@ -160,7 +160,7 @@ def test_a_broken_table_of_img2dataset_is_a_rejected_record(tmp_path: Path) -> N
 def test_images_that_are_in_the_table_but_not_in_the_tar_are_missing(tmp_path: Path) -> None:
     put(tmp_path, {"00000.tar": tar([]), "00000.parquet": parquet({"url": ["https://a.example/1"], "key": ["0"]})})
     (record,) = read_records(str(tmp_path))
-    assert (record.problem, record.problem_detail) == ("missing_file", "img2dataset: not in the tar")
+    assert (record.problem, record.problem_detail) == ("missing_file", "img2dataset: the image is not there")
 
 
 def test_one_scene_of_megadepth_is_one_collection(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ EXPECTED: list[tuple[SourceType, str]] = [
     ("instaloader", "no files of type instaloader; expected files such as 2020-09-13"),
     ("instagram-scraper", "GraphImages beside the images"),
     ("gallery-dl", "a .json file beside each image"),
-    ("img2dataset", "tars with a .parquet table"),
+    ("img2dataset", "tars or folders with a .parquet table"),
     ("tar", r"expected \.tar, \.tar\.gz or \.tgz files"),
 ]
 
@@ -234,3 +234,69 @@ def test_values_of_any_type_are_tolerated(value: Any, tmp_path: Path) -> None:
     for i, key in enumerate(["post_shortcode", "date", "description", "tags", "display_url"]):
         put(tmp_path, {f"{i}.jpg": b"x", f"{i}.jpg.json": gallery_dl_sidecar(i, **{key: value})})
     assert set(problems(tmp_path).values()) <= {None, "missing_file"}
+
+
+def test_the_output_of_img2dataset_as_files(tmp_path: Path) -> None:
+    urls = [f"https://example.org/{i}.jpg" for i in range(3)]
+    table = {
+        "url": urls,
+        "key": [f"00000000{i}" for i in range(3)],
+        "status": ["success", "success", "failed_to_download"],
+        "error_message": [None, None, "HTTP Error 404: Not Found"],
+    }
+    files = {"00000.parquet": parquet(table), "00000_stats.json": b"{}"}
+    for i in (0, 1):
+        document = {"url": urls[i], "caption": f"photo {i} #Trevi", "key": f"00000000{i}"}
+        files[f"00000/00000000{i}.jpg"] = b"x"
+        files[f"00000/00000000{i}.json"] = json.dumps(document).encode()
+        files[f"00000/00000000{i}.txt"] = b"text"
+    first, second, failed = read_records(str(put(tmp_path, files)), "img2dataset")
+    assert (first.file_name, first.caption, first.source_url) == ("000000000.jpg", "photo 0 #Trevi", urls[0])
+    assert (second.caption, second.problem) == ("photo 1 #Trevi", None)
+    assert (failed.source_url, failed.problem) == (urls[2], "missing_file")
+    assert failed.problem_detail == "img2dataset: HTTP Error 404: Not Found"
+
+
+def test_metadata_of_the_same_stem_belongs_to_all_its_files(tmp_path: Path) -> None:
+    files = {
+        "a.b.jpg": b"1", "a.b.json": gallery_dl_sidecar(1), "a.b.txt": b"ignored, for there is a description",
+        "clip.jpg": b"2", "clip.mp4": b"3", "clip.txt": "Stra\xdfe #Roma".encode("latin-1"),
+        "alone.txt": b"x", "alone.json": b"{}", "c.jpg": b"4", "c.json": b"{", "d.jpg.json": gallery_dl_sidecar(4),
+    }  # fmt: skip
+    found = records(put(tmp_path, files))
+    assert found["a.b.jpg"].caption == "Fontana di Trevi #Roma"
+    assert {found[f"clip.{suffix}"].caption for suffix in ("jpg", "mp4")} == {"Straße #Roma"}
+    assert found["clip.jpg"].hashtags == ["roma"]
+    assert {name: r.problem for name, r in found.items()} == {
+        "a.b.jpg": None, "clip.jpg": None, "clip.mp4": "video", "alone.txt": None, "alone.json": None, "c.jpg": None,
+        "c.json": "broken_metadata", "d.jpg": "missing_file",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stem", ["CAAAAAAAAAB", "profile_2020-09-13_12-26-40_UTC", "2020-09-13 12-26-40 UTC", "trip_12", "a.b #c"]
+)
+def test_a_post_of_instaloader_may_have_any_name(stem: str, tmp_path: Path) -> None:
+    files = {
+        f"{stem}.jpg": b"x", f"{stem}.json.xz": instaloader_node("CODE"), f"{stem}.txt": b"other",
+        f"{stem}_comments.json": b"[]", "#rome.json.xz": lzma.compress(b'{"node": {"name": "rome"}}'), "z.jpg": b"y",
+    }  # fmt: skip
+    found = records(put(tmp_path, files))
+    assert {name: r.problem for name, r in found.items()} == {f"{stem}.jpg": None, "z.jpg": None}
+    post = found[f"{stem}.jpg"]
+    assert (post.shortcode, post.caption, post.taken_at) == ("CODE", "Fontana #Trevi", TAKEN)
+    assert found["z.jpg"].shortcode is None
+
+
+def test_a_post_of_instaloader_in_plain_json_with_any_name(tmp_path: Path) -> None:
+    files = {"x y.jpg": b"x", "x y.json": lzma.decompress(instaloader_node("CODE"))}
+    post = records(put(tmp_path, files))["x y.jpg"]
+    assert (post.shortcode, post.hashtags, post.source_url) == ("CODE", ["trevi"], "https://cdn.example/CODE.jpg")
+
+
+def test_the_parts_of_a_carousel_with_any_name(tmp_path: Path) -> None:
+    children = [{"node": {"display_url": f"https://cdn.example/c{i}.jpg", "is_video": False}} for i in (1, 2)]
+    carousel = instaloader_node("carousel", edge_sidecar_to_children={"edges": children})
+    found = records(put(tmp_path, {"my post.json.xz": carousel, "my post_1.jpg": b"1"}))
+    assert found["my post_1.jpg"].source_url == "https://cdn.example/c1.jpg"
+    assert found["my post_2.jpg"].problem == "missing_file"
