@@ -6,15 +6,19 @@ cannot make its plan large.
 
 from __future__ import annotations
 
+import email.utils
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from functools import lru_cache
 from itertools import islice
 from typing import Any
+from zoneinfo import ZoneInfo
+
+from pipeline.ingest.sources.hashtags import MAX_TAG_CHARS, hashtags_in, normal_form
 
 MAX_TEXT_CHARS = 16_384
 """Maximum length of a caption or an address in characters, seven times what Instagram allows; the rest is cut off."""
@@ -31,7 +35,14 @@ MAX_NUMBER_CHARS = 24
 MAX_HASHTAGS = MAX_ITEMS = 1_000
 """Maximum number of hashtags of a record, and of items of a list or an object; further ones are dropped."""
 
-HASHTAG = re.compile(r"#(\w{1,150})")
+_UNIT_OF = dict.fromkeys(range(12, 15), 1e3) | dict.fromkeys(range(15, 18), 1e6) | dict.fromkeys(range(18, 21), 1e9)
+"""Number of units per second of a time since 1970, by its number of digits: from 1973 on, they tell the unit."""
+_ZONE_HOURS = {
+    "UTC": 0, "GMT": 0, "UT": 0, "Z": 0, "EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8,
+    "PDT": -7, "WET": 0, "WEST": 1, "BST": 1, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3, "MSK": 3, "JST": 9, "KST": 9,
+}  # fmt: skip
+"""Hours ahead of UTC of time zones with usual abbreviations."""
+_ZONE_IN_BRACKETS = re.compile(r"(.+[+-]\d\d:?\d\d|.+Z)\[[\w/+-]+\]")
 _BETWEEN_TAGS = re.compile(r"[\s,;|\[\]'\"#]+")
 
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -43,7 +54,7 @@ URL_NAMES = (
     "large_url", "url_o", "url_l", "url_m", "image", "img", "photo", "picture", "link", "href", "uri", "thumbnail_url",
     "source_url",
 )  # fmt: skip
-CAPTION_NAMES = ("caption", "text", "description", "alt", "alt_text", "title")
+CAPTION_NAMES = ("caption", "text", "description", "body", "alt", "alt_text", "alt_description", "title")
 TAKEN_AT_NAMES = (
     "taken_at", "taken_at_timestamp", "timestamp", "datetime", "date", "date_taken", "datetaken", "created_at",
     "created_time", "create_time", "published_at", "time",
@@ -69,7 +80,8 @@ class ColumnRoles:
     """Names of the columns of a table, or of the keys of an object, by the field of a record that they hold."""
 
     url: str | None
-    caption: str | None
+    captions: tuple[str, ...]
+    """Columns that may hold the caption, in order of preference: the first that is not empty counts."""
     taken_at: str | None
     hashtags: str | None
     shortcode: str | None
@@ -79,8 +91,9 @@ class ColumnRoles:
     def metadata(self, row: Mapping[str, Any], source_url: str | None) -> Metadata:
         """Return the metadata in `row`; `source_url` is its address, which the caller has validated."""
         taken_at = parse_time(row.get(self.taken_at)) if self.taken_at else None
-        caption = text_or_none(row.get(self.caption)) if self.caption else None
-        further = {name: row.get(name) for name in self.further}
+        texts = ((name, text) for name in self.captions if (text := text_or_none(row.get(name))) and text.strip())
+        caption_name, caption = next(texts, (None, None))
+        further = {name: row.get(name) for name in self.further if name != caption_name}
         if self.taken_at and taken_at is None:
             further[self.taken_at] = row.get(self.taken_at)
         return Metadata(
@@ -109,10 +122,11 @@ def recognise_columns(names: tuple[str, ...], url_column: str | None = None) -> 
         return next((by_name[name] for name in known if name in by_name), None)
 
     url = first(URL_NAMES) if url_column is None else next((name for name in names if name == url_column), None)
-    found = [first(known) for known in (CAPTION_NAMES, TAKEN_AT_NAMES, HASHTAG_NAMES, SHORTCODE_NAMES)]
-    caption, taken_at, tags, shortcode = (None if name == url else name for name in found)
-    used = {url, caption, taken_at, tags, shortcode}
-    return ColumnRoles(url, caption, taken_at, tags, shortcode, tuple(name for name in names if name not in used))
+    found = [first(known) for known in (TAKEN_AT_NAMES, HASHTAG_NAMES, SHORTCODE_NAMES)]
+    taken_at, tags, shortcode = (None if name == url else name for name in found)
+    captions = tuple(by_name[name] for name in CAPTION_NAMES if name in by_name and by_name[name] != url)
+    used = {url, taken_at, tags, shortcode}
+    return ColumnRoles(url, captions, taken_at, tags, shortcode, tuple(name for name in names if name not in used))
 
 
 def parse_json(data: bytes) -> Any:
@@ -155,9 +169,10 @@ def value_at(value: Any, *path: str | int) -> Any:
 
 
 def parse_time(value: Any) -> datetime | None:
-    """Parse a time in any usual notation: seconds or milliseconds since 1970, ISO 8601, EXIF, or a date.
+    """Parse a time in any usual notation.
 
-    Times without a time zone are taken as UTC. Returns None for anything else.
+    These are seconds, milliseconds, microseconds or nanoseconds since 1970, ISO 8601, EXIF, e-mail (RFC 5322), the form
+    of Twitter, and a date. Times without a time zone are taken as UTC. Returns None for anything else.
     """
     if isinstance(value, bool):
         return None
@@ -165,12 +180,12 @@ def parse_time(value: Any) -> datetime | None:
         if isinstance(value, str):
             value = _parse_time_text(value.strip())
         if isinstance(value, int | float):
-            return datetime.fromtimestamp(value / 1000 if abs(value) > 1e11 else value, UTC)
+            return datetime.fromtimestamp(value / _UNIT_OF.get(len(f"{abs(value):.0f}"), 1), UTC)
         if isinstance(value, datetime):
             return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         if isinstance(value, date):
             return datetime.combine(value, time(), UTC)
-    except (ValueError, OverflowError, OSError):
+    except (ValueError, OverflowError, OSError, TypeError):
         pass
     return None
 
@@ -180,8 +195,8 @@ def parse_hashtags(value: Any, caption: str | None) -> list[str]:
     parts = (
         _BETWEEN_TAGS.split(value[:MAX_TEXT_CHARS]) if isinstance(value, str) else list_or_empty(value)[:MAX_HASHTAGS]
     )
-    tags = [tag.lstrip("#")[:150] for part in parts if (tag := text_or_none(part))]
-    return [tag for tag in tags if tag][:MAX_HASHTAGS] or HASHTAG.findall((caption or "").lower())[:MAX_HASHTAGS]
+    tags = [normal_form(tag.lstrip("#"))[:MAX_TAG_CHARS] for part in parts if (tag := text_or_none(part))]
+    return [tag for tag in tags if tag][:MAX_HASHTAGS] or list(islice(hashtags_in(caption or ""), MAX_HASHTAGS))
 
 
 def storable_extra(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +257,36 @@ def _parse_time_text(text: str) -> datetime | float:
             return float(text)
     except ValueError:
         pass
+    text, zone = _without_zone_name(text)
+    for parse in _TIME_FORMATS:
+        try:
+            moment = parse(text)
+        except (ValueError, TypeError, IndexError):
+            continue
+        return moment.replace(tzinfo=zone) if zone is not None and moment.tzinfo is None else moment
+    raise ValueError("not a time")
+
+
+def _without_zone_name(text: str) -> tuple[str, tzinfo | None]:
+    """Return `text` without the name of a time zone at its end, and this zone."""
+    if match := _ZONE_IN_BRACKETS.fullmatch(text):  # after the offset, which says the same
+        return match[1], None
+    start, _, name = text.rpartition(" ")
+    if not start or not name[:1].isalpha():
+        return text, None
+    if name.upper() in _ZONE_HOURS:
+        return start, timezone(timedelta(hours=_ZONE_HOURS[name.upper()]))
     try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
+        return start, ZoneInfo(name)
+    except (ValueError, OSError, KeyError):  # KeyError for an unknown zone
+        return text, None
+
+
+_TIME_FORMATS: tuple[Callable[[str], datetime], ...] = (
+    datetime.fromisoformat,
+    lambda text: datetime.strptime(text, "%Y:%m:%d %H:%M:%S"),
+    lambda text: datetime.strptime(text, "%a %b %d %H:%M:%S %z %Y"),
+    lambda text: datetime.strptime(text, "%a %b %d %H:%M:%S %Y"),
+    email.utils.parsedate_to_datetime,
+)
+"""Functions that parse a time; each raises an exception for other notations."""
