@@ -35,8 +35,8 @@ Iterations = Annotated[int, Field(ge=1)]
 STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
 S3Access = Literal["signed", "unsigned", "requester-pays"]
 SourceType = Literal[
-    "auto", "folder", "instagram-scraper", "instaloader", "gallery-dl", "megadepth", "table", "img2dataset", "tar",
-    "idx", "npz", "class-folders",
+    "auto", "folder", "instagram-scraper", "instaloader", "gallery-dl", "megadepth", "table", "fourcat", "zeeschuimer",
+    "apify", "img2dataset", "tar", "idx", "npz", "class-folders",
 ]  # fmt: skip
 Quality = Literal["quick", "standard", "best"]
 QUALITY: dict[Quality, dict[str, Any]] = {
@@ -169,7 +169,8 @@ class IngestConfig(_Section):
     - instagram-scraper, instaloader, gallery-dl, img2dataset, tar: the same, but the source must contain at least one
       item of the named type.
     - megadepth: one scene of MegaDepth.
-    - table: URLs of images as CSV, TSV, JSON lines, Parquet or a plain list, gzipped or not.
+    - table: URLs of images as CSV, TSV, JSON, JSON lines, Parquet or a plain list, gzipped or not.
+    - fourcat, zeeschuimer, apify: tables of posts of Instagram that one of these tools captured.
     - idx: labelled IDX files, in the format of MNIST.
     - npz: a NumPy file with the arrays `images` and, optionally, `labels`.
     - class-folders: one folder of images per class, whose name is the label.
@@ -211,6 +212,12 @@ class IngestConfig(_Section):
     """Number of records per shard; each shard is built by one task."""
     http: HttpConfig = HttpConfig()
     """Settings of downloads, used where the crawl names its images by URLs."""
+
+    video_thumbnails: bool = False
+    """Ingest the thumbnails of videos in tables of posts as images. By default, a video is a rejected record."""
+    author_hash: bool = False
+    """Store a pseudonym of the author of each captured post, as `author_hash` among the further columns. It is a hash
+    of the account's name; whoever knows the name can compute it. By default, nothing about the author is stored."""
 
     @field_validator("encoding")
     @classmethod

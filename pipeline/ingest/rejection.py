@@ -33,6 +33,7 @@ RejectReason = Literal[
     "tls_error",  # the certificate is not valid, or no secure connection could be agreed on
     "too_many_redirects",  # the address redirects more than `max_redirects` times
     "http_error",  # the server refuses permanently; the detail has the HTTP status
+    "expired",  # the address was signed for a limited time, which is over; it cannot be reached any more
     "robots_opt_out",  # the server forbids this use of the image in the header X-Robots-Tag
     "unreachable",  # all attempts of all rounds failed for reasons that may be temporary
 ]

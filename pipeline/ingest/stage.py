@@ -46,7 +46,9 @@ SCHEMA_VERSION = 3
 """Version of the format of shards, rows and crawl.json. It is part of the crawl id, so that a new format gives a new
 crawl."""
 
-FIELDS_IN_LISTING = ("source_type", "s3_access", "url_column", "encoding", "sample", "sample_seed")
+FIELDS_IN_LISTING = (
+    "source_type", "s3_access", "url_column", "encoding", "video_thumbnails", "author_hash", "sample", "sample_seed",
+)  # fmt: skip
 """Fields of `IngestConfig` that select the records; the digest of the listing covers them already."""
 
 FIELDS_NOT_IN_ID = dict.fromkeys(FIELDS_IN_LISTING, True) | {"http": set(HttpConfig.PACING_FIELDS)}
@@ -117,7 +119,7 @@ def _write_plan(storage: Storage, config: JobConfig, path: Path) -> tuple[Plan, 
 
     Returns the plan and the names of all images that the collection must forget.
     """
-    tables = TableOptions(config.ingest.url_column, config.ingest.encoding)
+    tables = TableOptions.of(config.ingest)
     records: Iterable[CrawlRecord] = read_records(config.sources, config.ingest.source_type, tables)
     if config.ingest.sample is not None:
         records = draw_sample(records, config.ingest.sample, config.ingest.sample_seed)
@@ -155,6 +157,11 @@ def _report_outcome(crawl: Crawl, rows_uri: str) -> None:
     say("ingest", describe_sizes(crawl.statistics))
     if UNREACHABLE in crawl.rejected:
         say("ingest", "to retry only the unreachable records, run the same command with --retry-unreachable")
+    if "expired" in crawl.rejected:
+        say(
+            "ingest",
+            "addresses of captured posts are valid for a few days only; ingest a capture soon after it was made",
+        )
     if not crawl.accepted and crawl.rejected.get("duplicate", 0) + crawl.rejected.get("near_duplicate", 0):
         say("ingest", "all images are in the collection already; they keep their labels and captions")
     elif not crawl.accepted:

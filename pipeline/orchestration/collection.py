@@ -72,7 +72,7 @@ def _check_feasible(storage: Storage, config: JobConfig) -> None:
         largest_k = max(config.clustering.k)
         limit = min(largest_k, config.ingest.sample or largest_k)
         use_access(config.ingest.s3_access)
-        tables = TableOptions(config.ingest.url_column, config.ingest.encoding)
+        tables = TableOptions.of(config.ingest)
         available += count_candidates(config.sources, limit, config.ingest.source_type, tables)
         noun = f"records of {', '.join(config.sources)}"
     elif not available:

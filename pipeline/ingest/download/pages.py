@@ -16,6 +16,11 @@ _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.{0,2000}?-->\s*)
 Answer = tuple[int, bytes | Rejected]
 
 
+def is_page(content: bytes) -> bool:
+    """Return whether `content` begins like a web page."""
+    return _PAGE.match(content) is not None
+
+
 def refuse_pages(answers: Iterator[Answer]) -> Iterator[Answer]:
     """Yield the `answers` of one shard, the contents of addresses or the reasons why there are none.
 
@@ -24,7 +29,7 @@ def refuse_pages(answers: Iterator[Answer]) -> Iterator[Answer]:
     pages: int | None = 0
     for key, content in answers:
         if pages is not None and isinstance(content, bytes):
-            pages = pages + 1 if _PAGE.match(content) else None
+            pages = pages + 1 if is_page(content) else None
             if pages == PAGES_IN_A_ROW:
                 raise SourceError(
                     f"the first {PAGES_IN_A_ROW} answers are web pages, not images; name the column with the addresses "

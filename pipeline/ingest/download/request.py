@@ -25,6 +25,7 @@ from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
 from pipeline.config import HttpConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.download.connections import CheckedAdapter, Policy
+from pipeline.ingest.download.pages import is_page
 from pipeline.ingest.download.robots_txt import check_robots_txt
 from pipeline.ingest.download.urls import SENT_UNCHANGED, host_of, request_target, request_url
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
@@ -46,6 +47,18 @@ REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 
 COMPLETE_STATUSES = frozenset({200, 203})
 """HTTP statuses of responses whose body is the image; with 203, a proxy has passed it on."""
+
+EXPIRED_STATUSES = frozenset({400, 401, 403, 410})
+"""HTTP statuses with which servers answer addresses whose signature has expired."""
+
+EXPIRED_TEXT = re.compile(rb"expired|signature not valid in the specified time", re.IGNORECASE)
+"""What a server says about an expired signature: those of Instagram, Amazon, Google and Microsoft."""
+
+EXPIRY_TIME = re.compile(r"[?&]oe=([0-9a-f]{8})(?=&|#|$)", re.IGNORECASE)
+"""The time in an address of Instagram from which it is not valid any more: seconds since 1970, hexadecimal."""
+
+REFUSAL_BYTES = 2**12
+"""Number of bytes of a refusal that are read."""
 
 TEMPORARY_STATUSES = frozenset({202, 408, 425, 429})
 """HTTP statuses that may be temporary. So are all statuses from 500 except 501 (not implemented)."""
@@ -161,6 +174,8 @@ class HttpClient:
             wait_s = retry_after_s(raw.headers.get("Retry-After"))
             raise TemporaryFailure(_describe_status(raw.status), wait_s, host_is_busy=raw.status == 429)
         if raw.status not in COMPLETE_STATUSES:
+            if raw.status in EXPIRED_STATUSES and (expires_before(url, time.time()) or _says_expired(raw)):
+                raise Rejected("expired", f"{_describe_status(raw.status)}: the signature of the address has expired")
             raise Rejected("http_error", _describe_status(raw.status))
         if self._config.honour_robots:
             directive = opt_out(raw.headers.getlist("X-Robots-Tag"), self._config.user_agent)
@@ -199,6 +214,21 @@ class HttpClient:
             pass
         with suppress(Exception):
             raw.close()
+
+
+def expires_before(url: str, now: float) -> bool:
+    """Return whether `url` says that it was only valid before `now`, in seconds since 1970."""
+    match = EXPIRY_TIME.search(url)
+    return match is not None and int(match[1], 16) < now
+
+
+def _says_expired(raw: urllib3.HTTPResponse) -> bool:
+    """Return whether the text of a refusal, which is not a web page, says that the address has expired."""
+    try:
+        text = raw.read(REFUSAL_BYTES, decode_content=True)
+    except Exception:  # the refusal stands, whatever its body is
+        return False
+    return EXPIRED_TEXT.search(text) is not None and not is_page(text)
 
 
 def _location(value: str) -> str:

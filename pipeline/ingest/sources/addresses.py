@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
-from pipeline.ingest.sources.metadata import MAX_ITEMS, MAX_TEXT_CHARS, words_of
+from pipeline.ingest.sources.metadata import MAX_ITEMS, MAX_TEXT_CHARS, storable, words_of
 
 # The words of a column's name, in order of preference within each group.
 IMAGE_WORDS = ("image", "images", "img", "imgs", "display", "src", "original", "full", "large")
@@ -37,6 +38,9 @@ OTHER_WORDS = frozenset(
 IMAGE_SUFFIX = re.compile(r"[^?#]*\.(jpe?g|png|webp|gif|avif|heic|heif|tiff?|bmp|jp2)(?=$|[?#!:&@;/])", re.IGNORECASE)
 """An address whose path has the suffix of an image file."""
 
+# The pattern does not use IGNORECASE, which makes its long part several times slower.
+WEB_ADDRESS = re.compile(r"(?:[hH][tT][tT][pP][sS]?:)?//[^/?#\s\x00-\x1f\x7f]+[^\x00-\x1f\x7f]*")
+_QUERY = re.compile(r"[?#]")
 _ADDRESS = re.compile(r"\s*(?:https?:)?//\S", re.IGNORECASE)
 _BETWEEN_ADDRESSES = re.compile(r"""[\s,;|"']+(?=https?://)""", re.IGNORECASE)
 _LIST = re.compile(r"""\s*\[\s*["'](.*)["']\s*\]\s*""", re.DOTALL)
@@ -58,6 +62,13 @@ def addresses_in(value: Any) -> list[str]:
     if not _ADDRESS.match(value):
         return []
     return [part.strip().strip(",;|\"'") for part in _BETWEEN_ADDRESSES.split(value.strip())]
+
+
+def name_in(url: str) -> str:
+    """Return the last part of the path of `url`; empty if it has none."""
+    path = _QUERY.split(url.partition("//")[2], maxsplit=1)[0].partition("/")[2]
+    name = path.rpartition("/")[2]
+    return storable(unquote(name)[:255]) if "%" in name else name[:255]
 
 
 def with_lists(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,10 +12,19 @@ from pipeline.ingest.sources.archives import Archive, is_tar
 from pipeline.ingest.sources.archives import records as tar_records
 from pipeline.ingest.sources.arrays_on_s3 import array_records, holds_idx
 from pipeline.ingest.sources.folder import LAYOUT_DESCRIPTIONS, folder_records
+from pipeline.ingest.sources.json_arrays import json_array_rows
 from pipeline.ingest.sources.labelled_arrays import IDX_IMAGES, idx_records, looks_like_idx, npz_records
 from pipeline.ingest.sources.line_rows import list_rows
 from pipeline.ingest.sources.megadepth import find_scene, is_scene, refuse_scenes, scene_records, scenes_below
-from pipeline.ingest.sources.tables import READERS, TableOptions, looks_like_table, reader_of, table_records
+from pipeline.ingest.sources.posts.captures import TOOLS
+from pipeline.ingest.sources.tables import (
+    READERS,
+    TableOptions,
+    is_json_array,
+    looks_like_table,
+    reader_of,
+    table_records,
+)
 from pipeline.ingest.sources.tars import BrokenTar
 from pipeline.ingest.sources.tree import File, Folder, LocalTree, Tree, open_tree
 from pipeline.records import CrawlRecord
@@ -73,8 +82,8 @@ def _read_source(source: str, source_type: SourceType, tables: TableOptions) -> 
         if not isinstance(tree, LocalTree):
             return array_records(tree, "idx" if detected == "idx" else "npz")
         return idx_records(tree.path) if detected == "idx" else npz_records(tree.path)
-    if detected == "table":
-        return table_records(tree, tables)
+    if detected in {"table", *TOOLS}:
+        return table_records(tree, tables, detected if detected in TOOLS else None)
     if detected == "megadepth":
         return scene_records(tree)
     if detected in {"tar", "img2dataset"} and (file := tree.file()) is not None:
@@ -101,9 +110,12 @@ def _detect_folder(tree: Tree, root_folder: Folder) -> SourceType:
         return "megadepth"
     refuse_scenes(tree, scenes_below(tree, root_folder))
     # Files such as _SUCCESS are ignored.
-    readers = [reader_of(file.name) for file in root_folder.files if not file.name.startswith("_")]
+    files = [file for file in root_folder.files if not file.name.startswith("_")]
+    readers = {reader_of(file.name) for file in files}
     # A text file in a folder may be anything; it is only a table if it is the source itself, or if the type is given.
-    if readers and not root_folder.folders and not {None, list_rows} & set(readers):
+    # A JSON file may be the metadata of an image that is missing; it is a table if it holds a list.
+    is_table = files and not root_folder.folders and not {None, list_rows} & readers
+    if is_table and all(is_json_array(file) for file in files if reader_of(file.name) is json_array_rows):
         return "table"
     return "folder"
 

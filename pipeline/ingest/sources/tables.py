@@ -1,4 +1,4 @@
-"""Tables of addresses: CSV, TSV, JSON lines, Parquet or a plain list, gzipped or not; each row is one record.
+"""Tables of addresses and of posts: CSV, TSV, JSON, JSON lines, Parquet or a plain list, gzipped or not.
 
 Only web addresses are accepted: a crawl must not select files of the machine or objects of a bucket. The columns of
 addresses, captions, times, hashtags and short codes are recognised by their names; all other columns are kept.
@@ -11,22 +11,25 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote
 
+from pipeline.config import IngestConfig
 from pipeline.console import say
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected, RejectReason
-from pipeline.ingest.sources.addresses import address_columns, addresses_in, with_lists
+from pipeline.ingest.sources.addresses import WEB_ADDRESS, address_columns, addresses_in, name_in, with_lists
 from pipeline.ingest.sources.content import open_stream, raise_machine_fault
 from pipeline.ingest.sources.delimited_rows import csv_rows, tsv_rows
 from pipeline.ingest.sources.file_records import NO_METADATA, file_record, single_line
 from pipeline.ingest.sources.gzipped import BROKEN_GZIP, decompressed, is_compressed
+from pipeline.ingest.sources.json_arrays import json_array_rows
 from pipeline.ingest.sources.line_rows import json_rows, list_rows
 from pipeline.ingest.sources.lookahead import Lookahead
 from pipeline.ingest.sources.metadata import MAX_TEXT_CHARS, URL_NAMES, Metadata, recognise_columns, storable
 from pipeline.ingest.sources.parquet_rows import parquet_rows
+from pipeline.ingest.sources.posts.captures import Captures, Tool, tool_of
+from pipeline.ingest.sources.posts.post import PostOptions
 from pipeline.ingest.sources.rows import BrokenRow, NotATable, Reader
 from pipeline.ingest.sources.s3 import STREAM_BUFFER_BYTES
 from pipeline.ingest.sources.text_lines import encoding_of
@@ -39,6 +42,7 @@ READERS: dict[str, Reader] = {
     ".tab": tsv_rows,
     ".jsonl": json_rows,
     ".ndjson": json_rows,
+    ".json": json_array_rows,
     ".parquet": parquet_rows,
     ".pq": parquet_rows,
     ".txt": list_rows,
@@ -57,9 +61,6 @@ It is decompressed to a temporary file, because Parquet needs a seekable file.
 SAMPLE_ROWS = 100
 """Number of rows in which the column of addresses is looked for."""
 
-# The pattern does not use IGNORECASE, which makes its long part several times slower.
-_WEB_ADDRESS = re.compile(r"(?:[hH][tT][tT][pP][sS]?:)?//[^/?#\s\x00-\x1f\x7f]+[^\x00-\x1f\x7f]*")
-_QUERY = re.compile(r"[?#]")
 _OTHER_LOCATION = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?[/\\]|[a-z]:|\.\.?[/\\]|~", re.IGNORECASE)
 
 
@@ -71,25 +72,32 @@ def reader_of(name: str) -> Reader | None:
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What a user says about tables."""
+    """What a user says about tables and the posts in them."""
 
     url_column: str | None = None
     """Name of the column of addresses; by default, it is found."""
     encoding: str | None = None
     """Encoding of text files; by default, it is detected."""
+    posts: PostOptions = field(default_factory=PostOptions)
+
+    @classmethod
+    def of(cls, config: IngestConfig) -> TableOptions:
+        """Return what `config` says about tables."""
+        return cls(config.url_column, config.encoding, PostOptions(config.video_thumbnails, config.author_hash))
 
 
-def table_records(tree: Tree, options: TableOptions) -> Iterator[CrawlRecord]:
+def table_records(tree: Tree, options: TableOptions, tool: Tool | None = None) -> Iterator[CrawlRecord]:
     """Yield the records of the table `tree`, or of all tables in that folder by name; other files are ignored.
 
-    In a folder, a table without rows, or without a column of addresses, is skipped with a word on the console.
+    Tables of posts are recognised by their rows, or `tool` says which tool captured them. In a folder, a table without
+    rows, or without a column of addresses, is skipped with a word on the console.
 
     Raises:
         SourceError: there is no table, or none has a readable row and a column of addresses.
         StorageError: a fault of the machine; another attempt may succeed.
     """
     if (table := tree.file()) is not None:
-        yield from _records(table, reader_of(table.name) or _detect_reader(table), options)
+        yield from _records(table, reader_of(table.name) or _detect_reader(table), options, tool)
         return
     files = [file for file in tree.list().files if reader_of(file.name) is not None and file.problem is None]
     if not files:
@@ -100,7 +108,7 @@ def table_records(tree: Tree, options: TableOptions) -> Iterator[CrawlRecord]:
         reader = reader_of(file.name)
         assert reader is not None
         try:
-            for record in _records(file, reader, options):
+            for record in _records(file, reader, options, tool):
                 used = True
                 yield record
         except SourceError as skipped:
@@ -115,7 +123,13 @@ def looks_like_table(file: File) -> bool:
     if reader_of(file.name) is not None:
         return True
     head = _head(file)
-    return head.startswith(b"PAR1") or _starts_with_address(_text(head))
+    text = _text(head)
+    return head.startswith(b"PAR1") or text.startswith(("{", "[")) or _starts_with_address(text)
+
+
+def is_json_array(file: File) -> bool:
+    """Return whether the first bytes of `file` are those of a JSON array."""
+    return _text(_head(file)).startswith("[")
 
 
 def _detect_reader(file: File) -> Reader:
@@ -123,8 +137,8 @@ def _detect_reader(file: File) -> Reader:
     head = _head(file)
     if head.startswith(b"PAR1"):
         return parquet_rows
-    if _text(head).startswith("{"):
-        return json_rows
+    if _text(head).startswith(("{", "[")):
+        return json_array_rows
     return list_rows if _starts_with_address(_text(head)) else csv_rows
 
 
@@ -147,19 +161,26 @@ def _head(file: File) -> bytes:
         return b""
 
 
-def _records(file: File, reader: Reader, options: TableOptions) -> Iterator[CrawlRecord]:
+def _records(file: File, reader: Reader, options: TableOptions, tool: Tool | None) -> Iterator[CrawlRecord]:
     readable = 0
     try:
         with ExitStack() as stack:
             rows = Lookahead(reader(_open_table(file, reader, stack), options.encoding))
-            first = [with_lists(row) for _, row in rows.ahead(SAMPLE_ROWS) if not isinstance(row, BrokenRow)]
-            column = _address_column(file, first, options.url_column)
+            first = [row for _, row in rows.ahead(SAMPLE_ROWS) if not isinstance(row, BrokenRow)]
+            tool = tool or (tool_of(first) if options.url_column is None else None)
+            captures = Captures(file, tool, options.posts) if tool else None
+            column = None if captures else _address_column(file, list(map(with_lists, first)), options.url_column)
             for number, row in rows:
                 if isinstance(row, BrokenRow):
                     yield _rejected_row(file, number, NO_METADATA, "broken_metadata", row.reason)
+                    continue
+                readable += 1
+                if captures is not None:
+                    yield from captures.add(number, row)
                 else:
-                    readable += 1
                     yield from _row_records(file, number, with_lists(row), column)
+            if captures is not None:
+                yield from captures.finish()
     except NotATable as error:
         raise _source_error(file, str(error)) from error
     except Rejected as error:
@@ -245,7 +266,7 @@ def _row_records(file: File, number: int, row: Mapping[str, Any], column: str | 
 
 def _record(file: File, number: int, row: Mapping[str, Any], column: str | None, address: str) -> CrawlRecord:
     roles = recognise_columns(tuple(row), column)
-    if len(address) > MAX_TEXT_CHARS or not _WEB_ADDRESS.fullmatch(address):
+    if len(address) > MAX_TEXT_CHARS or not WEB_ADDRESS.fullmatch(address):
         metadata = roles.metadata(row, storable(address[:200]) or None)
         if _OTHER_LOCATION.match(address) and not address.lower().startswith(("http:", "https:", "//")):
             return _rejected_row(file, number, metadata, "outside_source", "the address is not a web address")
@@ -255,17 +276,10 @@ def _record(file: File, number: int, row: Mapping[str, Any], column: str | None,
     metadata = roles.metadata(row, url)
     return CrawlRecord(
         source_uri=url,
-        file_name=_name_in(url),
+        file_name=name_in(url),
         **vars(metadata),
         fingerprint=url,
     )
-
-
-def _name_in(url: str) -> str:
-    """Return the last part of the path of `url`; empty if it has none."""
-    path = _QUERY.split(url.partition("//")[2], maxsplit=1)[0].partition("/")[2]
-    name = path.rpartition("/")[2]
-    return storable(unquote(name)[:255]) if "%" in name else name[:255]
 
 
 def _rejected_row(file: File, number: int, metadata: Metadata, problem: RejectReason, detail: str) -> CrawlRecord:

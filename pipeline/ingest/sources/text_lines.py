@@ -58,14 +58,32 @@ def text_lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[Line]:
 
     Raises NotATable where lines may be in several encodings.
     """
-    if encoding is None:
-        head, error = _head(stream)
-        encoding = encoding_of(head)
-        stream = cast(BinaryIO, io.BufferedReader(_Resumed(head, error, stream)))
+    stream, encoding, _ = _detected(stream, encoding)
     is_utf8 = encoding in {"utf-8", "utf-8-sig"}
     text = io.TextIOWrapper(stream, encoding, errors="surrogateescape" if is_utf8 else "replace", newline="")
     lines = _bounded(text)
     yield from _with_legacy(Lookahead(lines)) if is_utf8 else lines
+
+
+def utf8_stream(stream: BinaryIO, encoding: str | None = None) -> tuple[BinaryIO, bytes]:
+    """Return `stream`, a text file of any encoding, as UTF-8 without a mark; and its first byte that is no white space.
+
+    Without `encoding`, the file is UTF-8 unless a mark or its zero bytes say otherwise.
+    """
+    stream, encoding, head = _detected(stream, encoding)
+    if encoding == "utf-8-sig":
+        stream.read(len(codecs.BOM_UTF8))
+    elif encoding != "utf-8":
+        text = io.TextIOWrapper(stream, encoding, errors="replace", newline="")
+        stream = cast(BinaryIO, io.BufferedReader(cast(Any, _Encoded(text))))
+    return stream, head.decode(encoding, "replace").lstrip()[:1].encode()
+
+
+def _detected(stream: BinaryIO, encoding: str | None) -> tuple[BinaryIO, str, bytes]:
+    """Return a stream with the content of `stream`, its `encoding`, and its first bytes."""
+    head, error = _head(stream)
+    resumed = cast(BinaryIO, io.BufferedReader(_Resumed(head, error, stream)))
+    return resumed, encoding or encoding_of(head), head
 
 
 def _bounded(text: io.TextIOWrapper) -> Iterator[Line]:
@@ -182,3 +200,18 @@ class _Resumed(io.RawIOBase):
             part = cast(Any, self._stream).read1(len(buffer))
         buffer[: len(part)] = part
         return len(part)
+
+
+class _Encoded(io.RawIOBase):
+    """A text as UTF-8."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._text.read(len(buffer) // 4).encode()
+        buffer[: len(data)] = data
+        return len(data)

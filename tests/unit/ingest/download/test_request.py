@@ -616,3 +616,43 @@ def test_a_host_without_robots_txt_allows_all_and_one_in_trouble_nothing(site: S
         busy.pages["/robots.txt"] = lambda handler: handler.reply(503)
         with pytest.raises(TemporaryFailure, match="HTTP 503"):
             get(busy.url("/ok"), robots_txt=True)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 410])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"URL signature expired", b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
+        b"<Code>ExpiredToken</Code>", b"Signature not valid in the specified time frame: Start [..]",
+    ],
+)  # fmt: skip
+def test_an_address_whose_signature_has_expired_is_gone_for_good(site: Site, status: int, text: bytes) -> None:
+    site.pages["/signed"] = lambda handler: handler.reply(status, text)
+    with pytest.raises(Rejected, match=rf"expired.*HTTP {status} .*the signature of the address has expired"):
+        get(site.url("/signed"))
+
+
+def test_the_time_in_an_address_says_that_it_has_expired(site: Site) -> None:
+    site.pages["/signed"] = lambda handler: handler.reply(403, b"Bad URL hash")
+    with pytest.raises(Rejected, match="expired"):
+        get(site.url("/signed?stp=x&oe=5F5E1000&_nc_sid=1"))
+    with pytest.raises(Rejected, match="http_error"):
+        get(site.url("/signed?stp=x&oe=FFFFFFF0"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (403, b"Forbidden"),
+        (403, b"<html>your session expired</html>"),
+        (404, b"expired"),
+        (403, b""),
+        (451, b"expired"),
+    ],
+)
+def test_other_refusals_are_not_about_signatures(site: Site, status: int, body: bytes) -> None:
+    site.pages["/no"] = lambda handler: handler.reply(status, body)
+    with pytest.raises(Rejected, match="http_error"):
+        get(site.url("/no"))
+    with pytest.raises(Rejected, match="http_error"):
+        get(raw_site(b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n"))

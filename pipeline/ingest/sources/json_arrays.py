@@ -1,0 +1,57 @@
+"""Read the objects of a JSON array one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import ijson
+
+from pipeline.ingest.sources.line_rows import json_rows
+from pipeline.ingest.sources.rows import BrokenRow, NotATable, Row
+from pipeline.ingest.sources.text_lines import utf8_stream
+
+MAX_OBJECT_BYTES = 16 * 2**20
+"""Maximum size of one object in bytes."""
+
+BUFFER_BYTES = 2**16
+"""Number of bytes that are parsed at once."""
+
+
+def json_array_rows(stream: BinaryIO, encoding: str | None = None) -> Iterator[Row]:
+    """Yield the objects of a JSON array, or of a file with one object per line.
+
+    After an invalid part, the rest of the array is one broken row.
+
+    Raises NotATable where the file is neither.
+    """
+    text, first = utf8_stream(stream, encoding)
+    if first == b"{":
+        yield from json_rows(text, "utf-8")
+        return
+    if first != b"[":
+        raise NotATable("neither a JSON array nor JSON lines")
+    bounded = _Bounded(text)
+    number = 0
+    try:
+        for number, row in enumerate(ijson.items(bounded, "item", use_float=True, buf_size=BUFFER_BYTES), start=1):
+            bounded.since_row = 0
+            yield number, row if isinstance(row, dict) else BrokenRow(f"a JSON {type(row).__name__}, not an object")
+    except (ijson.JSONError, ValueError, OverflowError, RecursionError) as error:
+        yield number + 1, BrokenRow(f"the rest of the array cannot be read ({error})")
+
+
+class _Bounded:
+    """A stream of which at most MAX_OBJECT_BYTES are read for one row."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.since_row = 0
+        """Number of bytes that were read since the last row."""
+
+    def read(self, size: int = -1) -> bytes:
+        data: Any = self._stream.read(size)
+        self.since_row += len(data)
+        if self.since_row > MAX_OBJECT_BYTES + BUFFER_BYTES:
+            raise ValueError(f"an object of more than {MAX_OBJECT_BYTES:,} bytes")
+        return bytes(data)
