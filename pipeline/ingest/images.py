@@ -6,6 +6,7 @@ the decoded image takes memory in proportion to its size; it is then converted s
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -13,24 +14,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.config import ImageFormat, IngestConfig
+from pipeline.ingest.image_formats import accepted_formats, is_video, refuse_raw, refuse_run_lengths, refuse_unsupported
+from pipeline.ingest.image_repair import continued, without_metadata
 from pipeline.ingest.rejection import Rejected
 from pipeline.records import Pixels
-
-UNSAFE_FORMATS = frozenset(
-    {
-        "EPS",  # a PostScript program, which Pillow passes to Ghostscript
-        "IPTC",  # a container that opens its content in any format, including EPS
-        "BUFR", "GRIB", "HDF5", "WMF",  # decoded by handlers of other libraries or of the system
-        "MPEG",  # recognised, but never decoded
-    }
-)  # fmt: skip
-"""Formats that Pillow supports and that are not accepted."""
 
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,15 +39,21 @@ ORIENTATIONS = {
 STRIP_PIXELS = 1 << 21
 """Maximum number of pixels that are converted at once."""
 
-MAX_JPEG_SCANS = 200
-"""Maximum number of scans of a JPEG file. Each scan is a pass over the whole image, however few bytes it has; encoders
-write about ten."""
+MAX_SCAN_PIXELS = 2_000_000_000
+"""Maximum number of scans of a JPEG file times its pixels. Each scan is a pass over the whole image, however few bytes
+it has; encoders write about ten. The bound allows 20 scans of 100 million pixels; they take about two seconds."""
+
+MAX_JPEG_MARKERS = 100_000
+"""Maximum number of markers of a JPEG file with unusually many scans."""
 
 PIECE_BYTES = 1 << 20
 """Number of bytes of a JPEG file that are searched for scans at once."""
 
 PREFIX_BYTES = 16
 """Number of first bytes of a file by which Pillow's plugins recognise their formats."""
+
+MAX_ICC_BYTES = 1 << 20
+"""Maximum size of a colour profile in bytes; images with larger ones are not converted."""
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 """A marker that is followed by a length, or the end of the image; no bytes inside a scan look like one."""
@@ -81,18 +80,59 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
     antialiasing, and the long side is cropped equally at both ends. Grey values are computed from RGB by ITU-R 601;
     a grey image keeps its values.
 
+    An RGB image with another colour profile than sRGB is converted to sRGB.
+
+    A PNG whose metadata is broken, and a JPEG that lacks only its end marker, are decoded, too.
+
     Raises:
-        Rejected: empty, video, not_an_image, too_many_pixels (before decoding), too_small, truncated or corrupt.
+        Rejected: empty, video, unsupported_format, not_an_image, too_many_pixels (before decoding), too_small,
+            truncated or corrupt.
         MemoryError: this machine has too little memory; the file may be sound.
     """
     if not data:
         raise Rejected("empty", "the file has 0 bytes")
     try:
-        with _pixel_limit(config.max_pixels), Image.open(io.BytesIO(data), formats=_accepted_formats()) as image:
+        return _decode(data, config)
+    except Rejected as rejected:
+        if rejected.reason not in {"truncated", "corrupt"} or (repaired := _repaired(data, config)) is None:
+            raise
+        try:
+            return _decode(repaired, config)
+        except Rejected:
+            raise rejected from None
+
+
+def _repaired(data: bytes, config: IngestConfig) -> bytes | None:
+    """Return `data` without broken metadata, or with a missing end marker; None if it lacks something else."""
+    if (pair := continued(data)) is None:
+        return without_metadata(data)
+    try:
+        first, second = (_pixel_digest(part, config) for part in pair)
+    except Exception:
+        return None
+    return pair[0] if first == second else None
+
+
+def _pixel_digest(data: bytes, config: IngestConfig) -> str:
+    """Return a digest of all pixels of the image in `data`. Raises any exception of Pillow."""
+    digest = hashlib.sha256()
+    with _pixel_limit(config.max_pixels), Image.open(io.BytesIO(data), formats=accepted_formats()) as image:
+        _check_time(image, data)
+        for _, strip in _strips(image, (0, 0, *image.size)):
+            digest.update(strip.tobytes())
+    return digest.hexdigest()
+
+
+def _decode(data: bytes, config: IngestConfig) -> DecodedImage:
+    try:
+        with _pixel_limit(config.max_pixels), Image.open(io.BytesIO(data), formats=accepted_formats()) as image:
+            if image.format == "TIFF":
+                refuse_unsupported(data)
+                refuse_raw(image)
+            refuse_run_lengths(image)
             width, height = image.size
             _check_sides(width, height, config)
-            if image.format in {"JPEG", "MPO"}:
-                _check_scans(data)
+            _check_time(image, data)
             # JPEG decodes faster at 1/2, 1/4 or 1/8 of its size; 1.5 times the target size is enough to resample from.
             enough = 3 * config.image_size // 2
             drafted = image.draft(None, (enough, enough))
@@ -101,7 +141,7 @@ def decode_square(data: bytes, config: IngestConfig) -> DecodedImage:
             # The last column and row of such a reduced image cover fewer pixels of the file than the others do, so its
             # centre square is computed from the size of the file.
             box = _centre_square((width, height), width / drafted[1][2]) if drafted else _centre_square(image.size)
-            square = _square(image, box, config)
+            square = _in_srgb(_square(image, box, config), image)
             file_format = image.format or "unknown"
     except (Rejected, MemoryError):
         raise
@@ -158,27 +198,66 @@ def _check_sides(width: int, height: int, config: IngestConfig) -> None:
         )
 
 
-def _check_scans(jpeg: bytes) -> None:
-    """Reject a JPEG file with more than MAX_JPEG_SCANS scans, which could take hours to decode."""
-    values = np.frombuffer(jpeg, np.uint8)
+def _check_time(image: Image.Image, data: bytes) -> None:
+    """Raise Rejected if the opened `image`, whose file is `data`, has scans that would take minutes to decode."""
+    pixels = image.width * image.height
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if "jpeg" not in str(image.info.get("compression")):
+            return
+        tags = image.tag_v2  # each strip or tile is a JPEG of its own
+        rows = min(int(tags.get(TiffImagePlugin.ROWSPERSTRIP, image.height)), image.height)
+        pixels = int(tags.get(322, image.width)) * int(tags.get(323, rows))
+    elif image.format not in {"JPEG", "MPO"}:
+        return
+    allowed = MAX_SCAN_PIXELS // max(1, pixels)
+    values = np.frombuffer(data, np.uint8)
     count = 0
     for start in range(0, len(values), PIECE_BYTES):  # twice as fast as bytes.count, and takes little memory
         piece = values[start : start + PIECE_BYTES + 1]
         count += int(np.count_nonzero((piece[:-1] == 0xFF) & (piece[1:] == 0xDA)))
-    if count <= MAX_JPEG_SCANS:  # this includes scans in thumbnails and after the end of the image
-        return
+    if count > allowed and (image.format == "TIFF" or _has_more_scans(data, allowed)):
+        raise Rejected("corrupt", f"more than {allowed} scans of {pixels} pixels; they would take minutes to decode")
+
+
+def _has_more_scans(jpeg: bytes, allowed: int) -> bool:
+    """Return whether a JPEG has more than `allowed` scans, without those of thumbnails and after its end."""
     position = scans = 0
-    while (marker := _JPEG_MARKER.search(jpeg, position)) is not None and marker[0] != b"\xff\xd9":
+    for _ in range(MAX_JPEG_MARKERS):
+        marker = _JPEG_MARKER.search(jpeg, position)
+        if marker is None or marker[0] == b"\xff\xd9":
+            return False
         scans += marker[0] == b"\xff\xda"
+        if scans > allowed:
+            return True
         position = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
-    if scans > MAX_JPEG_SCANS:
-        raise Rejected("corrupt", f"the JPEG file has {scans} scans; at most {MAX_JPEG_SCANS} are accepted")
+    return True
 
 
-@cache
-def _accepted_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in Image.ID if name not in UNSAFE_FORMATS)
+def _in_srgb(square: Image.Image, image: Image.Image) -> Image.Image:
+    """Return `square`, which was made of `image`, converted from the colour profile of the file to sRGB."""
+    profile = image.info.get("icc_profile")
+    if image.mode not in {"RGB", "RGBA"} or square.mode != "RGB" or not isinstance(profile, bytes):
+        return square
+    if not 128 <= len(profile) <= MAX_ICC_BYTES or (transform := _to_srgb(profile)) is None:
+        return square
+    try:
+        return ImageCms.applyTransform(square, transform) or square
+    except ImageCms.PyCMSError:
+        return square
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform of a colour profile to sRGB; None if it is sRGB, or broken."""
+    try:
+        source = ImageCms.getOpenProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != "RGB" or "sRGB" in ImageCms.getProfileDescription(source):
+            return None
+        return ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), "RGB", "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC
+        )
+    except Exception:  # a photograph with a broken profile is still usable
+        return None
 
 
 @contextmanager
@@ -286,9 +365,13 @@ def _levels(image: Image.Image) -> tuple[float, float]:
 
 
 def _unidentified(data: bytes) -> Rejected:
-    if _is_video(data):
+    if is_video(data):
         return Rejected("video", "the file contains a video")
-    for name in _accepted_formats():
+    try:
+        refuse_unsupported(data)
+    except Rejected as rejected:
+        return rejected
+    for name in accepted_formats():
         accepts = Image.OPEN[name][1]
         try:
             recognised = accepts is not None and accepts(data[:PREFIX_BYTES])
@@ -311,20 +394,3 @@ def _undecodable(data: bytes, error: Exception) -> Rejected:
 def _webp_is_short(data: bytes) -> bool:
     """Whether a WebP file has fewer bytes than its header states; the decoder does not report this."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little")
-
-
-def _is_video(data: bytes) -> bool:
-    if data[4:8] == b"ftyp":  # MP4 and QuickTime; AVIF and HEIC images use the same container
-        return data[8:12] not in {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"}
-    return (
-        data.startswith(
-            (
-                b"\x1a\x45\xdf\xa3",  # Matroska, WebM
-                b"\x00\x00\x01\xba",  # MPEG program stream
-                b"\x00\x00\x01\xb3",  # MPEG video
-                b"\x30\x26\xb2\x75",  # Windows Media
-                b"FLV\x01",
-            )
-        )
-        or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
-    )

@@ -17,7 +17,8 @@ RejectReason = Literal[
     "no_address",  # the table row has no http:// or https:// address
     "broken_metadata",  # the table row or the metadata file cannot be parsed
     # Decoding
-    "not_an_image",  # the content is in no supported image format: an HTML page, text, a vector drawing
+    "not_an_image",  # the content is in no image format: an HTML page, text, a vector drawing
+    "unsupported_format",  # the image is in a format that is not decoded, such as camera raw or JPEG XL
     "too_many_pixels",  # the header claims more than `max_pixels`, as decompression bombs do; nothing is decoded
     "too_small",  # the short side has fewer pixels than `min_side`
     "truncated",  # the image file ends too early

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import base64
 import io
+import re
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from pipeline.config import ColorMode, IngestConfig
-from pipeline.ingest.images import UNSAFE_FORMATS, DecodedImage, decode_square, encode, square_of
+from pipeline.ingest import image_formats
+from pipeline.ingest.images import DecodedImage, decode_square, encode, square_of
 from pipeline.ingest.rejection import Rejected
 from pipeline.records import Pixels
 from pipeline.shards import Sample
@@ -47,9 +51,6 @@ def distance(pixels: Pixels, image: Image.Image) -> float:
         ("TIFF", {"compression": "tiff_lzw"}),
         ("JPEG2000", {}),
         ("AVIF", {"quality": 95}),
-        ("ICO", {"sizes": [(48, 48)]}),
-        ("PPM", {}),
-        ("TGA", {}),
     ],
 )
 def test_usual_formats_are_read(file_format: str, options: dict[str, object]) -> None:
@@ -243,8 +244,8 @@ WHOLE = {name: encoded(photograph(0, 200, 200), name) for name in ("JPEG", "PNG"
         (b"", "empty"),
         (b"<!DOCTYPE html><html>Login</html>", "not_an_image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\nshowpage\n", "not_an_image"),
-        (b"\xd7\xcd\xc6\x9a\0\0" + bytes(80), "not_an_image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\nshowpage\n", "unsupported_format"),
+        (b"\xd7\xcd\xc6\x9a\0\0" + bytes(80), "unsupported_format"),
         (b"\0\0\0\x20ftypisom" + bytes(200), "video"),
         (b"\x1a\x45\xdf\xa3" + bytes(200), "video"),
         (b"\0\0\x01\xba" + bytes(200), "video"),
@@ -276,8 +277,153 @@ def test_the_smallest_side_is_exact_and_small_images_grow() -> None:
     assert decode_square(encoded(photograph(0, 16, 300)), config).pixels.shape == (64, 64, 3)
 
 
-def test_programs_of_the_system_are_never_asked() -> None:
-    assert {"EPS", "WMF", "IPTC"} <= UNSAFE_FORMATS
+@pytest.mark.parametrize("file_format", ["ICO", "PPM", "DDS", "QOI", "ICNS", "PCX", "SGI"])
+def test_formats_in_which_no_photographs_come_are_named_and_not_decoded(file_format: str) -> None:
+    with pytest.raises(Rejected, match="unsupported_format"):
+        decode_square(encoded(photograph(), file_format), CONFIG)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\xff\x0a\xfa", b"\0\0\0\x0cJXL \r\n\x87\n", b"II*\0\x10\0\0\0CR\x02\0", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
+        b"FUJIFILMCCD-RAW 0201", b"IIRO\x08\0\0\0", b"IIU\0\x18\0\0\0", b"8BPS\0\1", b"SIMPLE  =                    T",
+        b"BLP2", b"%PDF-1.7", b"%!PS-Adobe-3.0 EPSF-3.0", b"gimp xcf ", b"\x76\x2f\x31\x01", bytes(128) + b"DICM",
+    ],
+)  # fmt: skip
+def test_other_formats_are_recognised_by_their_first_bytes(start: bytes) -> None:
+    assert reason(start + bytes(2000)) == "unsupported_format"
+
+
+def tiff_with(tags: dict[int, object]) -> bytes:
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        directory[tag] = value
+    return encoded(photograph(), "TIFF", tiffinfo=directory)
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {330: 8, 254: 1}])
+def test_the_thumbnail_of_camera_raw_is_no_photograph(tags: dict[int, object]) -> None:
+    with pytest.raises(Rejected, match=r"unsupported_format.*camera raw"):
+        decode_square(tiff_with(tags), CONFIG)
+
+
+def test_a_tiff_with_further_sizes_is_a_photograph() -> None:
+    assert decode_square(tiff_with({330: 8}), CONFIG).format == "TIFF"
+
+
+def run_length_bmp() -> bytes:
+    grey = Image.new("P", (32, 32), 7)
+    plain = bytearray(encoded(grey, "BMP"))
+    plain[30:34] = (1).to_bytes(4, "little")
+    return bytes(plain)
+
+
+def test_a_bmp_of_run_lengths_is_not_decoded() -> None:
+    with pytest.raises(Rejected, match=r"unsupported_format.*run lengths"):
+        decode_square(run_length_bmp(), CONFIG)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True, "quality": 30}])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(options: dict[str, Any]) -> None:
+    whole = encoded(photograph(3, 200, 160), **options)
+    expected = decode_square(whole, CONFIG).pixels
+    for data in (whole[:-2], whole[:-1], whole[:-2] + b"\xff"):
+        assert np.array_equal(decode_square(data, CONFIG).pixels, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("image_size", [16, 128])
+def test_a_jpeg_that_lacks_pixels_is_truncated_wherever_it_was_cut(options: dict[str, Any], image_size: int) -> None:
+    config = IngestConfig(image_size=image_size, min_side=16)
+    whole = encoded(photograph(3, 200, 260), quality=90, **options)
+    for part in range(20, 97, 4):
+        assert reason(whole[: len(whole) * part // 100], config) == "truncated"
+
+
+def test_a_progressive_jpeg_that_was_cut_between_its_scans_is_truncated() -> None:
+    whole = encoded(photograph(3, 200, 260), progressive=True)
+    starts = [match.start() for match in re.finditer(b"\xff\xda", whole)]
+    assert len(starts) > 5
+    for start in starts[1:]:
+        # What lies between two scans, such as a table of codes, belongs to the next one.
+        for cut in (start, whole.rindex(b"\xff\xc4", 0, start)):
+            assert reason(whole[:cut], CONFIG) == "truncated"
+
+
+def display_p3(image: Image.Image) -> bytes:
+    """A JPEG of `image`, given in sRGB, in the wide gamut of phones; its profile is written by hand."""
+    return encoded(image, icc_profile=wide_gamut_profile(), quality=98, subsampling=0)
+
+
+def wide_gamut_profile() -> bytes:
+    """An ICC profile with the primaries of Display P3, adapted to D50, and a gamma of 2.2."""
+
+    def fixed(value: float) -> bytes:
+        return round(value * 65536).to_bytes(4, "big", signed=True)
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(fixed, values))
+
+    curve = b"curv\0\0\0\0\0\0\0\1" + round(2.2 * 256).to_bytes(2, "big") + b"\0\0"
+    text = b"mluc" + bytes(4) + (1).to_bytes(4, "big") + (12).to_bytes(4, "big") + b"enUS" + (4).to_bytes(4, "big")
+    tags = {
+        b"desc": text + (28).to_bytes(4, "big") + "P3".encode("utf-16-be"), b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.51512, 0.24120, -0.00105), b"gXYZ": xyz(0.29198, 0.69225, 0.04189),
+        b"bXYZ": xyz(0.15710, 0.06657, 0.78407), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
+    }  # fmt: skip
+    table, body = len(tags).to_bytes(4, "big"), b""
+    start = 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + (start + len(body)).to_bytes(4, "big") + len(content).to_bytes(4, "big")
+        body += content + bytes(-len(content) % 4)
+    header = bytearray(128)
+    header[0:4] = (start + len(body)).to_bytes(4, "big")
+    header[8:12], header[12:24], header[36:40] = b"\4\0\0\0", b"mntrRGB XYZ ", b"acsp"
+    header[68:80] = fixed(0.9642) + fixed(1.0) + fixed(0.8249)
+    return bytes(header) + table + body
+
+
+def test_wide_gamut_colours_are_converted_to_srgb() -> None:
+    # In Display P3, (234, 51, 35) is the red (255, 0, 0) of sRGB; the gamma differs a little.
+    decoded = decode_square(display_p3(Image.new("RGB", (48, 48), (234, 51, 35))), CONFIG)
+    assert np.abs(decoded.pixels.astype(int) - (255, 0, 0)).max() < 16
+    grey = decode_square(display_p3(Image.new("RGB", (48, 48), (128, 128, 128))), CONFIG)
+    assert np.abs(grey.pixels.astype(int) - 128).max() < 5
+
+
+def test_an_srgb_profile_changes_nothing() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = encoded(photograph(), icc_profile=profile)
+    assert np.array_equal(decode_square(data, CONFIG).pixels, decode_square(encoded(photograph()), CONFIG).pixels)
+
+
+HEIC_BRAND = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+
+
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAA"
+    "AERAAAEAAQAAAAABegABAAAAAAAAACUAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA1mlwcnAAAAC3"
+    "aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAA"
+    "AwAeoCCBBZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAABBw"
+    "aXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAAC1tZGF0AAAAISgBr1j5DpJf//Gev/9iUkPkR0N63/646GfhJhv9fH6J+A=="
+)
+"""A HEIC file of 64 x 64 px: the upper half is red, (200, 40, 30), the lower half blue, (20, 60, 200)."""
+
+
+def test_heic_is_decoded_where_its_decoder_is_installed() -> None:
+    pytest.importorskip("pi_heif")
+    decoded = decode_square(HEIC, CONFIG)
+    assert (decoded.format, decoded.width, decoded.height) == ("HEIF", 64, 64)
+    assert np.abs(decoded.pixels[:6].astype(int) - (200, 40, 30)).max() < 12
+    assert np.abs(decoded.pixels[10:].astype(int) - (20, 60, 200)).max() < 12
+    assert reason(HEIC[:300]) in {"corrupt", "truncated"}
+
+
+def test_heic_without_its_decoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_formats, "accepted_formats", lambda: image_formats.ACCEPTED)
+    with pytest.raises(Rejected, match=r"unsupported_format.*install visual-trends\[heif\]"):
+        image_formats.refuse_unsupported(HEIC_BRAND)
 
 
 def test_jpegs_are_reproducible_and_without_chroma_subsampling() -> None:
