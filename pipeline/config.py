@@ -36,7 +36,7 @@ STAGES: tuple[Stage, ...] = ("ingest", "cluster", "report")
 S3Access = Literal["signed", "unsigned", "requester-pays"]
 SourceType = Literal[
     "auto", "folder", "instagram-scraper", "instaloader", "gallery-dl", "megadepth", "table", "fourcat", "zeeschuimer",
-    "apify", "img2dataset", "tar", "idx", "npz", "class-folders",
+    "apify", "img2dataset", "tar", "zip", "idx", "npz", "class-folders",
 ]  # fmt: skip
 Quality = Literal["quick", "standard", "best"]
 QUALITY: dict[Quality, dict[str, Any]] = {
@@ -165,9 +165,9 @@ class IngestConfig(_Section):
     """Type of the sources.
 
     - auto: detect the type of each source; class-folders is never detected and must be named.
-    - folder: images, tars and dumps of scrapers; the layout of each folder is detected.
-    - instagram-scraper, instaloader, gallery-dl, img2dataset, tar: the same, but the source must contain at least one
-      item of the named type.
+    - folder: images, tars, ZIP archives and dumps of scrapers; the layout of each folder is detected.
+    - instagram-scraper, instaloader, gallery-dl, img2dataset, tar, zip: the same, but the source must contain at least
+      one item of the named type.
     - megadepth: one scene of MegaDepth.
     - table: URLs of images as CSV, TSV, JSON, JSON lines, Parquet or a plain list, gzipped or not.
     - fourcat, zeeschuimer, apify: tables of posts of Instagram that one of these tools captured.

@@ -31,6 +31,7 @@ from tests.support.dump_files import (
     parquet,
     put,
     tar,
+    zipped,
 )
 from tests.support.s3_server import CREDENTIALS, S3Server, s3_bucket, s3_endpoint, s3_server
 
@@ -48,6 +49,9 @@ SOURCES: dict[str, tuple[Files, str]] = {
     "scene in a tree": (megadepth_tree(), "/0000"),
     "tar": ({"x.tar": tar(IMAGES)}, "/x.tar"),
     "packed tar": ({"x.tar.gz": tar(IMAGES, "w:gz")}, "/x.tar.gz"),
+    "zip": ({"x.zip": zipped(IMAGES)}, "/x.zip"),
+    "zip in a folder": ({"x.zip": zipped(IMAGES), "1.jpg": b"1"}, ""),
+    "zip of a table": ({"x.zip": zipped([("x.csv", URLS)])}, "/x.zip"),
     "table": ({"x.csv": URLS}, "/x.csv"),
     "packed table": ({"x.csv.gz": gzip.compress(URLS)}, "/x.csv.gz"),
     "parquet": ({"x.parquet": parquet({"url": [f"https://a.example/{i}" for i in range(3000)]})}, "/x.parquet"),

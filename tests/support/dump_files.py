@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import tarfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ def tar(files: Iterable[tuple[str, bytes]], mode: Any = "w", **options: Any) -> 
             member = tarfile.TarInfo(name)
             member.size = len(data)
             writer.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zipped(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return a ZIP of `files`."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files:
+            archive.writestr(name, data)
     return buffer.getvalue()
 
 

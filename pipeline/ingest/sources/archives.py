@@ -15,13 +15,13 @@ from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources.content import open_stream, raise_machine_fault
 from pipeline.ingest.sources.file_records import file_record, single_line
 from pipeline.ingest.sources.gzipped import is_compressed
-from pipeline.ingest.sources.members import MemberAddress
+from pipeline.ingest.sources.members import Member, MemberAddress
 from pipeline.ingest.sources.metadata import Metadata, recognise_columns, storable, text_or_none
 from pipeline.ingest.sources.parquet_rows import parquet_rows
 from pipeline.ingest.sources.rows import BrokenRow, NotATable
 from pipeline.ingest.sources.s3 import S3_SCHEME, STREAM_BUFFER_BYTES
 from pipeline.ingest.sources.samples import Samples, is_hidden, is_sidecar, key_of, without_status
-from pipeline.ingest.sources.tars import BrokenTar, Member, iter_members
+from pipeline.ingest.sources.tars import BrokenTar, iter_members
 from pipeline.ingest.sources.tree import File
 from pipeline.records import CrawlRecord
 
@@ -110,9 +110,7 @@ def _record(file: File, member: Member, metadata: Metadata, compressed: bool) ->
     address = MemberAddress(file.uri, member.name, member.offset, member.size, compressed)
     record = file_record(File(member.name.rpartition("/")[2], address.uri, member.size), metadata)
     record = replace(record, fingerprint=f"{storable(file.path)}#{storable(member.name)}:{member.size}")
-    if not member.regular:
-        record = replace(record, problem="unreadable", problem_detail="a link, a device or a sparse file in a tar")
-    return record
+    return replace(record, problem="unreadable", problem_detail=member.problem) if member.problem else record
 
 
 def records_without_member(table: File, keys: set[str]) -> Iterator[CrawlRecord]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from pipeline.errors import StorageError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources.members import parse_member, read_member
+from pipeline.ingest.sources.members import open_zipped, parse_member, read_member
 from pipeline.ingest.sources.s3 import S3_SCHEME, S3Stream, read_object
 
 FILE_SCHEME = "file://"
@@ -53,7 +53,7 @@ def read_content(source_uri: str, max_bytes: int) -> bytes:
     """Return the content of `source_uri`.
 
     The address is an absolute path, or a ``file://`` URL where the path is not valid UTF-8; an object
-    ``s3://bucket/key``; or a member of a tar at one of these, in the notation of `MemberAddress`.
+    ``s3://bucket/key``; or a member of a tar or a ZIP at one of these, in the notation of `MemberAddress`.
 
     Only regular files are read; pipes and devices are refused.
 
@@ -70,10 +70,12 @@ def read_content(source_uri: str, max_bytes: int) -> bytes:
 
 
 def open_stream(source_uri: str) -> BinaryIO:
-    """Open the file or S3 object at `source_uri` as an unbuffered, seekable stream.
+    """Open the file, the S3 object or the member of a ZIP at `source_uri` as a seekable stream.
 
     Raises the same errors as `read_content`, except too_many_bytes.
     """
+    if (member := parse_member(source_uri)) is not None:
+        return open_zipped(member, open_stream)
     if source_uri.startswith(S3_SCHEME):
         return cast(BinaryIO, S3Stream(source_uri))
     with _translate_errors(source_uri):

@@ -8,6 +8,7 @@ from itertools import islice
 
 from pipeline.config import SourceType
 from pipeline.errors import SourceError
+from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources.archives import Archive, is_tar
 from pipeline.ingest.sources.archives import records as tar_records
 from pipeline.ingest.sources.arrays_on_s3 import array_records, holds_idx
@@ -23,10 +24,14 @@ from pipeline.ingest.sources.tables import (
     is_json_array,
     looks_like_table,
     reader_of,
+    records_of_tables,
     table_records,
 )
 from pipeline.ingest.sources.tars import BrokenTar
 from pipeline.ingest.sources.tree import File, Folder, LocalTree, Tree, open_tree
+from pipeline.ingest.sources.zip_records import is_zip, members_of, tables_in
+from pipeline.ingest.sources.zip_records import records as zip_records
+from pipeline.ingest.sources.zips import BrokenZip
 from pipeline.records import CrawlRecord
 
 DETECTED = TableOptions()
@@ -86,8 +91,8 @@ def _read_source(source: str, source_type: SourceType, tables: TableOptions) -> 
         return table_records(tree, tables, detected if detected in TOOLS else None)
     if detected == "megadepth":
         return scene_records(tree)
-    if detected in {"tar", "img2dataset"} and (file := tree.file()) is not None:
-        return _records_of_tar(tree, file)
+    if detected in {"tar", "img2dataset", "zip"} and (file := tree.file()) is not None:
+        return _records_of_zip(tree, file, tables) if detected == "zip" else _records_of_tar(tree, file)
     expected = detected if detected in LAYOUT_DESCRIPTIONS else None
     return folder_records(tree, class_folders=detected == "class-folders", expected=expected)
 
@@ -127,10 +132,12 @@ def _detect_file(file: File) -> SourceType:
         return "idx"
     if is_tar(file.name):
         return "tar"
+    if is_zip(file.name):
+        return "zip"
     if looks_like_table(file):
         return "table"
     raise SourceError(
-        f"source {file.printable_uri}: expected a folder, found a file that is neither a tar, nor a table "
+        f"source {file.printable_uri}: expected a folder, found a file that is neither a tar, nor a ZIP, nor a table "
         f"({', '.join(READERS)}), nor an array file (IDX, .npz)"
     )
 
@@ -140,3 +147,19 @@ def _records_of_tar(tree: Tree, file: File) -> Iterator[CrawlRecord]:
         yield from tar_records(Archive(file), must_be_tar=True)
     except BrokenTar as error:
         raise SourceError(f"source {tree.root}: not a tar of files ({error}); fetch it again") from error
+
+
+def _records_of_zip(tree: Tree, file: File, tables: TableOptions) -> Iterator[CrawlRecord]:
+    """Yield the records of a ZIP: its images, or the rows of its tables if it has no images."""
+    try:
+        members = members_of(file)
+    except (BrokenZip, Rejected) as error:
+        detail = error.detail if isinstance(error, Rejected) else error
+        raise SourceError(f"source {tree.root}: not a ZIP of files ({detail}); fetch it again") from error
+    if not members:
+        raise SourceError(f"source {tree.root}: the ZIP contains no files")
+    suffixes = tuple(suffix for suffix in READERS if reader_of(suffix) is not list_rows)
+    if inner := tables_in(file, members, suffixes):
+        yield from records_of_tables(inner, tables)
+    else:
+        yield from zip_records(file, members)

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.errors import SourceError
-from pipeline.ingest.sources import archives, instagram, instaloader, sidecars
+from pipeline.ingest.rejection import Rejected
+from pipeline.ingest.sources import archives, instagram, instaloader, sidecars, zip_records
 from pipeline.ingest.sources.file_records import file_record
 from pipeline.ingest.sources.metadata import storable
 from pipeline.ingest.sources.sidecars import stem_of
 from pipeline.ingest.sources.tree import File, Folder, Tree
+from pipeline.ingest.sources.zips import BrokenZip
 from pipeline.records import CrawlRecord
 
-Layout = Literal["instagram-scraper", "instaloader", "gallery-dl", "img2dataset", "tar"]
+Layout = Literal["instagram-scraper", "instaloader", "gallery-dl", "img2dataset", "tar", "zip"]
 
 LAYOUT_DESCRIPTIONS: dict[Layout, str] = {
     "instagram-scraper": "a .json file with GraphImages beside the images (written with --media-metadata)",
@@ -27,6 +29,7 @@ LAYOUT_DESCRIPTIONS: dict[Layout, str] = {
     "gallery-dl": "a .json file beside each image (written with --write-metadata)",
     "img2dataset": "tars or folders with a .parquet table beside each",
     "tar": ".tar, .tar.gz or .tgz files",
+    "zip": ".zip files",
 }
 """Description of the files in a folder of each layout, for error messages."""
 
@@ -60,6 +63,14 @@ class Walk:
                 yield record if label is None else replace(record, label=label)
             folders.extend(reversed(folder.folders))
 
+    def _zip_records(self, file: File) -> Iterator[CrawlRecord]:
+        try:
+            members = zip_records.members_of(file)
+        except (BrokenZip, Rejected) as error:
+            yield zip_records.whole_file_record(file, error)
+            return
+        yield from zip_records.records(file, members)
+
     def _failed_downloads(self, folder: Folder) -> Iterator[CrawlRecord]:
         """Yield the records of the addresses of `folder` that img2dataset could not download, if it wrote it."""
         if (table := self.tables.pop(folder.path, None)) is not None:
@@ -89,6 +100,9 @@ class Walk:
             if archive.table is not None:
                 self.layouts.add("img2dataset")
             yield from archives.records(archive)
+        for name in [name for name, file in files.items() if zip_records.is_zip(name) and file.problem is None]:
+            self.layouts.add("zip")
+            yield from self._zip_records(files.pop(name))
         posts = instagram.take_posts(files)
         if posts is not None:
             self.layouts.add("instagram-scraper")

@@ -102,6 +102,14 @@ def table_records(tree: Tree, options: TableOptions, tool: Tool | None = None) -
     files = [file for file in tree.list().files if reader_of(file.name) is not None and file.problem is None]
     if not files:
         raise SourceError(f"source {tree.root}: contains no table; expected {', '.join(READERS)} files, gzipped or not")
+    yield from records_of_tables(files, options, tool)
+
+
+def records_of_tables(files: list[File], options: TableOptions, tool: Tool | None = None) -> Iterator[CrawlRecord]:
+    """Yield the records of several tables; one without rows or addresses is skipped with a word on the console.
+
+    Raises the same errors as `table_records`.
+    """
     error: SourceError | None = None
     used = False
     for file in files:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from pipeline.ingest.sources.gzipped import BROKEN_GZIP, decompressed, is_compressed
+from pipeline.ingest.sources.members import Member
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -31,22 +31,6 @@ _WITHOUT_CONTENT = _LINKS_AND_DEVICES | {tarfile.DIRTYPE}
 
 class BrokenTar(Exception):  # noqa: N818 (describes a state, as Rejected does)
     """The rest of the tar cannot be read; the members before it are valid."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file, link or device in a tar; folders are not members."""
-
-    name: str
-    """Name as stored in the tar: any text, with lone surrogates for bytes that are not UTF-8."""
-    offset: int
-    """Position of the first byte of the content in the tar, decompressed."""
-    size: int
-    """Size of the content in bytes."""
-    regular: bool
-    """Whether it is a regular file whose content is stored contiguously."""
-    content: bytes | None = None
-    """Content, if it was requested."""
 
 
 def iter_members(file: BinaryIO, wants_content: Callable[[str, int], bool]) -> Iterator[Member]:
@@ -117,7 +101,8 @@ class _Reader:
             or sparse
             or header.type in _LINKS_AND_DEVICES | {tarfile.GNUTYPE_SPARSE}
         ):
-            return Member(name, offset, size, regular, content)
+            problem = None if regular else "a link, a device or a sparse file in a tar"
+            return Member(name, offset, size, problem, content)
         return None
 
     def _header(self) -> tarfile.TarInfo | None:
