@@ -58,9 +58,10 @@ def read_content(source_uri: str, max_bytes: int) -> bytes:
     Only regular files are read; pipes and devices are refused.
 
     Raises:
-        Rejected: unreadable, or too_many_bytes (above `max_bytes`; nothing is read then).
-        StorageError: a fault of the machine; another attempt may succeed. A file that no longer exists counts as such a
-            fault, because it existed when the crawl was listed.
+        Rejected: unreadable, too_many_bytes (above `max_bytes`; nothing is read then), or missing_file (removed after
+            the crawl was listed).
+        StorageError: a fault of the machine; another attempt may succeed. If the folder of the file is gone or empty,
+            too, this counts as such a fault: a file system may not be mounted any more.
     """
     if (member := parse_member(source_uri)) is not None:
         return read_member(member, max_bytes, open_stream)
@@ -105,11 +106,23 @@ def _translate_errors(source_uri: str) -> Iterator[None]:
     """Translate errors of the operating system to StorageError or Rejected."""
     try:
         yield
+    except FileNotFoundError as error:
+        if not _has_files(Path(local_path(source_uri)).parent):
+            raise_machine_fault(source_uri, error)
+        raise Rejected("missing_file", "removed after the crawl was listed") from error
     except OSError as error:
         raise_machine_fault(source_uri, error)
         raise Rejected("unreadable", error.strerror or str(error)) from error
     except ValueError as error:  # a path that no system call accepts
         raise Rejected("unreadable", str(error)) from error
+
+
+def _has_files(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def local_path(source_uri: str) -> str:

@@ -39,7 +39,7 @@ def file_record(
         file_name=name,
         **vars(metadata),
         problem=file.problem or problem,
-        problem_detail=detail,
+        problem_detail=detail or file.detail,
         fingerprint=f"{storable(file.path)}:{file.size}",
     )
 

@@ -74,11 +74,12 @@ def read_object(uri: str, max_bytes: int) -> bytes:
     """Return the content of the object at `uri`.
 
     Raises:
-        Rejected: too_many_bytes (above `max_bytes`; nothing is read then), or unreadable where it is archived.
-        StorageError: S3 refuses or fails, or the object was deleted after it was listed.
+        Rejected: too_many_bytes (above `max_bytes`; nothing is read then), unreadable where it is archived, or
+            missing_file where it was deleted.
+        StorageError: S3 refuses or fails.
     """
     bucket, key = split_address(uri)
-    with _translate_errors(uri):
+    with _translate_errors(uri, missing="removed after the crawl was listed"):
         response = _client().get_object(Bucket=bucket, Key=key, **_payer())
         with response["Body"] as body:
             size = response["ContentLength"]
@@ -140,7 +141,7 @@ class S3Stream(io.RawIOBase):
         return size
 
     def _range(self, start: int, size: int) -> bytes:
-        with _translate_errors(self._uri):
+        with _translate_errors(self._uri, missing="removed after the crawl was listed"):
             response = _client().get_object(
                 Bucket=self._bucket, Key=self._key, Range=f"bytes={start}-{start + size - 1}", **_payer()
             )
@@ -169,8 +170,11 @@ def _payer() -> dict[str, str]:
 
 
 @contextmanager
-def _translate_errors(uri: str) -> Iterator[None]:
-    """Translate errors of boto3 to SourceError, Rejected or StorageError."""
+def _translate_errors(uri: str, missing: str | None = None) -> Iterator[None]:
+    """Translate errors of boto3 to SourceError, Rejected or StorageError.
+
+    With `missing`, an object that does not exist is Rejected with this detail.
+    """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
@@ -180,6 +184,8 @@ def _translate_errors(uri: str) -> Iterator[None]:
         code = error.response.get("Error", {}).get("Code")
         if code == "NoSuchBucket":
             raise SourceError(f"source {uri}: no such bucket") from error
+        if missing is not None and code in _NOT_FOUND_CODES:
+            raise Rejected("missing_file", missing) from error
         if code == "InvalidObjectState":
             raise Rejected("unreadable", "archived; restore it in S3 first") from error
         raise StorageError(f"cannot read {uri}: {error}") from error

@@ -1,7 +1,7 @@
 """List the files of a source one folder at a time, in a local folder or below a prefix of an S3 bucket.
 
-Hidden files and ``*.part`` files are ignored. Local links to folders are not followed; links to files are followed
-within the source.
+Hidden files and ``*.part`` files are ignored. Local links to files are followed within the source. A link to a folder
+of the source is not followed, because the folder is listed itself; one to another folder is a file with a problem.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class File:
     """Size in bytes; None if it is unknown."""
     problem: RejectReason | None = None
     """Reason why the file cannot be read, if it is known before the file is opened."""
+    detail: str | None = None
+    """Explanation of the problem, as a sentence."""
 
     @property
     def name(self) -> str:
@@ -124,6 +126,16 @@ class LocalTree:
         folders = [f"{path}{e.name}/" for e in entries if e.is_dir(follow_symlinks=False)]
         return Folder(path, uri, files, folders)
 
+    def _link_problem(self, path: str, uri: str, link: str, status: os.stat_result) -> File | None:
+        """Return the link at `link` as a file with a problem if its target, which has `status`, is not read."""
+        real, root = Path(os.path.realpath(link)), Path(os.path.realpath(self.path))
+        if not stat.S_ISDIR(status.st_mode):
+            return None if real.is_relative_to(root) else File(path, uri, None, "outside_source")
+        if real.is_relative_to(root) and all(map(_is_wanted, real.relative_to(root).parts)):
+            return None  # the folder is listed itself
+        detail = "a link to a folder that is not part of the source; give this folder as a source of its own"
+        return File(path, uri, None, "outside_source", detail)
+
     def _error_message(self, error: OSError | ValueError) -> str:
         if isinstance(error, NotADirectoryError):
             return "expected a folder, found a file"
@@ -132,7 +144,7 @@ class LocalTree:
         return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
     def _file(self, path: str, entry: os.DirEntry[str]) -> File | None:
-        """Return the file `entry` if it is a regular file, a link to one or a broken link; None for anything else."""
+        """Return the file `entry` if it is a regular file, a link to one, or a link that leads nowhere; else None."""
         uri = file_uri(entry.path)
         try:
             status = entry.stat()
@@ -143,10 +155,10 @@ class LocalTree:
                 return File(path, uri, None, "missing_file")
             raise_machine_fault(storable(entry.path), error)
             return File(path, uri, None, "unreadable")
+        if entry.is_symlink() and (problem := self._link_problem(path, uri, entry.path, status)) is not None:
+            return problem
         if not stat.S_ISREG(status.st_mode):
             return None
-        if entry.is_symlink() and not is_inside(entry.path, self.path):
-            return File(path, uri, None, "outside_source")
         return File(path, uri, status.st_size)
 
 

@@ -46,7 +46,6 @@ def test_files_come_by_name_then_subfolders_by_name(tmp_path: Path) -> None:
 def test_hidden_partial_and_special_files_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "kept.jpg", ".hidden.jpg", ".cache/x.jpg", "loading.jpg.part", "loading.jpg.PART")
     os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "elsewhere").symlink_to(tmp_path.parent, target_is_directory=True)
     assert names(tmp_path) == ["kept.jpg"]
 
 
@@ -75,6 +74,20 @@ def test_links_out_of_the_source_are_not_followed(tmp_path: Path) -> None:
             "relative.jpg": "outside_source", "within.jpg": None, "x.jpg": None,
         }  # fmt: skip
         assert {r.caption for r in records} == {None}
+
+
+def test_a_folder_is_listed_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    touch(tmp_path, "other/1.jpg", "crawl/real/2.jpg", "crawl/.hidden/3.jpg")
+    crawl = tmp_path / "crawl"
+    (crawl / "again").symlink_to("real", target_is_directory=True)
+    (crawl / "real" / "up").symlink_to("..", target_is_directory=True)
+    (crawl / "out").symlink_to(tmp_path / "other", target_is_directory=True)
+    (crawl / "hidden").symlink_to(".hidden", target_is_directory=True)
+    records = {r.file_name: r for r in read_records(str(crawl))}
+    assert {name: r.problem for name, r in records.items()} == {
+        "2.jpg": None, "out": "outside_source", "hidden": "outside_source",
+    }  # fmt: skip
+    assert "give this folder as a source of its own" in str(records["out"].problem_detail)
 
 
 def test_a_dump_joins_files_to_posts(tmp_path: Path) -> None:
@@ -305,6 +318,20 @@ def test_a_fault_of_the_machine_ends_the_listing(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("pipeline.ingest.sources.content.os.open", fail_with(errno.EIO))
     with pytest.raises(StorageError, match=r"tag\.json: Input/output error"):
         list(read_records(str(tmp_path)))
+
+
+def test_a_file_that_was_removed_is_a_row_and_a_folder_that_was_unmounted_a_fault(tmp_path: Path) -> None:
+    touch(tmp_path, "in/1.jpg", "in/2.jpg")
+    first, second = (record.source_uri for record in read_records(str(tmp_path)))
+    Path(first).unlink()
+    with pytest.raises(Rejected, match="missing_file"):
+        read_content(first, 100)
+    Path(second).unlink()
+    for _ in ("empty", "gone"):
+        with pytest.raises(StorageError, match="the same command continues once it can be read"):
+            read_content(second, 100)
+        if (tmp_path / "in").exists():
+            (tmp_path / "in").rmdir()
 
 
 def test_files_that_are_too_large_or_not_regular_are_rejected(tmp_path: Path) -> None:
