@@ -19,7 +19,7 @@ from pipeline.errors import StorageError
 from pipeline.ingest.download.downloads import download
 from pipeline.ingest.download.host_limits import Exchange, limits_of, local_limits
 from pipeline.ingest.download.pages import refuse_pages
-from pipeline.ingest.download.urls import is_url, strip_userinfo, userinfo
+from pipeline.ingest.download.urls import is_url
 from pipeline.ingest.forget.names import CLEARED_VALUES, FORGOTTEN, FORGOTTEN_DETAIL, NO_NAMES, Names, is_forgotten
 from pipeline.ingest.images import decode_square, encode, square_of
 from pipeline.ingest.rejection import Rejected, RejectReason
@@ -28,6 +28,7 @@ from pipeline.ingest.repeats.near_duplicates import signature_of
 from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.labelled_arrays import read_record, record_digest
 from pipeline.ingest.sources.s3 import use_access
+from pipeline.masking import mask
 from pipeline.paths import CrawlPaths
 from pipeline.records import SHARD_SCHEMA, Pixels
 from pipeline.shards import Sample, publish_shard, read_shard
@@ -71,7 +72,7 @@ def build_shard(task: ShardTask, index: int, records: pa.Table) -> int:
     Raises StorageError if this machine is at fault and another attempt may succeed.
     """
     plan = records.to_pylist()
-    rows = [dict.fromkeys(SHARD_SCHEMA.names) | record for record in plan]
+    rows = [dict.fromkeys(SHARD_SCHEMA.names) | _without_secrets(record) for record in plan]
     samples = _process(task, plan, rows, todo=dict(enumerate(rows)), kept={})
     _publish(task, index, rows, samples)
     return sum(row["status"] == "accepted" for row in rows)
@@ -180,7 +181,7 @@ def _read(
     """Yield the positions `todo`, in any order, each with the content of its record or the reason for rejecting it."""
     use_access(task.config.s3_access)
     urls = {}
-    for position, row in todo.items():
+    for position in todo:
         record, address = plan[position], plan[position]["source_uri"]
         if record["problem"]:
             yield position, Rejected(record["problem"], record["problem_detail"] or "found while listing the crawl")
@@ -188,8 +189,6 @@ def _read(
         if record["array_sha256"] is not None:
             yield position, _read_array(record)
             continue
-        if is_url(address) or row["source_url"]:
-            _remove_userinfo(row, address)
         if is_url(address):
             urls[position] = address
         else:
@@ -220,13 +219,9 @@ def _read_array(record: dict[str, Any]) -> _Content | Rejected:
     return _Content(sha256, pixels.nbytes, pixels=pixels, array_format=record["array_format"])
 
 
-def _remove_userinfo(row: dict[str, Any], address: str) -> None:
-    """Remove the user name and password in `address`, if any, from all columns of `row`; and any in its source_url."""
-    if secret := userinfo(address):
-        texts = ((name, value) for name, value in row.items() if isinstance(value, str))
-        row.update({name: value.replace(f"//{secret}", "//") for name, value in texts})
-    if row["source_url"]:
-        row.update(source_url=strip_userinfo(row["source_url"]))
+def _without_secrets(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `row` without the passwords in its addresses, in whichever column they are."""
+    return {name: mask(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _make_image(content: _Content, source_uri: str, config: IngestConfig) -> _ShardImage | Rejected:
@@ -244,7 +239,7 @@ def _make_image(content: _Content, source_uri: str, config: IngestConfig) -> _Sh
     except Rejected as rejected:
         return rejected
     except MemoryError as error:
-        raise StorageError(f"cannot decode {strip_userinfo(source_uri)}: this machine is out of memory") from error
+        raise StorageError(f"cannot decode {mask(source_uri)}: this machine is out of memory") from error
     is_compared = content.file is not None and not config.keep_duplicates
     signature = signature_of(image.pixels) if is_compared else None
     return _ShardImage(data, image.format, image.width, image.height, signature)

@@ -17,6 +17,7 @@ from pipeline.clustering.snapshots import snapshots_of
 from pipeline.config import digest
 from pipeline.console import Laps, counted, rated, say
 from pipeline.errors import StorageError
+from pipeline.masking import mask
 from pipeline.reporting.assignment.new_crawl import assignments_of, delete_assignment
 from pipeline.reporting.assignment.shards import assign_crawls
 from pipeline.reporting.cluster_pictures import publish_strips
@@ -32,7 +33,7 @@ from pipeline.reporting.run import Run
 from pipeline.reporting.tables.cluster_files import write_clusters_csv, write_clusters_parquet
 from pipeline.reporting.tables.manifest import clusters_schema, prototypes_table, without_sources
 from pipeline.reporting.tracking.runs import Tracking
-from pipeline.reporting.tracking.server import redact_credentials, tracking_uri
+from pipeline.reporting.tracking.server import tracking_uri
 from pipeline.reporting.tracking.track import is_recorded, record_run
 from pipeline.storage import Storage, read_json, write_table
 
@@ -137,7 +138,7 @@ def _publish(storage: Storage, run: Run) -> dict[str, Any]:
     document = _describe(storage, run, tiles, metrics)
     frames = frames_to_show(snapshots_of(state), method.prototypes_KCHW(), selected, options.examples)
     timelapse = draw_timelapse(frames, [tile.cluster for tile in findings.tiles], options.tile_px)
-    uri = redact_credentials(tracking_uri(storage, run.config))
+    uri = mask(tracking_uri(storage, run.config))
     page = render(page_of(replace(run, document=document), findings, uri, timelapse if len(frames) > 1 else None))
     say("page", rated(selected.k, "cluster", laps.end("page")))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pipeline.config import JobConfig
 from pipeline.console import counted, say
 from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.masking import mask
 from pipeline.paths import runs_folder
 from pipeline.reporting.reported_runs import load_run, reported_run_ids
 from pipeline.reporting.run import Run
 from pipeline.reporting.tracking.runs import Tracking
-from pipeline.reporting.tracking.server import client_of, database_lock, error_line, redact_credentials, tracking_uri
+from pipeline.reporting.tracking.server import client_of, database_lock, error_line, tracking_uri
 from pipeline.reporting.tracking.track import is_recorded, record_run
 from pipeline.storage import Storage
 
@@ -51,7 +52,7 @@ def sync_tracking(storage: Storage, config: JobConfig) -> None:
 def _sync(storage: Storage, run: Run) -> bool:
     """Record `run` if necessary, and print the outcome; return whether it is completely recorded."""
     uri = tracking_uri(storage, run.config)
-    redacted = redact_credentials(uri)
+    redacted = mask(uri)
     if is_recorded(storage, run.config, run.document) and _exists(uri, run.document["tracking"]["run_id"]):
         say("sync", f"{run.run_id} is already in {redacted}")
         return True
@@ -74,4 +75,4 @@ def _exists(uri: str, run_id: str) -> bool:
     except Exception as error:  # MLflow's stores raise various types of exceptions
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
             return False
-        raise PipelineError(f"{redact_credentials(uri)} does not answer: {error_line(error)}") from error
+        raise PipelineError(f"{mask(uri)} does not answer: {error_line(error)}") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pipeline.console import say
 from pipeline.errors import StorageError
+from pipeline.masking import mask
 from pipeline.paths import RunPaths
 from pipeline.reporting.report_files import single_files
 from pipeline.reporting.tracking.locations import TrackingLocation, tracking_locations
 from pipeline.reporting.tracking.runs import untrack
-from pipeline.reporting.tracking.server import default_uri, redact_credentials
+from pipeline.reporting.tracking.server import default_uri
 from pipeline.storage import Storage, read_json
 
 
@@ -40,7 +41,7 @@ def _untrack_everywhere(storage: Storage, paths: RunPaths, tracked: str | None) 
     given_answered = False
     for location in _locations(storage, paths, tracked):
         uri = location.uri or default_uri(storage)
-        is_given = tracked is not None and redact_credentials(tracked) == uri
+        is_given = tracked is not None and mask(tracked) == uri
         try:
             untrack_uri = tracked if is_given and tracked else uri  # only the given URI has credentials
             untrack(storage, untrack_uri, paths.collection, paths.run_id, location.workspace)
@@ -50,7 +51,7 @@ def _untrack_everywhere(storage: Storage, paths: RunPaths, tracked: str | None) 
     for failure in failures:
         if not given_answered:
             raise failure
-        say("forget", f"{redact_credentials(tracked or '')} is assumed to replace an unreachable location: {failure}")
+        say("forget", f"{mask(tracked or '')} is assumed to replace an unreachable location: {failure}")
 
 
 def _locations(storage: Storage, paths: RunPaths, tracked: str | None) -> list[TrackingLocation]:
@@ -58,6 +59,6 @@ def _locations(storage: Storage, paths: RunPaths, tracked: str | None) -> list[T
     locations = tracking_locations(storage, paths)
     if storage.exists(paths.forgetting) and not locations:
         locations = [TrackingLocation(read_json(storage, paths.forgetting)["tracking"]["uri"], storage.root)]
-    if tracked is not None and redact_credentials(tracked) not in {location.uri for location in locations}:
-        locations.append(TrackingLocation(redact_credentials(tracked), storage.root))
+    if tracked is not None and mask(tracked) not in {location.uri for location in locations}:
+        locations.append(TrackingLocation(mask(tracked), storage.root))
     return locations

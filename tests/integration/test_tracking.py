@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.masking import mask
 from pipeline.paths import RunPaths
 from pipeline.reporting.report_files import report_files
 from pipeline.reporting.reported_runs import load_run
 from pipeline.reporting.tracking.runs import Tracking, untrack
-from pipeline.reporting.tracking.server import redact_credentials
 from pipeline.reporting.tracking.track import record_run
 from pipeline.storage import LocalStorage, S3Storage
 from tests.support.made_collection import BLUE, GREEN, RED, WHITE, plain, trial_result
@@ -371,7 +371,7 @@ def test_a_server_that_is_down_causes_one_warning(tmp_path: Path, capsys: pytest
     assert tracking.error
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 1
-    assert redact_credentials(uri) in printed
+    assert mask(uri) in printed
     assert "secret" not in printed + tracking.uri + tracking.error
 
 
@@ -440,4 +440,4 @@ def test_any_name_of_a_collection_is_valid_for_a_registered_model(tmp_path: Path
     ],
 )
 def test_credentials_are_redacted(uri: str, expected: str) -> None:
-    assert redact_credentials(uri) == expected
+    assert mask(uri) == expected

@@ -1,4 +1,4 @@
-"""Helpers for URLs of images: recognise them, and get the host and the target of a request, and user names in them."""
+"""Helpers for URLs of images: recognise them, and get the host and the target of a request."""
 
 from __future__ import annotations
 
@@ -55,14 +55,3 @@ def request_target(url: str) -> str:
         parts = urlsplit(request_url(url))
         return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return target
-
-
-def userinfo(url: str) -> str:
-    """Return the user name and password in `url`, including the ``@``; empty if it has none."""
-    found = re.match(r"[a-z][a-z0-9+.-]*://([^/?#]*@)", url, re.IGNORECASE)
-    return found[1] if found else ""
-
-
-def strip_userinfo(url: str) -> str:
-    """Return `url` without user name and password; an address without them is returned unchanged."""
-    return url.replace("//" + userinfo(url), "//", 1)

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
-from pipeline.ingest.download.urls import strip_userinfo
 from pipeline.ingest.rejection import RejectReason
 from pipeline.ingest.repeats.dedup import IMAGE_ID_DIGITS
+from pipeline.masking import mask
 from pipeline.paths import forgotten_list, takedown_marker
 from pipeline.storage import Storage, read_table, write_table
 
@@ -32,9 +32,7 @@ FORGOTTEN_SCHEMA = pa.schema(
         pa.field(
             "name",
             pa.string(),
-            metadata={
-                "doc": "id of an image, or SHA-256 of a file or of an address without user and password; hexadecimal"
-            },
+            metadata={"doc": "id of an image, or SHA-256 of a file or of an address without its secrets; hexadecimal"},
         )
     ]
 )
@@ -120,8 +118,8 @@ def write_forgotten(storage: Storage, collection: str, names: Names) -> None:
 
 
 def name_of_address(address: str) -> str:
-    """Return the name of the image at `address`: the hash of the address without user name and password."""
-    return hashlib.sha256(strip_userinfo(address).encode()).hexdigest()
+    """Return the name of the image at `address`: the hash of the address without its secrets."""
+    return hashlib.sha256(mask(address).encode()).hexdigest()
 
 
 def is_forgotten(names: Names, sha256: str, image_id: str) -> bool:

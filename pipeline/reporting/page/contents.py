@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import dump_config
+from pipeline.masking import mask
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.page.charts import number
 from pipeline.reporting.page.clusters import cluster_views, data_uri, example_views
@@ -11,7 +12,6 @@ from pipeline.reporting.page.training import training_figures
 from pipeline.reporting.pictures.timelapse import LIMIT_BYTES
 from pipeline.reporting.run import Run
 from pipeline.reporting.tables.manifest import LOSS_NAMES, loss_column
-from pipeline.reporting.tracking.server import redact_credentials
 
 
 def page_of(run: Run, findings: Findings, tracked: str, timelapse: bytes | None) -> Page:
@@ -28,7 +28,7 @@ def page_of(run: Run, findings: Findings, tracked: str, timelapse: bytes | None)
     return Page(
         document=run.document,
         tracked={"uri": tracked, "experiment": run.collection, "run": run.run_id},
-        configuration=redact_credentials(dump_config(config.model_copy(update={"tracking_uri": None}))),
+        configuration=mask(dump_config(config.model_copy(update={"tracking_uri": None}))),
         order_by=config.reporting.order_by,
         loss=LOSS_NAMES[loss_column(findings.clusters.schema)],
         private=not config.reporting.examples,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from pipeline.config import JobConfig
+from pipeline.masking import mask
 from pipeline.paths import RunPaths
-from pipeline.reporting.tracking.server import default_uri, redact_credentials, tracking_uri
+from pipeline.reporting.tracking.server import default_uri, tracking_uri
 from pipeline.storage import Storage, read_json, write_json
 
 
@@ -37,4 +38,4 @@ def tracking_locations(storage: Storage, paths: RunPaths) -> list[TrackingLocati
 
 
 def _stored_uri(storage: Storage, uri: str) -> str | None:
-    return None if uri == default_uri(storage) else redact_credentials(uri)
+    return None if uri == default_uri(storage) else mask(uri)

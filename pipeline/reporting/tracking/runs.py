@@ -17,6 +17,7 @@ from pipeline.clustering.trial import TrialResult, best_of_each_k
 from pipeline.config import JobConfig
 from pipeline.console import say
 from pipeline.errors import StorageError
+from pipeline.masking import mask
 from pipeline.reporting.run import Run
 from pipeline.reporting.tracking.dataset import data_digest, dataset_input
 from pipeline.reporting.tracking.kept_model import track_model, untrack_model
@@ -29,7 +30,6 @@ from pipeline.reporting.tracking.server import (
     error_line,
     failures_as_warning,
     is_server,
-    redact_credentials,
     tracking_uri,
 )
 from pipeline.storage import Storage
@@ -70,7 +70,7 @@ def track_run(storage: Storage, run: Run, artifacts: Sequence[str]) -> Tracking:
     """
     config, name = run.config, run.collection
     uri = tracking_uri(storage, config)
-    redacted = redact_credentials(uri)
+    redacted = mask(uri)
     with failures_as_warning(uri) as failures:
         with database_lock(uri):
             client = client_of(uri)
@@ -145,7 +145,7 @@ def untrack(storage: Storage, uri: str, collection: str, run_id: str, workspace:
                         storage.delete(key)
     except Exception as error:  # MLflow's stores raise various types of exceptions
         raise StorageError(
-            f"{redact_credentials(uri)}: the records of run {run_id} cannot be deleted ({error_line(error)}); run the "
+            f"{mask(uri)}: the records of run {run_id} cannot be deleted ({error_line(error)}); run the "
             "same command again, with --tracking-uri if the server has moved or requires a password"
         ) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +12,7 @@ from filelock import FileLock
 
 from pipeline.config import JobConfig
 from pipeline.console import say
+from pipeline.masking import mask
 from pipeline.storage import Storage
 
 _ENVIRONMENT = {
@@ -35,11 +35,6 @@ def tracking_uri(storage: Storage, config: JobConfig) -> str:
 def default_uri(storage: Storage) -> str:
     """Return the URI of the SQLite database in the workspace."""
     return f"sqlite:///{storage.uri('mlflow.db')}"
-
-
-def redact_credentials(text: str) -> str:
-    """Return `text` with user and password removed from all URLs in it."""
-    return re.sub(r"(?<=://)[^/\s]+@", "", text)
 
 
 def is_server(uri: str) -> bool:
@@ -88,11 +83,11 @@ def failures_as_warning(uri: str) -> Iterator[list[str]]:
     if failures:
         say(
             "track",
-            f"warning: not everything is recorded in {redact_credentials(uri)}; run the same command again or with "
+            f"warning: not everything is recorded in {mask(uri)}; run the same command again or with "
             f"--sync-tracking: {'; '.join(failures)}",
         )
 
 
 def error_line(error: Exception) -> str:
     """Return the message of `error` on one line, without credentials."""
-    return " ".join(redact_credentials(str(error)).split())[:200] or type(error).__name__
+    return " ".join(mask(str(error)).split())[:200] or type(error).__name__

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.config import JobConfig
+from pipeline.masking import mask
 from pipeline.reporting.report_files import report_files
 from pipeline.reporting.run import Run
 from pipeline.reporting.tracking.locations import add_tracking_location
 from pipeline.reporting.tracking.runs import Tracking, finish, track_run
-from pipeline.reporting.tracking.server import redact_credentials, tracking_uri
+from pipeline.reporting.tracking.server import tracking_uri
 from pipeline.storage import Storage, write_json
 
 
@@ -18,7 +19,7 @@ def is_recorded(storage: Storage, config: JobConfig, document: dict[str, Any]) -
     """Whether `document`, the content of ``run.json``, states that everything is recorded where `config` requires."""
     tracking = Tracking(**document["tracking"])
     complete = tracking.error is None and tracking.model is not None
-    return complete and tracking.uri == redact_credentials(tracking_uri(storage, config))
+    return complete and tracking.uri == mask(tracking_uri(storage, config))
 
 
 def record_run(storage: Storage, run: Run) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pipeline.config import HttpConfig
 from pipeline.errors import StorageError
 from pipeline.ingest.download import connections, request
 from pipeline.ingest.download.request import HttpClient, Redirect, opt_out, retry_after_s
-from pipeline.ingest.download.urls import host_of, strip_userinfo
+from pipeline.ingest.download.urls import host_of
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
 from tests.support.http_server import Handler, Site, serving, tls_files
 
@@ -444,27 +444,12 @@ def test_no_url_is_more_than_rejected(url: str) -> None:
         with pytest.raises(Rejected) as caught:
             get(url, allow_private_hosts=False)
     assert caught.value.reason in {"bad_url", "unknown_host"}
-    strip_userinfo(url)
 
 
 @given(st.lists(st.text()), st.text())
 def test_no_header_is_more_than_unknown(values: list[str], user_agent: str) -> None:
     assert opt_out(values, user_agent) in {None, *request.OPT_OUTS}
     assert all((retry_after_s(value) or 0) >= 0 for value in values)
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://u:p@a.test:8/x?y#z", "https://a.test:8/x?y#z"),
-        ("https://u:p@q@a.test/x@y", "https://a.test/x@y"),
-        ("https://a.test/x@y", "https://a.test/x@y"),
-        ("http://u:p@[::1", "http://[::1"),
-        ("/some/u:p@path", "/some/u:p@path"),
-    ],
-)
-def test_credentials_are_not_shown(url: str, shown: str) -> None:
-    assert strip_userinfo(url) == shown
 
 
 @pytest.mark.parametrize(
