@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.orchestration.arguments import (
+    JobParser,
     add_configuration_flags,
     add_result_flags,
     add_source_flags,
@@ -29,9 +30,7 @@ exit codes: 0 success; 1 failure (run the same command again to continue); 2 inv
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line. All flags except --run, --crawl, --config and --set default to None."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = JobParser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("collection and results")
     data.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
     data.add_argument("--run", default="latest", metavar="ID", help="id of the run whose prototypes are used [latest]")

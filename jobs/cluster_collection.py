@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.orchestration.arguments import (
     CONFIG_KEY,
+    JobParser,
     add_configuration_flags,
     add_result_flags,
     add_source_flags,
@@ -43,9 +44,7 @@ def comma_list(text: str) -> list[str]:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line. All flags except --config, --set and --sync-tracking default to None."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = JobParser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("collection and results")
     data.add_argument("--collection", metavar="NAME", help="name of the collection, such as a hashtag; required")
     data.add_argument(

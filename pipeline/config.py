@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -23,7 +26,9 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config_errors import explain
 from pipeline.errors import ConfigError
+from pipeline.masking import mask
 
 Stage = Literal["ingest", "cluster", "report"]
 Method = Literal["dti-gmm", "dti-kmeans", "ti-gmm", "ti-kmeans", "gmm", "kmeans"]
@@ -51,6 +56,8 @@ QUALITY: dict[Quality, dict[str, Any]] = {
     },
 }
 """Defaults of the clustering settings for each value of `JobConfig.quality`, where they differ from those below."""
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+"""Environment variable that names the MLflow server for all programs that use MLflow."""
 LATEST = "latest"
 """Value that selects the newest run of the collection where a run id is expected."""
 OrderBy = Literal["quality", "size"]
@@ -79,12 +86,45 @@ def _odd(value: int) -> int:
     return value
 
 
-def _folder_name(name: str) -> str:
+def _is_letter(character: str) -> bool:
+    """Return whether `character` is a letter, a mark, a digit, an emoji or a part of one."""
+    category = unicodedata.category(character)
+    return category[0] in "LMN" or (category in {"So", "Sk"} and character >= "\u2600")
+
+
+def _collection_name(name: str) -> str:
+    name = unicodedata.normalize("NFC", name)
+    first, inside = "_#", "_#.=+-\u200d"
+    wrong = next((c for i, c in enumerate(name) if not _is_letter(c) and c not in (inside if i else first)), None)
+    if wrong is not None or not name:
+        raise ValueError(
+            "expected letters, digits, emoji and . # = + - _, beginning with a letter, a digit, an emoji, _ or #; "
+            f"found {name!r}"
+        )
+    if name == "Default":
+        raise ValueError("Default is the name of an experiment of MLflow itself; choose another name")
     if (size := len(name.encode())) > 200:
         raise ValueError(f"expected at most 200 bytes in UTF-8, found {size}")
     if name in {"mlflow.db", "mlartifacts"}:
         raise ValueError(f"{name} is reserved for the files of MLflow; choose another name")
     return name
+
+
+def _tracking_uri(uri: str | None) -> str | None:
+    """Refuse a tracking URI that MLflow can never use."""
+    if uri is None or uri in {"databricks", "databricks-uc"}:
+        return uri
+    scheme, separator, rest = uri.partition("://")
+    kind = scheme.lower().partition("+")[0]
+    if kind in {"http", "https"} and re.match(r"[^/?#\s]", rest):
+        return uri
+    if kind in {"postgresql", "mysql", "mssql", "databricks", "databricks-uc"} and rest:
+        return uri
+    if kind == "sqlite" and separator and rest.startswith("/") and rest[1:] not in {"", ":memory:"}:
+        return uri
+    raise ValueError(
+        f"expected http://HOST:PORT, sqlite:///PATH/mlflow.db or the address of a database server, found {mask(uri)}"
+    )
 
 
 class _Section(BaseModel):
@@ -467,7 +507,7 @@ class ReportingConfig(_Section):
 class JobConfig(_Section):
     """Configuration of one job. Its sections are named after the folders of `pipeline/`."""
 
-    collection: Annotated[str, Field(pattern=r"^[\w#][\w.#=+-]*$"), AfterValidator(_folder_name)]
+    collection: Annotated[str, AfterValidator(_collection_name)]
     """Name of the collection, such as a hashtag or a landmark; also the name of its folder in the workspace."""
     source: Annotated[str | list[str] | None, BeforeValidator(_sources)] = None
     """Source to ingest: a folder or file, local or s3://bucket/prefix, of the type `ingest.source_type`. Several
@@ -483,8 +523,9 @@ class JobConfig(_Section):
     run_id: str | None = Field(None, pattern=r"^[\w][\w.=+-]{0,199}$")
     """Name of the clustering run. Default: derived from the configuration and the images, so that the same job
     continues its own run."""
-    tracking_uri: str | None = None
-    """URI of the MLflow tracking server or database. Default: an SQLite database in the workspace."""
+    tracking_uri: Annotated[str | None, AfterValidator(_tracking_uri)] = None
+    """URI of the MLflow tracking server or database. Default: the environment variable MLFLOW_TRACKING_URI, or else an
+    SQLite database in the workspace."""
     SECTIONS: ClassVar[frozenset[str]] = frozenset({"ingest", "clustering", "reporting"})
     """Names of the fields that are sections of their own."""
     ingest: IngestConfig = IngestConfig()
@@ -533,6 +574,8 @@ def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str
     key, a wrong type or an invalid value.
     """
     values: dict[str, Any] = _read_yaml(file) if file else {}
+    if address := os.environ.get(TRACKING_VARIABLE):
+        values.setdefault("tracking_uri", address)
     for key, value in flags.items():
         _put(values, key, value)
     for override in overrides:
@@ -546,7 +589,7 @@ def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
+        raise ConfigError(explain(error, JobConfig)) from error
 
 
 def dump_config(config: JobConfig) -> str:
@@ -587,26 +630,3 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
             _put(values[last], str(key), inner)
     else:
         values[last] = value
-
-
-_EXPECTED_TEXT = {
-    "collection": "letters, digits and . # = + - _, beginning with a letter, a digit, _ or #",
-    "run_id": "at most 200 letters, digits and . = + - _, beginning with a letter, a digit or _",
-    "ingest.http.user_agent": "at most 500 printable ASCII characters, not beginning with a space",
-}
-"""Expected values of the texts that must match a pattern, for error messages."""
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; pipeline/config.py lists all keys"
-    if error["type"] == "missing":
-        return f"{key}: required, but not given; give --{key} or set it in the file of --config"
-    if error["type"] == "string_pattern_mismatch" and key in _EXPECTED_TEXT:
-        return f"{key}: expected {_EXPECTED_TEXT[key]} (found {error['input']!r})"
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
-    if not key or message.split(":")[0] == key:
-        return message
-    found = "" if error["type"] == "value_error" else f" (found {error['input']!r})"
-    return f"{key}: {message}{found}"

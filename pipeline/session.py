@@ -87,6 +87,13 @@ def check_resources_and_paths(config: JobConfig) -> None:
         for name, path in (*(("source", source) for source in config.sources), ("workspace", config.workspace)):
             if "://" not in path and not Path(path).is_absolute():
                 raise ConfigError(f"{name} {path!r}: a submitted job runs in a temporary folder; give an absolute path")
+        if (config.tracking_uri or "").startswith("sqlite:///") and not (config.tracking_uri or "")[10:].startswith(
+            "/"
+        ):
+            raise ConfigError(
+                f"tracking_uri {config.tracking_uri!r}: a submitted job runs in a temporary folder; give an absolute "
+                "path with four slashes, such as sqlite:////shared/mlflow.db"
+            )
         return
     cpus = os.cpu_count() or 1
     needed = config.clustering.workers * (config.clustering.cpus_per_worker or 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 CONFIG_KEY = {
     "k": "clustering.k",
@@ -27,6 +27,20 @@ CONFIG_KEY = {
     "workers": "clustering.workers",
 }
 """Configuration keys of the flags that are not top-level keys, by the name of the parsed argument."""
+
+
+class JobParser(argparse.ArgumentParser):
+    """Parser of a job's flags that suggests the right name for a misspelled flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and end the job."""
+        from pipeline.config_errors import similar
+
+        unknown = message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else []
+        flags = {name: name for name in self._option_string_actions}
+        suggestions = [similar(word.partition("=")[0], flags) for word in unknown if word.startswith("--")]
+        super().error(message + next((text for text in suggestions if text), ""))
+
 
 Flags = argparse._ArgumentGroup
 """Group of flags in the --help text of a job."""

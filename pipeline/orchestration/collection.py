@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from pipeline.clustering.earlier_run import with_earlier_run
 from pipeline.clustering.sweep import check_k, check_run_id, open_run, select, sweep
 from pipeline.clustering.trial import Train
@@ -39,7 +41,7 @@ def run_collection(storage: Storage, config: JobConfig, train: Train) -> list[st
         return closing
 
     crawls = _crawls_to_use(storage, config)
-    check_k(config.clustering, sum(crawl.accepted for crawl in crawls), "accepted images")
+    _check_images(storage, config, crawls)
     config = with_earlier_run(storage, config, {crawl.digest for crawl in crawls if crawl.accepted})
     paths = open_run(storage, config, crawls)
     results = sweep(storage, paths, config.clustering, crawls, train if "cluster" in config.stages else None)
@@ -82,3 +84,18 @@ def _check_feasible(storage: Storage, config: JobConfig) -> None:
         )
     if config.stages != ["ingest"]:
         check_k(config.clustering, available, noun)
+
+
+def _check_images(storage: Storage, config: JobConfig, crawls: list[Crawl]) -> None:
+    """Raise PipelineError if the `crawls` have no images, or fewer than some K."""
+    accepted = sum(crawl.accepted for crawl in crawls)
+    if not accepted:
+        reasons: Counter[str] = Counter()
+        for crawl in crawls:
+            reasons.update(crawl.rejected)
+        counts = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        raise SourceError(
+            f"collection {config.collection}: no image was accepted, all {reasons.total()} records were rejected "
+            f"({counts}); the tables below {storage.uri(f'{config.collection}/crawls')} say why, record by record"
+        )
+    check_k(config.clustering, accepted, "accepted images")

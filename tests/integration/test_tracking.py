@@ -18,6 +18,7 @@ from pipeline.masking import mask
 from pipeline.paths import RunPaths
 from pipeline.reporting.report_files import report_files
 from pipeline.reporting.reported_runs import load_run
+from pipeline.reporting.tracking import server
 from pipeline.reporting.tracking.runs import Tracking, untrack
 from pipeline.reporting.tracking.track import record_run
 from pipeline.storage import LocalStorage, S3Storage
@@ -441,3 +442,48 @@ def test_any_name_of_a_collection_is_valid_for_a_registered_model(tmp_path: Path
 )
 def test_credentials_are_redacted(uri: str, expected: str) -> None:
     assert mask(uri) == expected
+
+
+@pytest.mark.parametrize("name", ["a%20b", "what?x=1#y"])
+def test_a_workspace_may_have_any_path(name: str, tmp_path: Path) -> None:
+    tracking = track_report(tmp_path / name)
+    assert (tracking.error, tracking.model) == (None, "models:/#paris/1")
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+    assert {path.name for path in (tmp_path / name).iterdir()} >= {"mlflow.db", "mlartifacts", "#paris"}
+    untrack(
+        LocalStorage(str(tmp_path / name)), server.default_uri(LocalStorage(str(tmp_path / name))), "#paris", "run-1"
+    )
+    assert not list((tmp_path / name / "mlartifacts").rglob("mosaic.png"))
+
+
+def test_a_moved_workspace_keeps_its_artifacts_and_writes_new_ones_beside_them(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    track_report(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert track_report(tmp_path / "new", run_id="run-2", created_at=FEBRUARY).error is None
+    assert not (tmp_path / "old").exists()
+    client = MlflowClient(tracking_uri=database(tmp_path / "new"))
+    for run in runs_named(database(tmp_path / "new"), "run-1", "run-2"):
+        copy = client.download_artifacts(run.info.run_id, "mosaic.png", str(tmp_path))
+        assert Path(copy).stat().st_size > 0
+    versions = client.search_model_versions("name='#paris'")
+    assert {str(version.source).startswith("models:/") for version in versions} == {True} or all(
+        "/new/" in str(version.source) for version in versions
+    )
+
+
+def runs_named(uri: str, *names: str) -> list[Any]:
+    return [run for run in all_runs(uri) if run.info.run_name in names]
+
+
+def test_a_deleted_experiment_is_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow import MlflowClient
+
+    track_report(tmp_path)
+    client = MlflowClient(tracking_uri=database(tmp_path))
+    client.delete_experiment(client.get_experiment_by_name("#paris").experiment_id)
+    tracking = track_report(tmp_path, run_id="run-2", created_at=FEBRUARY)
+    assert tracking.error is None
+    assert "experiment #paris, which was deleted in MLflow, is restored" in capsys.readouterr().out
+    assert len(runs_named(database(tmp_path), "run-2")) == 1

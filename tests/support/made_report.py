@@ -12,6 +12,7 @@ from pipeline.reporting.report_files import report_files
 from pipeline.reporting.reported_runs import load_run
 from pipeline.reporting.run import Run
 from pipeline.reporting.tracking.runs import Tracking
+from pipeline.reporting.tracking.server import default_uri
 from pipeline.storage import LocalStorage, write_json
 from tests.support.made_collection import BLUE, GREEN, RED, WHITE, Color, make_trial, trial_result
 
@@ -64,7 +65,7 @@ def make_report(
         "health": [],
         "selected": {"k": len(colors), "seed": 0, "reason": "elbow of the loss"},
         "reporting": reporting.model_dump(mode="json"),
-        "tracking": asdict(Tracking(tracked or f"sqlite:///{storage.uri('mlflow.db')}", error="down")),
+        "tracking": asdict(Tracking(tracked or default_uri(storage), error="down")),
         "versions": {"commit": "c0ffee"},
     }
     write_json(storage, paths.marker, document)

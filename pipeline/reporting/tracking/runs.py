@@ -19,6 +19,7 @@ from pipeline.console import say
 from pipeline.errors import StorageError
 from pipeline.masking import mask
 from pipeline.reporting.run import Run
+from pipeline.reporting.tracking.artifact_location import artifact_location, move_experiment
 from pipeline.reporting.tracking.dataset import data_digest, dataset_input
 from pipeline.reporting.tracking.kept_model import track_model, untrack_model
 from pipeline.reporting.tracking.recording import RUN_TAG, WORKSPACE_TAG, Recording, source_tags
@@ -26,10 +27,12 @@ from pipeline.reporting.tracking.server import (
     all_pages,
     client_of,
     database_lock,
+    database_path,
     default_uri,
     error_line,
     failures_as_warning,
     is_server,
+    remove_quoted_folder,
     tracking_uri,
 )
 from pipeline.storage import Storage
@@ -123,8 +126,8 @@ def untrack(storage: Storage, uri: str, collection: str, run_id: str, workspace:
 
     Raises StorageError if some of them may remain.
     """
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).exists():
+    database = database_path(uri)
+    if database is not None and not database.exists():
         if uri == default_uri(storage):
             return
         raise StorageError(
@@ -148,6 +151,8 @@ def untrack(storage: Storage, uri: str, collection: str, run_id: str, workspace:
             f"{mask(uri)}: the records of run {run_id} cannot be deleted ({error_line(error)}); run the "
             "same command again, with --tracking-uri if the server has moved or requires a password"
         ) from error
+    finally:
+        remove_quoted_folder(uri)
 
 
 def _create_parent(client: Any, experiment: str, tags: dict[str, str], run: Run) -> str:
@@ -230,15 +235,20 @@ def _upload(client: Any, run: str, storage: Storage, folder: str, keys: Sequence
 
 
 def _experiment(client: Any, name: str, storage: Storage, uri: str) -> str:
-    """Return the id of the experiment `name`, which is created if it does not exist."""
-    if experiment := client.get_experiment_by_name(name):
-        return str(experiment.experiment_id)
-    location = None  # a server determines where artifacts are stored
-    if not is_server(uri):
-        folder = storage.uri(f"mlartifacts/{name}")
-        # Escape the # of a hashtag, which would start the fragment of a URI.
-        location = folder.replace("#", "%23") if "://" in folder else Path(folder).as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+    """Return the id of the experiment `name`, which is created if it does not exist, and restored if it was deleted."""
+    from mlflow.entities import LifecycleStage
+
+    # A server determines where artifacts are stored.
+    location = None if is_server(uri) else artifact_location(storage, name)
+    if (experiment := client.get_experiment_by_name(name)) is None:
+        return str(client.create_experiment(name, artifact_location=location))
+    if experiment.lifecycle_stage == LifecycleStage.DELETED:
+        client.restore_experiment(experiment.experiment_id)
+        say("track", f"the experiment {name}, which was deleted in MLflow, is restored to record this run")
+    if uri == default_uri(storage) and location is not None and experiment.artifact_location != location:
+        move_experiment(uri, experiment.experiment_id, experiment.artifact_location, location)
+        say("track", f"the workspace was moved: artifacts of {name} are stored and found below {storage.root}")
+    return str(experiment.experiment_id)
 
 
 def _delete_earlier(client: Any, experiment: str, owner: dict[str, str]) -> set[str]:

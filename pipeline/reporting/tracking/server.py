@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import string
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
@@ -27,6 +29,10 @@ _ENVIRONMENT = {
 }
 
 
+UNQUOTED = "".join(sorted(set(string.punctuation) - set("%?")))
+"""Punctuation that stands for itself in the path of a database URI; ``?`` would begin its query."""
+
+
 def tracking_uri(storage: Storage, config: JobConfig) -> str:
     """Return the URI of the tracking server or database of `config`. Default: `default_uri`."""
     return config.tracking_uri or default_uri(storage)
@@ -34,7 +40,14 @@ def tracking_uri(storage: Storage, config: JobConfig) -> str:
 
 def default_uri(storage: Storage) -> str:
     """Return the URI of the SQLite database in the workspace."""
-    return f"sqlite:///{storage.uri('mlflow.db')}"
+    return f"sqlite:///{quote(storage.uri('mlflow.db'), safe=UNQUOTED)}"
+
+
+def database_path(uri: str) -> Path | None:
+    """Return the path of the SQLite database at `uri`; None for another kind of URI."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def is_server(uri: str) -> bool:
@@ -64,12 +77,20 @@ def all_pages(search: Callable[[str | None], Any]) -> list[Any]:
 
 def database_lock(uri: str) -> Any:
     """Return a lock for a SQLite database, whose tables must not be created by two jobs at once; no lock for others."""
-    database = uri.removeprefix("sqlite:///")
-    if database == uri:
+    path = database_path(uri)
+    if path is None:
         return nullcontext()
-    path = Path(database).absolute()
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def remove_quoted_folder(uri: str) -> None:
+    """Remove the empty folder that MLflow creates beside that of a database, under its name as the URI quotes it."""
+    path, quoted = database_path(uri), Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent
+    if path is not None and quoted != path.parent:
+        with suppress(OSError):
+            quoted.rmdir()
 
 
 @contextmanager
@@ -80,6 +101,7 @@ def failures_as_warning(uri: str) -> Iterator[list[str]]:
         yield failures
     except Exception as error:  # MLflow's stores raise various types of exceptions
         failures.append(error_line(error))
+    remove_quoted_folder(uri)
     if failures:
         say(
             "track",
