@@ -11,6 +11,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -27,6 +28,7 @@ from pydantic import (
 )
 
 from pipeline.config_errors import explain
+from pipeline.console import say
 from pipeline.errors import ConfigError
 from pipeline.masking import mask
 
@@ -587,9 +589,17 @@ def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
     try:
-        return JobConfig.model_validate(values)
+        config = JobConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, JobConfig)) from error
+    if address and config.tracking_uri == address and "tracking_uri" not in flags:
+        _say_address(address)
+    return config
+
+
+@cache
+def _say_address(address: str) -> None:
+    say("track", f"the environment variable {TRACKING_VARIABLE} names the MLflow server: {address}")
 
 
 def dump_config(config: JobConfig) -> str:

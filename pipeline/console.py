@@ -16,8 +16,13 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from pipeline.masking import mask
+
 LOG_INTERVAL_S = 600.0
 """Minimum time in seconds between two progress lines of one stage in a log."""
+
+_JOINERS = "\u200c\u200d"
+"""Characters without a width that join letters and emoji."""
 
 _subject: ContextVar[str] = ContextVar("subject", default="")
 
@@ -35,10 +40,19 @@ def about(subject: str) -> Iterator[None]:
         _subject.reset(token)
 
 
+def printable(text: str) -> str:
+    """Return `text` on one line, without passwords, and with backslash escapes for control characters.
+
+    Names in a crawl could otherwise change the terminal, or imitate other lines.
+    """
+    visible = (c if c.isprintable() or c in _JOINERS else c.encode("unicode_escape").decode() for c in mask(text))
+    return "".join(visible)
+
+
 def say(stage: str, message: str) -> None:
     """Print one line about `stage`, above the status line if there is one."""
     subject = f"{_subject.get()}: " if _subject.get() else ""
-    tqdm.write(f"{stage:<9} {subject}{message}", file=sys.stdout)
+    tqdm.write(f"{stage:<9} {printable(subject + message)}", file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -79,6 +79,8 @@ def exit_with(main: Callable[[], None]) -> NoReturn:
         known = user_error(error)
         if known is None:
             raise
-        print(f"error: {known}", file=sys.stderr, flush=True)
+        from pipeline.console import printable
+
+        print(f"error: {printable(str(known))}", file=sys.stderr, flush=True)
         sys.exit(known.exit_code)
     sys.exit(0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def test_a_configuration_survives_its_own_dump(tmp_path: Path) -> None:
     ("flags", "overrides", "message"),
     [
         ({}, ["clustering.colour=1"], "clustering.colour: unknown key"),
+        ({}, ["clustering.batchsize=1"], r"unknown key; did you mean clustering\.batch_size\?"),
+        ({}, ["batch_size=1"], r"unknown key; did you mean clustering\.batch_size\?"),
+        ({}, ["clustering.schedule.max_iterations=x"], "should be a valid integer, .* or should be a valid list"),
+        ({"collection": "Default"}, [], "an experiment of MLflow itself"),
+        ({"collection": "a b"}, [], "expected letters, digits, emoji and"),
+        ({"tracking_uri": "mlruns"}, [], "tracking_uri: expected http://HOST:PORT"),
+        ({"tracking_uri": "sqlite://x.db"}, [], "tracking_uri: expected http://HOST:PORT"),
+        ({"tracking_uri": "sqlite:///:memory:"}, [], "tracking_uri: expected http://HOST:PORT"),
+        ({"tracking_uri": "ftp://u:secret@host"}, [], "found ftp://host"),
+        ({"ingest.encoding": "klingon"}, [], "no such encoding"),
         ({}, ["clustering.batch_size=many"], "clustering.batch_size"),
         ({}, ["nonsense"], "expected section.key=value"),
         ({}, ["clustering.k.x=1"], "clustering.k is a value|clustering.k"),
@@ -107,6 +118,29 @@ def test_an_invalid_configuration_file_is_refused(tmp_path: Path, text: str) -> 
 def test_a_missing_name_of_the_collection_is_asked_for() -> None:
     with pytest.raises(ConfigError, match="collection: required, but not given; give --collection or"):
         load_config(None, {"source": "x"}, [])
+
+
+@pytest.mark.parametrize("name", ["#trevi", "日本", "#हिन्दी", "#love❤️🎉", "#👨\u200d👩\u200d👧", "a.b=c+d-e_f#g", "ü"])
+def test_hashtags_of_all_scripts_are_names_of_collections(name: str) -> None:
+    assert load_config(None, {**BASE, "collection": name}, []).collection == name
+    decomposed = unicodedata.normalize("NFD", name)
+    assert load_config(None, {**BASE, "collection": decomposed}, []).collection == name
+
+
+def test_no_message_shows_how_the_check_is_written() -> None:
+    wrong = ["clustering.k=[x]", "clustering.schedule.max_iterations=[0]", "ingest.http.threads=x", "run_id=a b"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {**BASE, "collection": "/"}, wrong)
+    for internal in ("constrained", "function-", "pattern", "^", "list["):
+        assert internal not in str(caught.value)
+
+
+def test_the_environment_variable_of_mlflow_is_honoured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.test:5000")
+    assert load_config(None, BASE, []).tracking_uri == "http://mlflow.test:5000"
+    assert load_config(None, {**BASE, "tracking_uri": "http://other"}, []).tracking_uri == "http://other"
+    (tmp_path / "x.yaml").write_text("tracking_uri: http://file")
+    assert load_config(tmp_path / "x.yaml", BASE, []).tracking_uri == "http://file"
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pipeline import console
-from pipeline.console import Laps, Progress, StatusLine, about, duration, rated
+from pipeline.console import Laps, Progress, StatusLine, about, duration, rated, say
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,10 @@ def test_a_terminal_has_one_status_line_that_is_removed_at_the_end(monkeypatch: 
     assert lines[0] == "assign    a line between"
     assert lines[1].startswith("assign    10 images in ")
     assert lines[2:] == [""]
+
+
+def test_names_cannot_change_the_terminal_or_imitate_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    say("ingest", "a\x1b[2Jb\ndone      all\r\u202egnp.exe \U0001f468\u200d\U0001f469 http://u:secret@a.test/x")
+    assert capsys.readouterr().out == (
+        "ingest    a\\x1b[2Jb\\ndone      all\\r\\u202egnp.exe \U0001f468\u200d\U0001f469 http://a.test/x\n"
+    )

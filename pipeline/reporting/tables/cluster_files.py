@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,9 @@ ROWS_PER_GROUP = 65_536
 """Maximum number of rows of a row group."""
 ROWS_AT_ONCE = 10_000
 """Number of rows of the CSV file that are converted to text at once."""
-FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""Characters that make a spreadsheet evaluate a cell as a formula, which captions of strangers must not do."""
+FORMULA = re.compile(r"^(?=[=+\-@\t\r\n＝＋－＠])|[;|\t\r\n] *(?=[=+\-@＝＋－＠])")
+"""The place before a character that makes a spreadsheet evaluate a cell as a formula, which captions of strangers must
+not do. Where a spreadsheet separates cells by another character than the comma, a cell may begin within a caption."""
 
 
 def write_clusters_parquet(storage: Storage, key: str, clusters: pa.Table) -> None:
@@ -41,7 +43,8 @@ def write_clusters_csv(storage: Storage, key: str, clusters: pa.Table) -> None:
     """Publish `clusters` as CSV, without the transformation parameters.
 
     The encoding is UTF-8 with a byte order mark, by which spreadsheets recognise it. Times are ISO 8601 in UTC, and
-    hashtags are joined by spaces. A text that a spreadsheet would evaluate as a formula is prefixed by an apostrophe.
+    hashtags are joined by spaces. An apostrophe precedes what a spreadsheet would
+    evaluate as a formula.
     """
     names = [field.name for field in clusters.schema if field.name == "hashtags" or not pa.types.is_list(field.type)]
     first = ["cluster", "image_id", loss_column(clusters.schema)]
@@ -75,4 +78,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         value = " ".join(tag for tag in value if tag)
     text = str(value if isinstance(value, str) else value.isoformat()).replace("\0", "")
-    return "'" + text if text.startswith(FORMULA_PREFIXES) else text
+    return FORMULA.sub(lambda match: match[0] + "'", text)

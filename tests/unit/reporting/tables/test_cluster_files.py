@@ -124,3 +124,16 @@ def test_no_text_becomes_a_formula(tmp_path: Path, start: str) -> None:
     rows = rows_of(tmp_path, made_clusters(1, 1, captions=[f'{start}HYPERLINK("http://evil")\0']))
     assert rows[0]["caption"] == f'\'{start}HYPERLINK("http://evil")'
     assert float(rows[0]["negative_log_likelihood"]) < 0
+
+
+@pytest.mark.parametrize(
+    ("caption", "cell"),
+    [
+        ("hi;=cmd|' /C calc'!A0", "hi;'=cmd|' /C calc'!A0"),
+        ("two\n=lines", "two\n'=lines"),
+        ("a\t@b; +c| -d", "a\t'@b; '+c| '-d"),
+        ("a - b, c = d; e", "a - b, c = d; e"),
+    ],
+)
+def test_no_part_of_a_text_becomes_a_formula_with_another_separator(tmp_path: Path, caption: str, cell: str) -> None:
+    assert rows_of(tmp_path, made_clusters(1, 1, captions=[caption]))[0]["caption"] == cell
