@@ -189,16 +189,16 @@ def test_a_crawl_without_images_says_so(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("passing", [True, False])
-def test_a_file_that_is_gone_for_a_while_is_waited_for(
+def test_a_source_that_is_gone_for_a_while_is_waited_for(
     passing: bool, crawl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photo, away = crawl_folder / "07.jpg", tmp_path / "away.jpg"
+    away = tmp_path / "away"
 
     def plan_and_lose(records: Iterable[CrawlRecord], path: Path, *rest: Any) -> Plan:
         plan = write_plan(records, path, *rest)
-        photo.rename(away)
+        crawl_folder.rename(away)
         if passing:
-            threading.Timer(0.7, away.rename, [photo]).start()
+            threading.Timer(0.7, away.rename, [crawl_folder]).start()
         return plan
 
     workspace = tmp_path / "ws"
@@ -211,10 +211,43 @@ def test_a_file_that_is_gone_for_a_while_is_waited_for(
             run(crawl_folder, workspace)
     error = user_error(caught.value)
     assert error is not None
-    assert str(error).startswith(f"cannot read {photo}: No such file or directory; ")
+    assert re.match(rf"cannot read {crawl_folder}/.*: No such file or directory; ", str(error))
     assert complete_crawls(LocalStorage(str(workspace)), "c") == []
-    away.rename(photo)
+    away.rename(crawl_folder)
     assert run(crawl_folder, workspace).accepted == 12
+
+
+def test_a_file_that_vanishes_after_it_was_listed_is_one_row(
+    crawl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan_and_lose(records: Iterable[CrawlRecord], path: Path, *rest: Any) -> Plan:
+        plan = write_plan(records, path, *rest)
+        (crawl_folder / "07.jpg").unlink()
+        (crawl_folder / "new.jpg").write_bytes(encoded(photograph(99)))
+        return plan
+
+    monkeypatch.setattr("pipeline.ingest.stage.write_plan", plan_and_lose)
+    crawl = run(crawl_folder, tmp_path / "ws")
+    assert (crawl.records, crawl.accepted, crawl.rejected["missing_file"]) == (21, 11, 2)
+    (row,) = (row for row in rows(tmp_path / "ws", crawl) if row["file_name"] == "07.jpg")
+    assert (row["reason"], row["detail"]) == ("missing_file", "removed after the crawl was listed")
+
+
+def test_no_column_of_any_row_keeps_a_password(tmp_path: Path) -> None:
+    lines = [
+        "url,caption,link,note",
+        "ftp://u:pa/ss@a.test/1.jpg,a,ftp://u:pa/ss@a.test/1,ftp://v:pa/ss@b.test",
+        "http://u:p-a-s-s@/x,b,http://w:p-a-s-s@c.test/2,see http://x:p-a-s-s@d.test and ?password=p-a-s-s&y=1",
+        "/etc/u:pass,c,d,e",
+    ]
+    (tmp_path / "urls.csv").write_text("\n".join(lines))
+    crawl = run(tmp_path / "urls.csv", tmp_path / "ws", url_column="url")
+    found = rows(tmp_path / "ws", crawl)
+    assert len(found) == 3
+    assert crawl.accepted == 0
+    assert "pa/ss" not in str(found)
+    assert "p-a-s-s" not in str(found)
+    assert "http://c.test/2" in str(found)
 
 
 def test_totals_that_do_not_add_up_are_never_published(crawl_folder: Path, tmp_path: Path) -> None:

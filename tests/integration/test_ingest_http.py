@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import HttpConfig, load_config
-from pipeline.errors import StorageError
+from pipeline.errors import SourceError, StorageError, user_error
 from pipeline.ingest import stage
 from pipeline.ingest.download.downloads import download
 from pipeline.ingest.download.host_limits import Use, limits_of, start_limiter
@@ -47,10 +47,10 @@ class Crawler:
     def record(self, url: str) -> CrawlRecord:
         return CrawlRecord(url, file_name=url, source_url=url, extra={"url": url})
 
-    def run(self, **http: Any) -> Crawl:
+    def run(self, shard: int = 5, **http: Any) -> Crawl:
         options = {"allow_private_hosts": True, "round_pause_s": 0.1, "attempts": 1, **http}
         flags = {f"ingest.http.{name}": value for name, value in options.items()}
-        flags |= {"ingest.image_size": 16, "ingest.records_per_shard": 5, "collection": "c"}
+        flags |= {"ingest.image_size": 16, "ingest.records_per_shard": shard, "collection": "c"}
         config = load_config(None, {"source": str(self.source), "workspace": self.storage.root, **flags}, [])
         return stage.ingest(self.storage, config)
 
@@ -101,6 +101,17 @@ def test_urls_become_shards_in_the_order_of_the_plan(site: Site, crawler: Crawle
     assert "secret" not in str(rows) + str([s.metadata for s in samples])
     assert rows[3]["source_uri"] == site.url("/photo/2")
     assert b"secret" not in crawler.storage.read_bytes(paths.marker)
+
+
+def test_ingest_stops_asking_when_all_answers_are_pages(site: Site, crawler: Crawler) -> None:
+    site.pages["/p"] = lambda handler: handler.reply(200, b"<!DOCTYPE html><html>a page</html>")
+    crawler.urls = [site.url(f"/p/{i}") for i in range(300)]
+    with pytest.raises(SourceError) as caught:
+        crawler.run(shard=300)
+    error = user_error(caught.value)
+    assert "first 100 answers are web pages, not images" in str(error)
+    assert len(site.seen) < 150
+    assert complete_crawls(crawler.storage, "c") == []
 
 
 def test_private_hosts_are_refused_by_default(site: Site, crawler: Crawler) -> None:
