@@ -2,6 +2,7 @@
 # make test: set everything up and run the whole test suite, or a part of it:
 #   make test-fast: the unit tests that together take less than two minutes
 #   make test-faults: the tests that wait minutes until a fault is noticed
+# make fuzz: feed random input to every boundary, EXAMPLES times each, and show how many were executed.
 # make lint: check format, lint and types.
 # make lock: write requirements.lock anew from pyproject.toml.
 PYTHON ?= python3
@@ -15,7 +16,7 @@ NOT_LOCKED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cub
 	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
 	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo test test-fast test-faults lint lock clean
+.PHONY: setup demo test test-fast test-faults fuzz lint lock clean
 
 setup: $(VENV)/installed
 
@@ -39,6 +40,10 @@ test-fast: setup
 
 test-faults: setup
 	$(BIN)/python -m pytest -m faults
+
+EXAMPLES ?= 20000
+fuzz: setup
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -m fuzz --timeout=0 --hypothesis-show-statistics
 
 lint: setup
 	$(BIN)/ruff format --check .

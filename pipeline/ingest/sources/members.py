@@ -167,7 +167,7 @@ def _unzipped(member: MemberAddress, zipped: int, open_archive: Opener) -> Itera
         file.seek(member.offset)
         header = file.read(ZIP_HEADER.size)
         if len(header) < ZIP_HEADER.size or not header.startswith(b"PK\3\4"):
-            raise StorageError(f"{member.archive} has changed since it was listed; run the same command again")
+            raise Rejected("corrupt", "not where the directory of the ZIP says, or changed since the ZIP was listed")
         _, _, compression, name_bytes, extra_bytes = ZIP_HEADER.unpack(header)
         file.seek(member.offset + ZIP_HEADER.size + name_bytes + extra_bytes)
         decompressor = zlib.decompressobj(-zlib.MAX_WBITS) if compression == DEFLATED else None

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.console import say
 from pipeline.ingest.sources.metadata import MAX_ITEMS, MAX_TEXT_CHARS
+from pipeline.ingest.sources.parquet_sizes import columns_too_large
 from pipeline.ingest.sources.rows import BrokenRow, NotATable, Row
 
 BATCH_ROWS = 1_024
@@ -27,18 +28,6 @@ BUFFER_BYTES = 2**18
 
 MAX_TEXT_BYTES = 4 * MAX_TEXT_CHARS
 """Maximum number of bytes of a text; the rest is cut off."""
-
-MAX_REPEATED_VALUES = 20_000_000
-"""Maximum number of values of a column of lists in one row group; all of them may be in one row."""
-
-MAX_COMPRESSION = 1_000
-"""Maximum ratio of decompressed to compressed bytes of a column of more than MAX_UNCHECKED_BYTES."""
-
-MAX_UNCHECKED_BYTES = 64 * 2**20
-"""Size in bytes, decompressed, up to which a column may be compressed by any ratio."""
-
-MAX_MEAN_BINARY_BYTES = 2**14
-"""Maximum mean size in bytes of the values of a binary column that is read; larger ones are files, not texts."""
 
 
 def parquet_rows(stream: BinaryIO, encoding: str | None = None) -> Iterator[Row]:
@@ -52,7 +41,7 @@ def parquet_rows(stream: BinaryIO, encoding: str | None = None) -> Iterator[Row]
     number = 0
     try:
         file = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        names = _columns_within_bounds(file)
+        names = _columns_within_bounds(stream, file.schema_arrow.names)
         leaves = (file.metadata.schema.column(i) for i in range(file.metadata.num_columns))
         texts = [leaf.path for leaf in leaves if _is_text(leaf)]
         stream.seek(0)
@@ -77,30 +66,13 @@ _ARROW_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError, OSErro
 """Exceptions that Arrow raises for broken files."""
 
 
-def _columns_within_bounds(file: pq.ParquetFile) -> list[str]:
-    """Return the names of the columns of `file` that can be decoded within bounds."""
-    excluded: dict[str, str] = {}
-    metadata = file.metadata
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for i in range(metadata.num_columns):
-            chunk, leaf = group.column(i), metadata.schema.column(i)
-            name = chunk.path_in_schema.partition(".")[0]
-            size, values = chunk.total_uncompressed_size, max(1, chunk.num_values)
-            if leaf.max_repetition_level and chunk.num_values > MAX_REPEATED_VALUES:
-                excluded[name] = f"lists of {chunk.num_values:,} values"
-            elif size > max(MAX_UNCHECKED_BYTES, MAX_COMPRESSION * chunk.total_compressed_size):
-                excluded[name] = f"{size:,} bytes, decompressed from {chunk.total_compressed_size:,}"
-            elif _is_binary(leaf) and max(size / values, leaf.length) > MAX_MEAN_BINARY_BYTES:
-                excluded[name] = ""  # a column of image files needs no word
+def _columns_within_bounds(stream: BinaryIO, names: list[str]) -> list[str]:
+    """Return those of the column `names` of the table in `stream` that can be decoded within bounds."""
+    excluded = columns_too_large(stream)
     for name, reason in excluded.items():
         if reason:
             say("ingest", f"the column {name[:200]!r} of a Parquet table is left out: {reason}")
-    return [name for name in file.schema_arrow.names if name.partition(".")[0] not in excluded]
-
-
-def _is_binary(leaf: Any) -> bool:
-    """Return whether a leaf column holds bytes that are not declared to be text."""
-    return leaf.physical_type in {"BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"} and leaf.logical_type.type == "NONE"
+    return [name for name in names if name.partition(".")[0] not in excluded]
 
 
 def _is_text(leaf: Any) -> bool:

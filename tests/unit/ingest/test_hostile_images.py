@@ -12,13 +12,14 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.config import IngestConfig
 from pipeline.ingest.images import DecodedImage, decode_square
 from pipeline.ingest.rejection import Rejected, RejectReason
 from tests.support.crawl_files import photograph
+from tests.support.fuzzing import fuzzed
 from tests.support.hostile_files import ICC_BOMB, PHOTOGRAPHS, REJECTED, WHITE, every_format
 
 CONFIG = IngestConfig(image_size=16)
@@ -136,10 +137,9 @@ def _peak_bytes() -> int:
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
+@pytest.mark.fuzz
 def test_damage_of_any_kind_has_an_outcome_and_takes_little_memory() -> None:
-    @settings(
-        max_examples=1_000, deadline=20_000, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @fuzzed(1_000)
     @given(damaged())
     @example(b"\xff\xd8\xff")
     def any_damage(data: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, TiffImagePlugin
 
@@ -22,6 +22,7 @@ from pipeline.ingest.rejection import Rejected
 from pipeline.records import Pixels
 from pipeline.shards import Sample
 from tests.support.crawl_files import encoded, photograph, png_bomb
+from tests.support.fuzzing import fuzzed
 
 CONFIG = IngestConfig(image_size=16)
 
@@ -481,13 +482,13 @@ def attempt(data: bytes) -> DecodedImage | None:
 MAGIC = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"RIFF\0\0\0\0WEBP", b"8BPS", b"P6\n", b"BM"]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@fuzzed(150)
 @given(st.sampled_from(MAGIC), st.binary(max_size=400))
 def test_no_bytes_crash_it(start: bytes, rest: bytes) -> None:
     attempt(start + rest)
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@fuzzed(250)
 @given(st.data())
 def test_no_damage_crashes_it(data: st.DataObject) -> None:
     damaged = bytearray(WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))])

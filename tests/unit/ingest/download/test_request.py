@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import HttpConfig
@@ -26,6 +26,7 @@ from pipeline.ingest.download import connections, request
 from pipeline.ingest.download.request import HttpClient, Redirect, opt_out, retry_after_s
 from pipeline.ingest.download.urls import host_of
 from pipeline.ingest.rejection import Rejected, TemporaryFailure
+from tests.support.fuzzing import fuzzed
 from tests.support.http_server import Handler, Site, serving, tls_files
 
 BODY = b"\xff\xd8 some bytes"
@@ -427,6 +428,8 @@ def test_credentials_go_to_their_host_and_nowhere_else(site: Site) -> None:
         assert "secret" not in str(error)
 
 
+@pytest.mark.fuzz
+@fuzzed(300)
 @given(
     st.one_of(
         st.text(),
@@ -434,7 +437,6 @@ def test_credentials_go_to_their_host_and_nowhere_else(site: Site) -> None:
         st.from_regex(r"https?://([a-z0-9.*%@:\[\]-]{0,20})(:[0-9]{0,6})?[/?#]?.{0,20}", fullmatch=True),
     )
 )
-@settings(max_examples=300, deadline=None)
 def test_no_url_is_more_than_rejected(url: str) -> None:
     def unknown(*_: Any, **__: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "unknown")
@@ -572,8 +574,9 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.fuzz
+@fuzzed(300)
 @given(st.lists(st.one_of(PIECES, st.binary(max_size=20)), max_size=12), st.booleans())
-@settings(max_examples=300, deadline=None)
 def test_no_answer_is_more_than_a_row(pieces: list[bytes], has_status: bool) -> None:
     answer = (b"HTTP/1.1 200 OK\r\n" if has_status else b"") + b"".join(pieces)
     with suppress(Rejected, TemporaryFailure):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import SourceType
@@ -29,9 +29,11 @@ from tests.support.dump_files import (
     parquet,
     put,
     tar,
+    zipped,
 )
+from tests.support.fuzzing import fuzzed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fuzz]
 
 CSV = b'id,url,caption\n1,https://a.example/1.jpg,"one ""x"" #y"\n2,https://a.example/2.jpg,\n'
 JSONL = b'{"url": "https://a.example/1", "taken_at": 5, "tags": ["a"]}\n{"url": "/etc"}\n'
@@ -42,11 +44,16 @@ SEEDS: dict[str, list[bytes]] = {
     "x.csv": [CSV],
     "x.tsv": [CSV.replace(b",", b"\t")],
     "x.jsonl": [JSONL],
-    "x.txt": [b"https://a.example/1\n# x\n"],
+    "x.json": [b"[" + JSONL.strip().replace(b"\n", b",") + b"]", JSONL],
+    "x.txt": [b"https://a.example/1\n# x\n", "https://a.example/é\n".encode("utf-16"), b"https://a.example/\xe9\n"],
     "x.parquet": [PARQUET],
     "x.csv.gz": [gzip.compress(CSV)],
     "x.parquet.gz": [gzip.compress(PARQUET)],
     "x.tar": [tar([("a.jpg", b"x"), ("a.json", b'{"caption": "y"}')]), tar([("d/" * 100 + "b.jpg", b"z")])],
+    "x.zip": [
+        zipped([("a.jpg", b"x"), ("a.json", b'{"caption": "y"}'), (".metadata.json", b'{"u": {"filename": "a.jpg"}}')]),
+        zipped([("x.csv", CSV)]),
+    ],
     "x.tar.gz": [tar([("a.jpg", b"x"), ("a.txt", b"y")], "w:gz")],
     f"{POST}.json.xz": [instaloader_node("a")],
     f"{POST}.json": [lzma.decompress(instaloader_node("a"))],
@@ -58,7 +65,7 @@ SEEDS: dict[str, list[bytes]] = {
 }
 """Valid contents by a file name that selects their parser."""
 
-BOUNDED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+BOUNDED = fuzzed(60)
 
 
 def check(source: Path, source_type: SourceType = "auto") -> list[CrawlRecord]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError, StorageError
@@ -23,6 +23,7 @@ from pipeline.ingest.sources.members import MemberAddress, parse_member
 from pipeline.ingest.sources.tars import BrokenTar, iter_members
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import put, tar
+from tests.support.fuzzing import fuzzed
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 IMAGES = [(f"photos/{i}.jpg", bytes([i]) * (700 * i + 1)) for i in range(6)]
@@ -275,8 +276,9 @@ def test_a_path_that_looks_like_a_member_address_is_opened_as_a_path(tmp_path: P
     assert parse_member(address.uri) == address
 
 
+@pytest.mark.fuzz
+@fuzzed(300)
 @given(st.data())
-@settings(max_examples=300, deadline=None)
 def test_a_tar_with_any_change_gives_records_or_is_no_tar(data: st.DataObject) -> None:
     content = bytearray(tar([(f"{i}.jpg", b"x" * 100) for i in range(3)] + [("2.json", b"{}")], format=FORMATS[2]))
     for _ in range(data.draw(st.integers(1, 4))):

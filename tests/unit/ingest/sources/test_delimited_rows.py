@@ -6,11 +6,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ingest.sources.delimited_rows import csv_rows, tsv_rows
 from pipeline.ingest.sources.rows import BrokenRow, NotATable
+from tests.support.fuzzing import fuzzed
 
 
 def rows(text: str | bytes, read: Any = csv_rows) -> list[dict[str, Any] | BrokenRow]:
@@ -97,8 +98,9 @@ def test_the_time_to_read_a_hostile_table_grows_with_its_length_only(line: str) 
 CAPTIONS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"))
 
 
+@pytest.mark.fuzz
+@fuzzed(200)
 @given(st.lists(st.tuples(st.integers(0, 999).map(a), CAPTIONS, st.text("ab")), min_size=1))
-@settings(max_examples=200)
 def test_what_a_csv_writer_writes_is_read_back(table: list[tuple[str, str, str]]) -> None:
     buffer = io.StringIO()
     csv.writer(buffer, quoting=csv.QUOTE_ALL).writerows([("url", "caption", "tags"), *table])
@@ -109,8 +111,9 @@ def test_what_a_csv_writer_writes_is_read_back(table: list[tuple[str, str, str]]
         assert found == expected
 
 
+@pytest.mark.fuzz
+@fuzzed(300)
 @given(st.lists(st.sampled_from(['"', ",", "\n", ";", "\t", "https://a.example/1", "x"]), max_size=300))
-@settings(max_examples=300, deadline=None)
 def test_any_text_gives_rows_or_is_no_table(pieces: list[str]) -> None:
     with suppress(NotATable):
         rows("url,caption\n" + "".join(pieces))

@@ -4,16 +4,21 @@ import io
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.ingest.sources.metadata import MAX_ITEMS
 from pipeline.ingest.sources.parquet_rows import MAX_TEXT_BYTES, parquet_rows
+from pipeline.ingest.sources.rows import BrokenRow, NotATable
 from tests.support.dump_files import parquet
+from tests.support.fuzzing import fuzzed
 
 ROOT = Path(__file__).parents[4]
 
@@ -94,3 +99,23 @@ def test_a_small_file_cannot_take_much_memory(name: str, tmp_path: Path) -> None
         env={"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"},
     )
     assert done.stdout.split()[-1:] == [str(len(BOMBS[name]))], done.stderr
+
+
+VALID = parquet(
+    {"url": ["https://a.example/1", None], "tags": [["a"], []], "post": [{"a": [1]}, None], "bytes": [b"x", b"\xff"]},
+    compression="zstd",
+)
+
+
+@pytest.mark.fuzz
+@fuzzed(60)
+@given(st.data())
+def test_a_table_with_any_change_has_rows_or_is_no_table(data: st.DataObject) -> None:
+    content = bytearray(VALID)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.one_of(st.integers(0, len(content) - 1), st.integers(len(content) - 60, len(content) - 1)))
+        piece = data.draw(st.binary(min_size=1, max_size=6))
+        content[at : at + len(piece)] = piece
+    with suppress(NotATable):
+        for _, row in parquet_rows(io.BytesIO(content)):
+            assert isinstance(row, BrokenRow | dict)

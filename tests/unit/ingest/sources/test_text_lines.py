@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.ingest.sources import text_lines as module
 from pipeline.ingest.sources.rows import BrokenRow, NotATable
 from pipeline.ingest.sources.text_lines import text_lines
+from tests.support.fuzzing import fuzzed
 
 
 def lines(data: bytes, encoding: str | None = None) -> list[str | BrokenRow]:
@@ -102,6 +103,8 @@ def test_the_lines_before_an_error_of_the_stream_come_first(size: int) -> None:
     assert found == ["a line\n"] * size
 
 
+@pytest.mark.fuzz
+@fuzzed(200)
 @given(st.binary(max_size=200), st.sampled_from([b"", *MARKS.values()]))
 def test_any_bytes_are_lines_or_refused(data: bytes, mark: bytes) -> None:
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import SourceType
@@ -23,6 +23,7 @@ from pipeline.ingest.sources.tables import TableOptions
 from pipeline.ingest.sources.tree import File
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import put
+from tests.support.fuzzing import fuzzed
 
 TAKEN = datetime(2026, 10, 1, 10, tzinfo=UTC)
 SIGNED = "https://cdn.example/v/{}.jpg?stp=dst-jpg_e35,s1080&oe=6A000000"
@@ -229,8 +230,9 @@ VALUES = st.recursive(
 NAMES = sorted({*FOURCAT[0], *APIFY[0], *flat(APIFY[0]), *ITEMS[0], *GRAPH[0], "data", "source_platform"})
 
 
+@pytest.mark.fuzz
+@fuzzed(300)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=12), st.sampled_from([fourcat, apify, zeeschuimer]))
-@settings(max_examples=300, deadline=None)
 def test_any_row_is_a_post_or_a_rejected_record(row: dict[str, Any], module: Any) -> None:
     wrapped = {**row, "data": row} if module is zeeschuimer else row
     module.is_post(wrapped)
