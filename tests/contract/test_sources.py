@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,21 @@ def test_the_reader_of_a_bucket_can_accept_its_costs(s3_bucket: str, s3_server: 
         s3.download(f"{source}/1.jpg", tmp_path / "copy")
     finally:
         s3.use_access("signed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "refusal", [("503 Slow Down", "SlowDown"), ("500 Internal Server Error", "InternalError")], ids=["slow", "error"]
+)
+def test_a_bucket_that_fails_now_and_then_is_read_nevertheless(
+    refusal: tuple[str, str], s3_bucket: str, s3_server: S3Server
+) -> None:
+    files = {"0.jpg": b"0", "x.tar": tar(IMAGES[:1]), "x.zip": zipped(IMAGES[:1])}
+    source = upload(s3_bucket, files)
+    whole = [(record.file_name, read_content(record.source_uri, 10**6)) for record in read_records(source)]
+    counts = itertools.count()
+    s3_server.refuse = lambda method, path: refusal if next(counts) % 2 else None
+    found = [(record.file_name, read_content(record.source_uri, 10**6)) for record in read_records(source)]
+    assert found == whole
+    assert len(found) == 3
+    assert next(counts) > 10
