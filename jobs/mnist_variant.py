@@ -80,8 +80,8 @@ def read_grey(source: str) -> tuple[Array, Array]:
     import numpy as np
 
     from pipeline.ingest.rejection import Rejected
+    from pipeline.ingest.sources.arrays.labelled_arrays import read_record
     from pipeline.ingest.sources.detect import read_records
-    from pipeline.ingest.sources.labelled_arrays import read_record
 
     images, labels = [], []
     for record in read_records(source, "idx"):

@@ -25,8 +25,8 @@ from pipeline.ingest.images import decode_square, encode, square_of
 from pipeline.ingest.rejection import Rejected, RejectReason
 from pipeline.ingest.repeats.dedup import DUPLICATE_DETAIL, IMAGE_ID_DIGITS, KnownImages, identity, known_image_id
 from pipeline.ingest.repeats.near_duplicates import signature_of
+from pipeline.ingest.sources.arrays.labelled_arrays import read_record, record_digest
 from pipeline.ingest.sources.content import read_content
-from pipeline.ingest.sources.labelled_arrays import read_record, record_digest
 from pipeline.ingest.sources.s3 import use_access
 from pipeline.masking import mask
 from pipeline.paths import CrawlPaths

@@ -34,7 +34,7 @@ from pipeline.ingest.shard import UNREACHABLE, ShardTask, build_shard, rebuild_s
 from pipeline.ingest.sources.detect import read_records, source_root
 from pipeline.ingest.sources.metadata import storable
 from pipeline.ingest.sources.s3 import use_access
-from pipeline.ingest.sources.tables import TableOptions
+from pipeline.ingest.sources.tables.table_records import TableOptions
 from pipeline.ingest.sources.tree import is_inside
 from pipeline.paths import CrawlPaths
 from pipeline.records import Crawl, CrawlRecord

@@ -13,7 +13,7 @@ from pipeline.errors import SourceError
 from pipeline.ingest.forget.names import check_no_takedown
 from pipeline.ingest.sources.detect import count_candidates
 from pipeline.ingest.sources.s3 import use_access
-from pipeline.ingest.sources.tables import TableOptions
+from pipeline.ingest.sources.tables.table_records import TableOptions
 from pipeline.ingest.stage import check_workspace_location, ingest
 from pipeline.records import Crawl
 from pipeline.reporting.run import Run

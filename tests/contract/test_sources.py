@@ -16,9 +16,9 @@ from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.ingest.plan import write_plan
 from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources import s3
+from pipeline.ingest.sources.arrays.labelled_arrays import read_record
 from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.detect import read_records
-from pipeline.ingest.sources.labelled_arrays import read_record
 from pipeline.ingest.stage import check_workspace_location
 from pipeline.storage import open_storage
 from tests.support.array_files import idx

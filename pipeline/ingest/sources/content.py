@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from pipeline.errors import StorageError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources.members import open_zipped, parse_member, read_member
+from pipeline.ingest.sources.archives.members import open_zipped, parse_member, read_member
 from pipeline.ingest.sources.s3 import S3_SCHEME, S3Stream, read_object
 
 FILE_SCHEME = "file://"

@@ -9,16 +9,20 @@ from itertools import islice
 from pipeline.config import SourceType
 from pipeline.errors import SourceError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources.archives import Archive, is_tar
-from pipeline.ingest.sources.archives import records as tar_records
-from pipeline.ingest.sources.arrays_on_s3 import array_records, holds_idx
+from pipeline.ingest.sources.archives.tar_records import Archive, is_tar
+from pipeline.ingest.sources.archives.tar_records import records as tar_records
+from pipeline.ingest.sources.archives.tars import BrokenTar
+from pipeline.ingest.sources.archives.zip_records import is_zip, members_of, tables_in
+from pipeline.ingest.sources.archives.zip_records import records as zip_records
+from pipeline.ingest.sources.archives.zips import BrokenZip
+from pipeline.ingest.sources.arrays.arrays_on_s3 import array_records, holds_idx
+from pipeline.ingest.sources.arrays.labelled_arrays import IDX_IMAGES, idx_records, looks_like_idx, npz_records
 from pipeline.ingest.sources.folder import LAYOUT_DESCRIPTIONS, folder_records
-from pipeline.ingest.sources.json_arrays import json_array_rows
-from pipeline.ingest.sources.labelled_arrays import IDX_IMAGES, idx_records, looks_like_idx, npz_records
-from pipeline.ingest.sources.line_rows import list_rows
 from pipeline.ingest.sources.megadepth import find_scene, is_scene, refuse_scenes, scene_records, scenes_below
 from pipeline.ingest.sources.posts.captures import TOOLS
-from pipeline.ingest.sources.tables import (
+from pipeline.ingest.sources.tables.json_arrays import json_array_rows
+from pipeline.ingest.sources.tables.line_rows import list_rows
+from pipeline.ingest.sources.tables.table_records import (
     READERS,
     TableOptions,
     is_json_array,
@@ -27,11 +31,7 @@ from pipeline.ingest.sources.tables import (
     records_of_tables,
     table_records,
 )
-from pipeline.ingest.sources.tars import BrokenTar
 from pipeline.ingest.sources.tree import File, Folder, LocalTree, Tree, open_tree
-from pipeline.ingest.sources.zip_records import is_zip, members_of, tables_in
-from pipeline.ingest.sources.zip_records import records as zip_records
-from pipeline.ingest.sources.zips import BrokenZip
 from pipeline.records import CrawlRecord
 
 DETECTED = TableOptions()

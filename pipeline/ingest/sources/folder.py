@@ -13,12 +13,13 @@ from typing import Literal
 
 from pipeline.errors import SourceError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources import archives, instagram, instaloader, sidecars, zip_records
+from pipeline.ingest.sources.archives import tar_records, zip_records
+from pipeline.ingest.sources.archives.zips import BrokenZip
 from pipeline.ingest.sources.file_records import file_record
 from pipeline.ingest.sources.metadata import storable
-from pipeline.ingest.sources.sidecars import stem_of
+from pipeline.ingest.sources.scrapers import instagram, instaloader, sidecars
+from pipeline.ingest.sources.scrapers.sidecars import stem_of
 from pipeline.ingest.sources.tree import File, Folder, Tree
-from pipeline.ingest.sources.zips import BrokenZip
 from pipeline.records import CrawlRecord
 
 Layout = Literal["instagram-scraper", "instaloader", "gallery-dl", "img2dataset", "tar", "zip"]
@@ -74,7 +75,7 @@ class Walk:
     def _failed_downloads(self, folder: Folder) -> Iterator[CrawlRecord]:
         """Yield the records of the addresses of `folder` that img2dataset could not download, if it wrote it."""
         if (table := self.tables.pop(folder.path, None)) is not None:
-            yield from archives.records_without_member(table, {stem_of(file.name) for file in folder.files})
+            yield from tar_records.records_without_member(table, {stem_of(file.name) for file in folder.files})
 
     def _folder_records(self, folder: Folder) -> Iterator[CrawlRecord]:
         """Yield the records of one folder, without its subfolders."""
@@ -95,11 +96,11 @@ class Walk:
         if described := sidecars.take_files(files):
             self.layouts.add("gallery-dl")
             yield from sidecars.records(folder, described)
-        for archive in archives.take_archives(files):
+        for archive in tar_records.take_archives(files):
             self.layouts.add("tar")
             if archive.table is not None:
                 self.layouts.add("img2dataset")
-            yield from archives.records(archive)
+            yield from tar_records.records(archive)
         for name in [name for name, file in files.items() if zip_records.is_zip(name) and file.problem is None]:
             self.layouts.add("zip")
             yield from self._zip_records(files.pop(name))

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from pipeline.errors import SourceError
 from pipeline.ingest.rejection import RejectReason
+from pipeline.ingest.sources.archives.members import parse_member
 from pipeline.ingest.sources.content import file_uri, raise_machine_fault
-from pipeline.ingest.sources.members import parse_member
 from pipeline.ingest.sources.metadata import storable
 from pipeline.ingest.sources.s3 import S3_SCHEME, list_folder, object_size, split_address
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.ingest.sources.addresses import addresses_in
 from pipeline.ingest.sources.metadata import (
     MAX_ITEMS,
     Metadata,
@@ -16,6 +15,7 @@ from pipeline.ingest.sources.metadata import (
     text_or_none,
 )
 from pipeline.ingest.sources.posts.post import Media, Post
+from pipeline.ingest.sources.tables.addresses import addresses_in
 
 EXTRA = ("url", "type", "alt", "likesCount", "commentsCount", "locationName")
 """Further fields that are kept."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.ingest.sources.addresses import addresses_in
 from pipeline.ingest.sources.file_records import VIDEO_SUFFIXES, suffix_of
 from pipeline.ingest.sources.metadata import Metadata, parse_hashtags, parse_time, storable_extra, text_or_none
 from pipeline.ingest.sources.posts.post import Media, Post
+from pipeline.ingest.sources.tables.addresses import addresses_in
 
 COLUMNS = frozenset({"thread_id", "body", "image_urls"})
 """Columns by which an export is recognised."""

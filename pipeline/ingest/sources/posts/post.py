@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from pipeline.ingest.sources.addresses import WEB_ADDRESS, name_in
 from pipeline.ingest.sources.file_records import NO_METADATA, file_record
 from pipeline.ingest.sources.metadata import Metadata
+from pipeline.ingest.sources.tables.addresses import WEB_ADDRESS, name_in
 from pipeline.ingest.sources.tree import File
 from pipeline.records import CrawlRecord
 

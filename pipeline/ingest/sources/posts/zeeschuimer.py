@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.ingest.sources.addresses import addresses_in
 from pipeline.ingest.sources.metadata import (
     Metadata,
     list_or_empty,
@@ -20,6 +19,7 @@ from pipeline.ingest.sources.metadata import (
     value_at,
 )
 from pipeline.ingest.sources.posts.post import MAX_MEDIA, Media, Post
+from pipeline.ingest.sources.tables.addresses import addresses_in
 
 VIDEO = 2
 """Value of ``media_type`` for a video; 1 is a photograph, and 8 a post with several of both."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.ingest.sources.addresses import address_columns, addresses_in, with_lists
+from pipeline.ingest.sources.tables.addresses import address_columns, addresses_in, with_lists
 
 IMAGE, PAGE, OTHER = "https://cdn.example/x/1.jpg?sig=a", "https://site.example/p/abc/", "https://cdn.example/photo-12"
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources import members as member_reading
-from pipeline.ingest.sources import samples
+from pipeline.ingest.sources.archives import members as member_reading
+from pipeline.ingest.sources.archives import samples
+from pipeline.ingest.sources.archives.members import MemberAddress, parse_member
+from pipeline.ingest.sources.archives.tars import BrokenTar, iter_members
 from pipeline.ingest.sources.content import file_uri, read_content
 from pipeline.ingest.sources.detect import read_records
-from pipeline.ingest.sources.members import MemberAddress, parse_member
-from pipeline.ingest.sources.tars import BrokenTar, iter_members
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import put, tar
 from tests.support.fuzzing import fuzzed

@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources import array_files
-from pipeline.ingest.sources.array_files import inspect_images, read_image, read_labels
+from pipeline.ingest.sources.arrays import array_files
+from pipeline.ingest.sources.arrays.array_files import inspect_images, read_image, read_labels
 from tests.support.array_files import idx
 
 RNG = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ingest.sources.delimited_rows import csv_rows, tsv_rows
-from pipeline.ingest.sources.rows import BrokenRow, NotATable
+from pipeline.ingest.sources.tables.delimited_rows import csv_rows, tsv_rows
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable
 from tests.support.fuzzing import fuzzed
 
 

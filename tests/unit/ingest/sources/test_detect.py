@@ -12,10 +12,10 @@ import pytest
 
 from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources import instagram
 from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.detect import count_candidates, read_records
-from pipeline.ingest.sources.tables import TableOptions
+from pipeline.ingest.sources.scrapers import instagram
+from pipeline.ingest.sources.tables.table_records import TableOptions
 from pipeline.ingest.stage import check_workspace_location
 from pipeline.records import CrawlRecord
 from pipeline.storage import LocalStorage

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.config import SourceType
 from pipeline.errors import SourceError
-from pipeline.ingest.sources import instaloader
 from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.detect import read_records
+from pipeline.ingest.sources.scrapers import instaloader
 from pipeline.records import CrawlRecord
 from tests.support.crawl_files import node, write_metadata
 from tests.support.dump_files import (

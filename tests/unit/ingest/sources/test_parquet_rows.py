@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ingest.sources.metadata import MAX_ITEMS
-from pipeline.ingest.sources.parquet_rows import MAX_TEXT_BYTES, parquet_rows
-from pipeline.ingest.sources.rows import BrokenRow, NotATable
+from pipeline.ingest.sources.tables.parquet_rows import MAX_TEXT_BYTES, parquet_rows
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable
 from tests.support.dump_files import parquet
 from tests.support.fuzzing import fuzzed
 
@@ -87,7 +87,7 @@ def test_a_small_file_cannot_take_much_memory(name: str, tmp_path: Path) -> None
     pq.write_table(table, tmp_path / "x.parquet", compression="zstd", use_dictionary=name != "plain")
     assert (tmp_path / "x.parquet").stat().st_size < 1 << 20
     count = "sum(1 for _ in parquet_rows(open(sys.argv[1], 'rb')))"
-    script = f"import sys; from pipeline.ingest.sources.parquet_rows import parquet_rows; print({count})"
+    script = f"import sys; from pipeline.ingest.sources.tables.parquet_rows import parquet_rows; print({count})"
     limit = 2 * 2**30  # of address space; imports take a part of it
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "x.parquet")],

@@ -14,9 +14,9 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.ingest.plan import write_plan
-from pipeline.ingest.sources import tables
 from pipeline.ingest.sources.detect import read_records
-from pipeline.ingest.sources.tables import TableOptions
+from pipeline.ingest.sources.tables import table_records as tables
+from pipeline.ingest.sources.tables.table_records import TableOptions
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import parquet, put
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ingest.sources import text_lines as module
-from pipeline.ingest.sources.rows import BrokenRow, NotATable
-from pipeline.ingest.sources.text_lines import text_lines
+from pipeline.ingest.sources.tables import text_lines as module
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable
+from pipeline.ingest.sources.tables.text_lines import text_lines
 from tests.support.fuzzing import fuzzed
 
 

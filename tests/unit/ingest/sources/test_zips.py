@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources import zips
+from pipeline.ingest.sources.archives import zips
+from pipeline.ingest.sources.archives.members import MemberAddress, parse_member
+from pipeline.ingest.sources.archives.zips import BrokenZip, list_members
 from pipeline.ingest.sources.content import open_stream, read_content
 from pipeline.ingest.sources.detect import read_records
-from pipeline.ingest.sources.members import MemberAddress, parse_member
-from pipeline.ingest.sources.zips import BrokenZip, list_members
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import put, tar
 from tests.support.fuzzing import fuzzed
@@ -254,6 +254,6 @@ def test_a_zip_with_any_change_has_members_or_is_broken(data: st.DataObject) -> 
 
 
 def read_from(address: MemberAddress, content: bytes) -> Any:
-    from pipeline.ingest.sources.members import read_member
+    from pipeline.ingest.sources.archives.members import read_member
 
     return read_member(address, 10**6, lambda _: io.BytesIO(content))

@@ -19,7 +19,7 @@ from pipeline.ingest.sources.detect import read_records
 from pipeline.ingest.sources.posts import apify, fourcat, zeeschuimer
 from pipeline.ingest.sources.posts.captures import Captures, tool_of
 from pipeline.ingest.sources.posts.post import PostOptions, pseudonym
-from pipeline.ingest.sources.tables import TableOptions
+from pipeline.ingest.sources.tables.table_records import TableOptions
 from pipeline.ingest.sources.tree import File
 from pipeline.records import CrawlRecord
 from tests.support.dump_files import put

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from pipeline.ingest.rejection import Rejected
+from pipeline.ingest.sources.archives.gzipped import is_compressed
+from pipeline.ingest.sources.archives.members import Member, MemberAddress
+from pipeline.ingest.sources.archives.samples import Samples, is_hidden, is_sidecar, key_of, without_status
+from pipeline.ingest.sources.archives.tars import BrokenTar, iter_members
 from pipeline.ingest.sources.content import open_stream, raise_machine_fault
 from pipeline.ingest.sources.file_records import file_record, single_line
-from pipeline.ingest.sources.gzipped import is_compressed
-from pipeline.ingest.sources.members import Member, MemberAddress
 from pipeline.ingest.sources.metadata import Metadata, recognise_columns, storable, text_or_none
-from pipeline.ingest.sources.parquet_rows import parquet_rows
-from pipeline.ingest.sources.rows import BrokenRow, NotATable
 from pipeline.ingest.sources.s3 import S3_SCHEME, STREAM_BUFFER_BYTES
-from pipeline.ingest.sources.samples import Samples, is_hidden, is_sidecar, key_of, without_status
-from pipeline.ingest.sources.tars import BrokenTar, iter_members
+from pipeline.ingest.sources.tables.parquet_rows import parquet_rows
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable
 from pipeline.ingest.sources.tree import File
 from pipeline.records import CrawlRecord
 

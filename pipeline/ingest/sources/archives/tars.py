@@ -10,8 +10,8 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from pipeline.ingest.sources.gzipped import BROKEN_GZIP, decompressed, is_compressed
-from pipeline.ingest.sources.members import Member
+from pipeline.ingest.sources.archives.gzipped import BROKEN_GZIP, decompressed, is_compressed
+from pipeline.ingest.sources.archives.members import Member
 
 BLOCK = tarfile.BLOCKSIZE
 

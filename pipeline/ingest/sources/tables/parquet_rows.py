@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from pipeline.console import say
 from pipeline.ingest.sources.metadata import MAX_ITEMS, MAX_TEXT_CHARS
-from pipeline.ingest.sources.parquet_sizes import columns_too_large
-from pipeline.ingest.sources.rows import BrokenRow, NotATable, Row
+from pipeline.ingest.sources.tables.parquet_sizes import columns_too_large
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable, Row
 
 BATCH_ROWS = 1_024
 """Number of rows that are decoded together."""

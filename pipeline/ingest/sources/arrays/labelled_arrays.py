@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.ingest.sources.array_files import inspect_images, read_image, read_labels
+from pipeline.ingest.sources.arrays.array_files import inspect_images, read_image, read_labels
 from pipeline.ingest.sources.content import file_uri, local_path
 from pipeline.ingest.sources.metadata import storable
 from pipeline.ingest.sources.s3 import S3_SCHEME, download

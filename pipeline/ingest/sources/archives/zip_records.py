@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from pipeline.ingest.rejection import Rejected
+from pipeline.ingest.sources.archives.members import Member, MemberAddress
+from pipeline.ingest.sources.archives.samples import Samples, is_hidden, is_sidecar
+from pipeline.ingest.sources.archives.zips import list_members
 from pipeline.ingest.sources.content import open_stream, raise_machine_fault, read_content
 from pipeline.ingest.sources.file_records import (
     IMAGE_SUFFIXES,
@@ -21,7 +24,6 @@ from pipeline.ingest.sources.file_records import (
     single_line,
     suffix_of,
 )
-from pipeline.ingest.sources.members import Member, MemberAddress
 from pipeline.ingest.sources.metadata import (
     Metadata,
     list_or_empty,
@@ -31,9 +33,7 @@ from pipeline.ingest.sources.metadata import (
     text_or_none,
 )
 from pipeline.ingest.sources.s3 import S3_SCHEME, STREAM_BUFFER_BYTES
-from pipeline.ingest.sources.samples import Samples, is_hidden, is_sidecar
 from pipeline.ingest.sources.tree import File
-from pipeline.ingest.sources.zips import list_members
 from pipeline.records import CrawlRecord
 
 FOURCAT_METADATA = ".metadata.json"

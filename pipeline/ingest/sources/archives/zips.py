@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from pipeline.ingest.sources.members import DEFLATED, STORED, ZIP_HEADER, Member
-from pipeline.ingest.sources.text_lines import likely_encodings
+from pipeline.ingest.sources.archives.members import DEFLATED, STORED, ZIP_HEADER, Member
+from pipeline.ingest.sources.tables.text_lines import likely_encodings
 
 MAX_DIRECTORY_BYTES = 32 * 2**20
 """Maximum size of the directory of a ZIP in bytes, enough for about 300,000 members."""

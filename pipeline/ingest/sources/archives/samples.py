@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from pipeline.ingest.sources.archives.members import Member
 from pipeline.ingest.sources.file_records import NO_METADATA, single_line, suffix_of
-from pipeline.ingest.sources.members import Member
 from pipeline.ingest.sources.metadata import Metadata, parse_json, text_or_none
-from pipeline.ingest.sources.sidecars import parse_metadata, stem_of, with_caption
-from pipeline.ingest.sources.text_lines import decode_text
+from pipeline.ingest.sources.scrapers.sidecars import parse_metadata, stem_of, with_caption
+from pipeline.ingest.sources.tables.text_lines import decode_text
 from pipeline.records import CrawlRecord
 
 MAX_SIDECAR_BYTES = 2**20

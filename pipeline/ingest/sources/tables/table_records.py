@@ -18,21 +18,21 @@ from pipeline.config import IngestConfig
 from pipeline.console import say
 from pipeline.errors import SourceError, StorageError
 from pipeline.ingest.rejection import Rejected, RejectReason
-from pipeline.ingest.sources.addresses import WEB_ADDRESS, address_columns, addresses_in, name_in, with_lists
+from pipeline.ingest.sources.archives.gzipped import BROKEN_GZIP, decompressed, is_compressed
 from pipeline.ingest.sources.content import open_stream, raise_machine_fault
-from pipeline.ingest.sources.delimited_rows import csv_rows, tsv_rows
 from pipeline.ingest.sources.file_records import NO_METADATA, file_record, single_line
-from pipeline.ingest.sources.gzipped import BROKEN_GZIP, decompressed, is_compressed
-from pipeline.ingest.sources.json_arrays import json_array_rows
-from pipeline.ingest.sources.line_rows import json_rows, list_rows
-from pipeline.ingest.sources.lookahead import Lookahead
 from pipeline.ingest.sources.metadata import MAX_TEXT_CHARS, URL_NAMES, Metadata, recognise_columns, storable
-from pipeline.ingest.sources.parquet_rows import parquet_rows
 from pipeline.ingest.sources.posts.captures import Captures, Tool, tool_of
 from pipeline.ingest.sources.posts.post import PostOptions
-from pipeline.ingest.sources.rows import BrokenRow, NotATable, Reader
 from pipeline.ingest.sources.s3 import STREAM_BUFFER_BYTES
-from pipeline.ingest.sources.text_lines import encoding_of
+from pipeline.ingest.sources.tables.addresses import WEB_ADDRESS, address_columns, addresses_in, name_in, with_lists
+from pipeline.ingest.sources.tables.delimited_rows import csv_rows, tsv_rows
+from pipeline.ingest.sources.tables.json_arrays import json_array_rows
+from pipeline.ingest.sources.tables.line_rows import json_rows, list_rows
+from pipeline.ingest.sources.tables.lookahead import Lookahead
+from pipeline.ingest.sources.tables.parquet_rows import parquet_rows
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable, Reader
+from pipeline.ingest.sources.tables.text_lines import encoding_of
 from pipeline.ingest.sources.tree import File, Tree
 from pipeline.records import CrawlRecord
 

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from pipeline.errors import StorageError
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources.gzipped import BROKEN_GZIP, decompressed
+from pipeline.ingest.sources.archives.gzipped import BROKEN_GZIP, decompressed
 
 MAX_READERS = 4
 """Maximum number of open compressed tars per process. One tar may be open at several positions, for several threads."""

@@ -1,6 +1,6 @@
 """Compare the sizes in the metadata of a Parquet table with bounds, in a process of its own.
 
-    python -P pipeline/ingest/sources/parquet_sizes.py < FOOTER
+    python -P pipeline/ingest/sources/tables/parquet_sizes.py < FOOTER
 
 The process reads the end of a table, from its metadata on, and prints a JSON object: the names of the columns that are
 too large to be decoded, and why (empty for columns of files, which need no explanation). pyarrow ends the whole process

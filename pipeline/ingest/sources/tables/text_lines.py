@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, cast
 
 from charset_normalizer import from_bytes
 
-from pipeline.ingest.sources.lookahead import Lookahead
-from pipeline.ingest.sources.rows import BrokenRow, NotATable
+from pipeline.ingest.sources.tables.lookahead import Lookahead
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable
 
 MAX_LINE_CHARS = 2**20
 """Maximum length of a line in characters; longer ones are broken rows."""

@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from pipeline.ingest.sources.line_rows import json_rows
-from pipeline.ingest.sources.rows import BrokenRow, NotATable, Row
-from pipeline.ingest.sources.text_lines import utf8_stream
+from pipeline.ingest.sources.tables.line_rows import json_rows
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable, Row
+from pipeline.ingest.sources.tables.text_lines import utf8_stream
 
 MAX_OBJECT_BYTES = 16 * 2**20
 """Maximum size of one object in bytes."""

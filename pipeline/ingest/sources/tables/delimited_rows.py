@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pipeline.ingest.sources.lookahead import Lookahead
-from pipeline.ingest.sources.rows import BrokenRow, NotATable, Row
-from pipeline.ingest.sources.text_lines import Line, text_lines
+from pipeline.ingest.sources.tables.lookahead import Lookahead
+from pipeline.ingest.sources.tables.rows import BrokenRow, NotATable, Row
+from pipeline.ingest.sources.tables.text_lines import Line, text_lines
 
 MAX_ROW_LINES = 1_000
 """Maximum number of lines of a CSV row, whose quoted fields may contain line breaks."""

@@ -26,7 +26,6 @@ from pipeline.ingest.sources.file_records import (
     single_line,
     suffix_of,
 )
-from pipeline.ingest.sources.instagram import post_extra
 from pipeline.ingest.sources.metadata import (
     Metadata,
     list_or_empty,
@@ -36,7 +35,8 @@ from pipeline.ingest.sources.metadata import (
     text_or_none,
     value_at,
 )
-from pipeline.ingest.sources.text_lines import decode_text
+from pipeline.ingest.sources.scrapers.instagram import post_extra
+from pipeline.ingest.sources.tables.text_lines import decode_text
 from pipeline.ingest.sources.tree import File, Folder
 from pipeline.records import CrawlRecord
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import SourceError
-from pipeline.ingest.sources.labelled_arrays import IDX_IMAGES, idx_records, npz_records
+from pipeline.ingest.sources.arrays.labelled_arrays import IDX_IMAGES, idx_records, npz_records
 from pipeline.ingest.sources.s3 import download
 from pipeline.ingest.sources.tree import File, Folder, Tree, open_tree
 from pipeline.records import CrawlRecord

@@ -20,7 +20,6 @@ from pipeline.ingest.sources.file_records import (
     single_line,
     suffix_of,
 )
-from pipeline.ingest.sources.instaloader import is_node, node_metadata
 from pipeline.ingest.sources.metadata import (
     Metadata,
     parse_hashtags,
@@ -28,7 +27,8 @@ from pipeline.ingest.sources.metadata import (
     recognise_columns,
     text_or_none,
 )
-from pipeline.ingest.sources.text_lines import decode_text
+from pipeline.ingest.sources.scrapers.instaloader import is_node, node_metadata
+from pipeline.ingest.sources.tables.text_lines import decode_text
 from pipeline.ingest.sources.tree import File, Folder
 from pipeline.records import CrawlRecord
 

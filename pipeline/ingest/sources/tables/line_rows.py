@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.ingest.sources.metadata import parse_json
-from pipeline.ingest.sources.rows import BrokenRow, Row
-from pipeline.ingest.sources.text_lines import text_lines
+from pipeline.ingest.sources.tables.rows import BrokenRow, Row
+from pipeline.ingest.sources.tables.text_lines import text_lines
 
 
 def json_rows(stream: BinaryIO, encoding: str | None = None) -> Iterator[Row]:

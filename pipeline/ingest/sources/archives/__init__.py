@@ -1,0 +1,1 @@
+"""Tars and ZIP archives, whose members are read where they lie."""

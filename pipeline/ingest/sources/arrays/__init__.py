@@ -1,0 +1,1 @@
+"""Array files with labels: the standard benchmarks."""

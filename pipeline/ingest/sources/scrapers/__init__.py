@@ -1,0 +1,1 @@
+"""Folders that scrapers have written: images, and files with their metadata."""

@@ -1,0 +1,1 @@
+"""Tables of addresses: their formats, encodings and columns."""
