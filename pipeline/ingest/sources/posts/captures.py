@@ -27,11 +27,13 @@ def tool_of(rows: Iterable[Mapping[str, Any]]) -> Tool | None:
 
 
 class Captures:
-    """The posts of a table, in the order of their rows, each of them once."""
+    """The posts of a table, in the order of their rows, each of them once.
 
-    def __init__(self, file: File, tool: Tool, options: PostOptions) -> None:
-        self._file, self._tool, self._options = file, tool, options
-        self._seen: set[str] = set()
+    `seen` are the short codes of the posts of earlier tables of the same source, to which those of this one are added.
+    """
+
+    def __init__(self, file: File, tool: Tool, options: PostOptions, seen: set[str]) -> None:
+        self._file, self._tool, self._options, self._seen = file, tool, options, seen
         self._incomplete: dict[str, tuple[int, Post]] = {}
         self._advertisements = 0
 

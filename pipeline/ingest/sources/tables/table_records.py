@@ -97,7 +97,7 @@ def table_records(tree: Tree, options: TableOptions, tool: Tool | None = None) -
         StorageError: a fault of the machine; another attempt may succeed.
     """
     if (table := tree.file()) is not None:
-        yield from _records(table, reader_of(table.name) or _detect_reader(table), options, tool)
+        yield from _records(table, reader_of(table.name) or _detect_reader(table), options, tool, set())
         return
     files = [file for file in tree.list().files if reader_of(file.name) is not None and file.problem is None]
     if not files:
@@ -112,11 +112,12 @@ def records_of_tables(files: list[File], options: TableOptions, tool: Tool | Non
     """
     error: SourceError | None = None
     used = False
+    seen: set[str] = set()
     for file in files:
         reader = reader_of(file.name)
         assert reader is not None
         try:
-            for record in _records(file, reader, options, tool):
+            for record in _records(file, reader, options, tool, seen):
                 used = True
                 yield record
         except SourceError as skipped:
@@ -169,14 +170,18 @@ def _head(file: File) -> bytes:
         return b""
 
 
-def _records(file: File, reader: Reader, options: TableOptions, tool: Tool | None) -> Iterator[CrawlRecord]:
+def _records(
+    file: File, reader: Reader, options: TableOptions, tool: Tool | None, seen: set[str]
+) -> Iterator[CrawlRecord]:
+    """Yield the records of one table; `seen` are the short codes of the posts of the tables before it."""
     readable = 0
+    captures: Captures | None = None
     try:
         with ExitStack() as stack:
             rows = Lookahead(reader(_open_table(file, reader, stack), options.encoding))
             first = [row for _, row in rows.ahead(SAMPLE_ROWS) if not isinstance(row, BrokenRow)]
             tool = tool or (tool_of(first) if options.url_column is None else None)
-            captures = Captures(file, tool, options.posts) if tool else None
+            captures = Captures(file, tool, options.posts, seen) if tool else None
             column = None if captures else _address_column(file, list(map(with_lists, first)), options.url_column)
             for number, row in rows:
                 if isinstance(row, BrokenRow):
@@ -202,6 +207,8 @@ def _records(file: File, reader: Reader, options: TableOptions, tool: Tool | Non
             "ingest",
             f"{file.printable_uri} is cut off or damaged after {readable} rows, which are used: {single_line(error)}",
         )
+        if captures is not None:
+            yield from captures.finish()
         yield file_record(file, problem="truncated", detail=single_line(error))
     except OSError as error:
         raise_machine_fault(file.printable_uri, error)

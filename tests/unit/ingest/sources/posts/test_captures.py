@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from datetime import UTC, datetime
@@ -197,6 +198,7 @@ def test_advertisements_are_left_out_and_counted(tmp_path: Path, capsys: pytest.
 
 def test_a_folder_of_captures_is_a_table_and_one_of_metadata_is_not(tmp_path: Path) -> None:
     put(tmp_path / "captures", {"1.json": array(APIFY[:1]), "2.json": array(APIFY[1:])})
+    put(tmp_path / "captures", {"3.json": array(APIFY)})  # a later capture of the same posts
     assert [r.fingerprint for r in read(tmp_path / "captures")] == ["A/1", "A/2", "B/1", "C/1"]
     put(tmp_path / "files", {"1.json": b'{"shortCode": "A", "displayUrl": "https://a.example/1.jpg"}', "1.jpg": b"x"})
     assert [r.file_name for r in read(tmp_path / "files")] == ["1.jpg"]
@@ -214,6 +216,15 @@ def test_the_rest_of_a_broken_array_is_one_rejected_record(tmp_path: Path) -> No
     put(tmp_path, {"x.json": b"<html>"})
     with pytest.raises(SourceError, match="neither a JSON array nor JSON lines"):
         read(tmp_path / "x.json")
+
+
+def test_a_capture_that_is_cut_off_keeps_its_incomplete_posts(tmp_path: Path) -> None:
+    partial = [captured({"code": f"P{i}", "display_uri": SIGNED.format(i)}) for i in range(2000)]
+    put(tmp_path, {"x.ndjson.gz": gzip.compress(lines(partial))[:-50]})
+    found = read(tmp_path / "x.ndjson.gz")
+    assert found[0].fingerprint == "P0/1"
+    assert found[-1].problem == "truncated"
+    assert len(found) > 1900
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -238,7 +249,7 @@ def test_any_row_is_a_post_or_a_rejected_record(row: dict[str, Any], module: Any
     module.is_post(wrapped)
     tool_of([wrapped])
     for tool in ("fourcat", "zeeschuimer", "apify"):
-        captures = Captures(File("x", "/x", None), tool, PostOptions(True, True))
+        captures = Captures(File("x", "/x", None), tool, PostOptions(True, True), set())
         for record in [*captures.add(1, wrapped), *captures.finish()]:
             assert record.fingerprint
             assert record.problem or record.source_uri.lower().startswith("http")
