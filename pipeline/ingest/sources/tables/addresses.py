@@ -38,6 +38,9 @@ OTHER_WORDS = frozenset(
 IMAGE_SUFFIX = re.compile(r"[^?#]*\.(jpe?g|png|webp|gif|avif|heic|heif|tiff?|bmp|jp2)(?=$|[?#!:&@;/])", re.IGNORECASE)
 """An address whose path has the suffix of an image file."""
 
+ADDRESS_KEYS = ("url", "src", "contentUrl", "uri", "href")
+"""Keys of an address in an object that describes an image."""
+
 # The pattern does not use IGNORECASE, which makes its long part several times slower.
 WEB_ADDRESS = re.compile(r"(?:[hH][tT][tT][pP][sS]?:)?//[^/?#\s\x00-\x1f\x7f]+[^\x00-\x1f\x7f]*")
 _QUERY = re.compile(r"[?#]")
@@ -48,13 +51,14 @@ _NUMBERED = re.compile(r"(.+?)(?:/|\.|\[)(\d{1,4})\]?")
 
 
 def addresses_in(value: Any) -> list[str]:
-    """Return the addresses in a cell: a text with one or several of them, or a list; empty if it begins with none.
+    """Return the addresses in a cell: a text with one or several of them, an object, or a list; empty if it has none.
 
     Several addresses in a text are separated by spaces, commas, semicolons or bars; a list may be written as JSON.
     """
     if isinstance(value, list):
-        texts = [item for item in value[:MAX_ITEMS] if isinstance(item, str)]
+        texts = [text for item in value[:MAX_ITEMS] if isinstance(text := _address_of(item), str)]
         return [address for text in texts for address in addresses_in(text)]
+    value = _address_of(value)
     if not isinstance(value, str) or len(value) > MAX_ITEMS * MAX_TEXT_CHARS:
         return []
     if match := _LIST.fullmatch(value):
@@ -69,6 +73,13 @@ def name_in(url: str) -> str:
     path = _QUERY.split(url.partition("//")[2], maxsplit=1)[0].partition("/")[2]
     name = path.rpartition("/")[2]
     return storable(unquote(name)[:255]) if "%" in name else name[:255]
+
+
+def _address_of(value: Any) -> Any:
+    """Return the address in an object such as ``{"url": …}``; another value is returned unchanged."""
+    if not isinstance(value, dict):
+        return value
+    return next((value[key] for key in ADDRESS_KEYS if isinstance(value.get(key), str)), None)
 
 
 def with_lists(row: Mapping[str, Any]) -> Mapping[str, Any]:

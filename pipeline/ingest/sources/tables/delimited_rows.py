@@ -205,6 +205,8 @@ class _Table:
     def _column_names(self, cells: list[str]) -> list[str]:
         if any(_ADDRESS.match(cell) for cell in cells):
             raise NotATable("the first line contains an address; expected a line of column names, such as url,caption")
+        if cells[0].lstrip().lower().startswith(("<!doctype", "<html", "<?xml")):
+            raise NotATable("a web page or XML; expected a line of column names, such as url,caption")
         names: list[str] = []
         if self._has_index(len(cells)):
             cells = ["", *cells]

@@ -43,6 +43,13 @@ MARKS = (
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
+_NOT_WESTERN = re.compile(
+    "[^\x00-\x7f\xa0-\xff\u2013-\u2026\u20ac\u0152\u0153]"
+    "|[\xa2-\xaa\xac-\xaf\xb1-\xba\xbc-\xbe\xd0\xdd\xde\xf0\xfd\xfe]"
+)
+"""Characters of cp1252 that texts of Western Europe hardly have; other encodings have other letters in their place."""
+_WORD = re.compile(r"[^\W\d_]+")
+
 Line = str | BrokenRow
 """A line with its end; or the reason why it cannot be read."""
 
@@ -148,14 +155,27 @@ def likely_encodings(sample: bytes) -> list[str]:
 
 def _legacy_encoding(lines: list[bytes]) -> str:
     """Return the encoding of `lines`, of which the first is not UTF-8; empty if it is not recognised."""
-    names = likely_encodings(b"".join(line for line in lines if not line.isascii()))
-    # Short texts in cp1252, the most frequent of these encodings, are valid in others, too.
-    if len(names) < 2 or "cp1252" in names:
+    sample = b"".join(line for line in lines if not line.isascii())
+    names = likely_encodings(sample)
+    if len(names) < 2:
         return names[0] if names else ""
+    # Short texts in cp1252, the most frequent of these encodings, are as likely in others.
+    if _is_western(sample):
+        return "cp1252"
+    if len(others := [name for name in names if name != "cp1252"]) == 1:
+        return others[0]
     raise NotATable(
         f"not UTF-8, and its encoding may be {' or '.join(names)}; convert it to UTF-8, or name its encoding, such as "
         f"--set ingest.encoding={names[0]}"
     )
+
+
+def _is_western(sample: bytes) -> bool:
+    """Return whether `sample` as cp1252 has only letters of Western Europe, and no more accents than its languages."""
+    text = sample.decode("cp1252", "replace")
+    words = [word for word in _WORD.findall(text) if not word.isascii()]
+    accented = sum(not character.isascii() for word in words for character in word)
+    return not _NOT_WESTERN.search(text) and 2 * accented <= sum(map(len, words))
 
 
 def encoding_of(head: bytes) -> str:

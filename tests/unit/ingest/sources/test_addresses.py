@@ -56,6 +56,9 @@ def test_a_column_with_few_addresses_is_none() -> None:
         ("", []),
         (None, []),
         ([[[IMAGE]]], []),
+        ({"url": IMAGE, "width": 3}, [IMAGE]),
+        ([{"src": IMAGE}, {"contentUrl": OTHER}, {"id": 3}], [IMAGE, OTHER]),
+        ({"id": 3}, []),
     ],
 )
 def test_a_cell_may_hold_several_addresses(cell: Any, found: list[str]) -> None:

@@ -194,6 +194,7 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
     "no-names.csv": (b"https://a.example/1,x\n", "the first line contains an address"),
     "no-url.csv": (b"a,b\n1,2\n", "no column of addresses, such as url, .* \\(found a, b\\)"),
     "zeros.csv": (bytes(1000), "contains no readable row"),
+    "page.csv": (b"<!DOCTYPE html><html><body>Login</body></html>", "a web page or XML"),
     "quote.csv": (b'"url\nx\n', "the line of column names cannot be read"),
     "long.csv": (b"x" * 3_000_000, "the line of column names cannot be read"),
     "broken.jsonl": (b"{\n[\n", "contains no readable row"),

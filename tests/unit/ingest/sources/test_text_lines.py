@@ -43,6 +43,11 @@ def test_without_a_mark_the_bytes_tell(encoding: str) -> None:
     [
         ("cp1252", "Schöne Grüße aus München – Café à la crème"),
         ("latin-1", "Ein schöner Tag, déjà vu"),
+        ("cp1252", "Schöne; Grüße"),
+        ("cp1252", "señor – “sí”, 5 €"),
+        ("cp1252", "Bär"),
+        ("cp1252", "Århus, blåbær, smørrebrød"),
+        ("cp1250", "Kraków łódź, pięć"),
         ("cp1250", "Zażółć gęślą jaźń w Krakowie, Łódź jest piękna"),
         ("cp1251", "Красная площадь в Москве зимой, очень красивая"),
         ("shift_jis", "京都の清水寺で撮った写真です"),
