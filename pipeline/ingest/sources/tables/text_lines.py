@@ -28,6 +28,10 @@ LEGACY_ENCODINGS = (
 )  # fmt: skip
 """Encodings that are looked for in files that are not Unicode."""
 
+MIN_LEGACY_BYTES = 4
+"""Minimum number of bytes beyond ASCII for which a table is refused if their encoding cannot be told; fewer ones only
+break their lines."""
+
 MAX_DISTANCE = 0.02
 """Maximum difference to the lowest `chaos` (a measure of charset-normalizer, from 0 to 1) of an encoding that is as
 likely as the one with the lowest."""
@@ -164,6 +168,8 @@ def _legacy_encoding(lines: list[bytes]) -> str:
         return "cp1252"
     if len(others := [name for name in names if name != "cp1252"]) == 1:
         return others[0]
+    if sum(byte > 0x7F for byte in sample) < MIN_LEGACY_BYTES:
+        return ""
     raise NotATable(
         f"not UTF-8, and its encoding may be {' or '.join(names)}; convert it to UTF-8, or name its encoding, such as "
         f"--set ingest.encoding={names[0]}"
