@@ -52,8 +52,8 @@ def add_source_flags(flags: Flags) -> None:
         "--source",
         action="append",
         metavar="SRC",
-        help="source to ingest: a folder, dump, tar, table of URLs or array file, local or s3://bucket/prefix; may be "
-        "repeated",
+        help="source to ingest: a folder, dump, tar, ZIP, table of URLs or of posts, or array file, local or "
+        "s3://bucket/prefix; may be repeated",
     )
     flags.add_argument("--source-type", metavar="NAME", help="type of the sources, such as table [detected]")
     flags.add_argument(
