@@ -6,13 +6,14 @@ import re
 
 # In an address of the web, the authority ends at the first slash, unless what follows its colon is no port: then the
 # slash is part of a password. In other addresses, such as those of databases, it may always be.
-_WEB = re.compile(r"(?<=://)(?:[^/?#\s@]*@|[^/?#\s@:\[]+:(?![0-9]*(?:[/?#\s]|$))[^?#\s]*@)+")
-_OTHER = re.compile(r"(?<=://)[^\s?#/][^\s?#]*@")
+# A quote ends an address, so that a JSON text stays one.
+_WEB = re.compile(r"""(?<=://)(?:[^/?#\s@"]*@|[^/?#\s@:\["]+:(?![0-9]*(?:[/?#\s"]|$))[^?#\s"]*@)+""")
+_OTHER = re.compile(r"""(?<=://)[^\s?#/"][^\s?#"]*@""")
 _WITHOUT_USERS = frozenset({"s3", "file", "sqlite"})
 _URI = re.compile(r"([a-z][a-z0-9+.-]*)://\S*", re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(
     r"([?&;](?:[a-z0-9_.-]*(?:password|passwd|secret|token|api[_-]?key)|pwd|pass|auth|authorization|access[_-]?key)=)"
-    r"[^&;#\s]+",
+    r"""[^&;#\s"\\]+""",
     re.IGNORECASE,
 )
 

@@ -23,7 +23,7 @@ RECORD_FIELDS = [
         pa.string(),
         metadata={
             "doc": "absolute path (file:// if it is not valid UTF-8), s3:// or http(s):// address; #index in arrays, "
-            "#member=name&offset=bytes&size=bytes in tars, #row=number for a table row without an address"
+            "#member=name&offset=bytes&size=bytes in archives, #row=number for a table row without an address"
         },
     ),
     pa.field(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,16 @@ def test_no_password_survives(scheme: str, user: str, password: str, around: str
     if "Q" not in around and password not in around:
         assert password not in mask(text)
         assert f"{scheme}://host.test:8080/path?x=1&db_password=***&y=2" in mask(text)
+
+
+PIECES = st.sampled_from(['"', "\\", "http://", "u:p@", "?token=", "&", ":", "/", "x", " ", "\n", "ftp://", "é"])
+
+
+@given(st.dictionaries(st.text(max_size=3), st.lists(PIECES, max_size=12).map("".join)), st.booleans())
+def test_a_json_text_stays_one(document: dict[str, str], compact: bool) -> None:
+    text = json.dumps(document, separators=(",", ":") if compact else None, ensure_ascii=False)
+    masked = json.loads(mask(text))
+    assert masked.keys() == document.keys() or any("://" in key or "=" in key for key in document)
 
 
 @given(st.one_of(st.text(), st.text("ab:/@?&=#.token ")))

@@ -104,9 +104,9 @@ class HttpClient:
             TemporaryFailure: there was no connection, no response in time, an invalid response, or a temporary status.
             StorageError: the temporary folder of this machine cannot be written to.
         """
-        self._prepare(url)
         self._policy.deadline = time.monotonic() + seconds
         if self._config.robots_txt:
+            self._prepare(url)
             check_robots_txt(url, self._config.user_agent, self._follow)
         return self._request(url)
 
