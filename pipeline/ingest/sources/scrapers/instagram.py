@@ -5,12 +5,14 @@ The structure of a node is not trusted: a value that is absent or of another typ
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from pipeline.ingest.rejection import Rejected
-from pipeline.ingest.sources.content import read_content
+from pipeline.ingest.sources.content import open_stream, raise_machine_fault, read_content
 from pipeline.ingest.sources.file_records import (
     IMAGE_SUFFIXES,
     file_record,
@@ -28,11 +30,19 @@ from pipeline.ingest.sources.metadata import (
     text_or_none,
     value_at,
 )
+from pipeline.ingest.sources.tables.json_arrays import objects_at
+from pipeline.ingest.sources.tables.text_lines import utf8_stream
 from pipeline.ingest.sources.tree import File, Folder
 from pipeline.records import CrawlRecord
 
-MAX_METADATA_BYTES = 256 * 2**20
-"""Maximum size of a metadata file in bytes: it is parsed as a whole, which takes several times its size of memory."""
+MAX_WHOLE_BYTES = 16 * 2**20
+"""Maximum size in bytes of a metadata file that is parsed as a whole, which takes several times its size of memory. In
+larger ones, the posts are read one at a time, by a parser that is stricter about numbers and text."""
+
+HEAD_BYTES = 2**16
+"""Number of bytes at the start of a large metadata file within which its list of posts must begin."""
+
+_POSTS = re.compile(rb'"GraphImages"\s*:\s*\[')
 
 
 @dataclass(frozen=True)
@@ -100,21 +110,38 @@ def records(folder: Folder, files: dict[str, File], posts: list[Post]) -> Iterat
 def read_posts(file: File) -> list[Post] | None:
     """Read the posts in `file`; return None where it is not the metadata of an instagram-scraper dump.
 
-    A file that cannot be read or parsed is reported on the console and gives None, too. Raises StorageError for
-    temporary faults of the machine.
+    What cannot be read or parsed is reported on the console. Raises StorageError for temporary faults of the machine.
     """
+    posts: list[Post] = []
     try:
-        document = parse_json(read_content(file.uri, MAX_METADATA_BYTES))
+        if file.size is None or file.size > MAX_WHOLE_BYTES:
+            return _read_large(file, posts)
+        document = parse_json(read_content(file.uri, MAX_WHOLE_BYTES))
     except Rejected as error:
         report_unused_metadata(file, error.detail)
         return None
-    except (ValueError, MemoryError) as error:
-        report_unused_metadata(file, str(error))
-        return None
+    except ValueError as error:
+        report_unused_metadata(file, f"after {len(posts)} posts: {error}" if posts else str(error))
+        return posts or None
     nodes = document.get("GraphImages") if isinstance(document, dict) else None
-    if not isinstance(nodes, list):
-        return None
-    return [_post(node) for node in nodes if isinstance(node, dict)]
+    return [_post(node) for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else None
+
+
+def _read_large(file: File, posts: list[Post]) -> list[Post] | None:
+    """Read the posts in `file` one at a time into `posts`; return them, or None as `read_posts` does.
+
+    Raises ValueError where the rest of the file is invalid.
+    """
+    try:
+        with open_stream(file.uri) as raw, io.BufferedReader(cast(Any, raw), HEAD_BYTES) as buffered:
+            if not _POSTS.search(buffered.peek(HEAD_BYTES)):
+                return None
+            stream, _ = utf8_stream(cast(BinaryIO, buffered))
+            posts.extend(_post(node) for node in objects_at(stream, "GraphImages.item") if isinstance(node, dict))
+    except OSError as error:
+        raise_machine_fault(file.printable_uri, error)
+        raise ValueError(error.strerror or str(error)) from error
+    return posts
 
 
 def _post(node: dict[str, Any]) -> Post:

@@ -31,14 +31,26 @@ def json_array_rows(stream: BinaryIO, encoding: str | None = None) -> Iterator[R
         return
     if first != b"[":
         raise NotATable("neither a JSON array nor JSON lines")
-    bounded = _Bounded(text)
     number = 0
     try:
-        for number, row in enumerate(ijson.items(bounded, "item", use_float=True, buf_size=BUFFER_BYTES), start=1):
-            bounded.since_row = 0
+        for number, row in enumerate(objects_at(text, "item"), start=1):
             yield number, row if isinstance(row, dict) else BrokenRow(f"a JSON {type(row).__name__}, not an object")
-    except (ijson.JSONError, ValueError, OverflowError, RecursionError) as error:
+    except ValueError as error:
         yield number + 1, BrokenRow(f"the rest of the array cannot be read ({error})")
+
+
+def objects_at(stream: BinaryIO, prefix: str) -> Iterator[Any]:
+    """Yield the values at `prefix` (in the notation of ijson) of the JSON document in `stream`, which is UTF-8.
+
+    Raises ValueError where the document is invalid, or where a value is longer than MAX_OBJECT_BYTES.
+    """
+    bounded = _Bounded(stream)
+    try:
+        for value in ijson.items(bounded, prefix, use_float=True, buf_size=BUFFER_BYTES):
+            bounded.since_row = 0
+            yield value
+    except (ijson.JSONError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 class _Bounded:

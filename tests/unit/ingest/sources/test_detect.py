@@ -15,6 +15,7 @@ from pipeline.ingest.rejection import Rejected
 from pipeline.ingest.sources.content import read_content
 from pipeline.ingest.sources.detect import count_candidates, read_records
 from pipeline.ingest.sources.scrapers import instagram
+from pipeline.ingest.sources.tables import json_arrays
 from pipeline.ingest.sources.tables.table_records import TableOptions
 from pipeline.ingest.stage import check_workspace_location
 from pipeline.records import CrawlRecord
@@ -166,6 +167,21 @@ def test_broken_metadata_is_a_record_like_any_other_file(
     assert f"{tmp_path / 'tag.json'} is not used as metadata" in capsys.readouterr().out
 
 
+def test_the_posts_before_broken_metadata_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instagram, "MAX_WHOLE_BYTES", 10)
+    touch(tmp_path, "1.jpg", "2.jpg")
+    write_metadata(tmp_path, [node("1.jpg"), node("2.jpg")])
+    whole = (tmp_path / "tag.json").read_bytes()
+    (tmp_path / "tag.json").write_bytes(whole[:-20])
+    captions = {r.file_name: r.caption for r in read_records(str(tmp_path))}
+    assert captions == {"1.jpg": "caption of 1.jpg #Trevi", "2.jpg": None}
+    assert f"{tmp_path / 'tag.json'} is not used as metadata: after 1 posts" in capsys.readouterr().out
+    (tmp_path / "tag.json").write_bytes(whole[:30])
+    assert names(tmp_path) == ["1.jpg", "2.jpg", "tag.json"]
+
+
 def test_a_very_long_number_affects_no_other_value(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg", "2.jpg")
     likes = {"edge_media_preview_like": {"count": 777}}
@@ -177,11 +193,18 @@ def test_a_very_long_number_affects_no_other_value(tmp_path: Path) -> None:
     assert second.caption == "caption of 2.jpg #Trevi"
 
 
-def test_metadata_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "1.jpg")
-    write_metadata(tmp_path, [node("1.jpg")])
-    monkeypatch.setattr(instagram, "MAX_METADATA_BYTES", 10)
-    assert [r.caption for r in read_records(str(tmp_path))] == [None, None]
+def test_metadata_of_any_size_is_read_post_by_post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "1.jpg", "2.jpg")
+    monkeypatch.setattr(instagram, "MAX_WHOLE_BYTES", 10)
+    monkeypatch.setattr(json_arrays, "MAX_OBJECT_BYTES", 100_000)
+    write_metadata(tmp_path, [*(node(f"gone-{i}.jpg") for i in range(2_000)), node("1.jpg")])
+    text = (tmp_path / "tag.json").read_text()
+    (tmp_path / "tag.json").write_text('{"GraphProfileInfo": {"biography": "%s"}, ' % ("x" * 20_000) + text[1:])
+    assert (tmp_path / "tag.json").stat().st_size > 5 * json_arrays.MAX_OBJECT_BYTES
+    assert next(r.caption for r in read_records(str(tmp_path)) if r.file_name == "1.jpg")
+    write_metadata(tmp_path, [node("1.jpg"), node("2.jpg", bomb="x" * 400_000)])
+    captions = {r.file_name: r.caption for r in read_records(str(tmp_path))}
+    assert captions == {"1.jpg": "caption of 1.jpg #Trevi", "2.jpg": None}
 
 
 def test_json_without_posts_is_a_record_like_any_other_file(tmp_path: Path) -> None:
