@@ -10,7 +10,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tests.support.crawl_files import encoded, photograph
 from tests.support.http_server import Handler, Site, serving
 from tests.support.local_cluster import PATIENCE_S, Cluster, cluster_of_one, ended, kill, wait_until
 from tests.support.s3_server import S3Server, s3_bucket, s3_endpoint, s3_server
+from tests.support.small_disk import enlarge, small_disk
 
 __all__ = ["s3_bucket", "s3_endpoint", "s3_server"]
 
@@ -165,17 +165,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def small_disk(path: Path, kilobytes: int) -> Iterator[None]:
-    """Mount a small separate file system at `path`."""
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)], check=False).returncode:
-        pytest.skip("this user is not permitted to mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
 def assert_one_line(code: int | None, err: str, start: str, cause: str) -> None:
     """Check that the job failed with an error of one line that begins with `start` and has `cause`."""
     assert code == 1
@@ -205,7 +194,7 @@ def test_a_full_disk_is_one_line_and_no_half_shard(
         assert 1 < len(left) < len(whole)
         assert left.items() <= whole.items()
         assert not list(workspace.rglob("*.part")) and not list(workspace.rglob("crawl.json"))
-        subprocess.run(["mount", "-o", "remount,size=4096k", str(workspace)], check=True)
+        enlarge(workspace, 4096)
         code, _, err = run(cluster, folder, str(workspace))
         assert code == 0, err
         assert contents(LocalStorage(str(workspace))) == whole
