@@ -4,6 +4,7 @@ import io
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,25 +71,29 @@ def test_long_texts_and_lists_are_cut() -> None:
 
 
 MEGABYTE = "x" * (1 << 20)
-BOMBS: dict[str, Any] = {
-    "text": pa.array([MEGABYTE] * 1024),
-    "large": pa.array([MEGABYTE] * 1024, pa.large_string()),
-    "binary": pa.array([MEGABYTE.encode()] * 1024, pa.large_binary()),
-    "struct": pa.array([{"a": MEGABYTE}] * 1024),
-    "list": pa.array([[MEGABYTE] * 8] * 128),
-    "plain": pa.array([MEGABYTE] * 1024),
-    "numbers": pa.ListArray.from_arrays(pa.array([0, 25_000_000], pa.int32()), pa.nulls(25_000_000, pa.int64())),
+BOMBS: dict[str, Callable[[], Any]] = {
+    "text": lambda: pa.array([MEGABYTE] * 256),
+    "large": lambda: pa.array([MEGABYTE] * 256, pa.large_string()),
+    "binary": lambda: pa.array([MEGABYTE.encode()] * 256, pa.large_binary()),
+    "struct": lambda: pa.array([{"a": MEGABYTE}] * 256),
+    "list": lambda: pa.array([[MEGABYTE] * 8] * 32),
+    "plain": lambda: pa.array([MEGABYTE] * 256),
+    "numbers": lambda: pa.ListArray.from_arrays(
+        pa.array([0, 25_000_000], pa.int32()), pa.nulls(25_000_000, pa.int64())
+    ),
 }
+"""Columns of 200 to 256 MB that take less than a megabyte in a file."""
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_file_cannot_take_much_memory(name: str, tmp_path: Path) -> None:
-    table = pa.table({"url": ["https://a.example/1"] * len(BOMBS[name]), "bomb": BOMBS[name]})
+    bomb = BOMBS[name]()
+    table = pa.table({"url": ["https://a.example/1"] * len(bomb), "bomb": bomb})
     pq.write_table(table, tmp_path / "x.parquet", compression="zstd", use_dictionary=name != "plain")
     assert (tmp_path / "x.parquet").stat().st_size < 1 << 20
     count = "sum(1 for _ in parquet_rows(open(sys.argv[1], 'rb')))"
     script = f"import sys; from pipeline.ingest.sources.tables.parquet_rows import parquet_rows; print({count})"
-    limit = 2 * 2**30  # of address space; imports take a part of it
+    limit = 512 * 2**20  # of address space; imports take 280 MiB of it
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "x.parquet")],
         cwd=ROOT,
@@ -98,7 +103,7 @@ def test_a_small_file_cannot_take_much_memory(name: str, tmp_path: Path) -> None
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         env={"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"},
     )
-    assert done.stdout.split()[-1:] == [str(len(BOMBS[name]))], done.stderr
+    assert done.stdout.split()[-1:] == [str(len(bomb))], done.stderr
 
 
 VALID = parquet(
