@@ -60,6 +60,8 @@ QUALITY: dict[Quality, dict[str, Any]] = {
 """Defaults of the clustering settings for each value of `JobConfig.quality`, where they differ from those below."""
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 """Environment variable that names the MLflow server for all programs that use MLflow."""
+GIVEN_ADDRESS = os.environ.get(TRACKING_VARIABLE)
+"""Its value when the process began: MLflow itself changes the variable later."""
 LATEST = "latest"
 """Value that selects the newest run of the collection where a run id is expected."""
 OrderBy = Literal["quality", "size"]
@@ -576,8 +578,8 @@ def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str
     key, a wrong type or an invalid value.
     """
     values: dict[str, Any] = _read_yaml(file) if file else {}
-    if address := os.environ.get(TRACKING_VARIABLE):
-        values.setdefault("tracking_uri", address)
+    if GIVEN_ADDRESS:
+        values.setdefault("tracking_uri", GIVEN_ADDRESS)
     for key, value in flags.items():
         _put(values, key, value)
     for override in overrides:
@@ -592,8 +594,8 @@ def load_config(file: Path | None, flags: Mapping[str, Any], overrides: list[str
         config = JobConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, JobConfig)) from error
-    if address and config.tracking_uri == address and "tracking_uri" not in flags:
-        _say_address(address)
+    if GIVEN_ADDRESS and config.tracking_uri == GIVEN_ADDRESS and "tracking_uri" not in flags:
+        _say_address(GIVEN_ADDRESS)
     return config
 
 

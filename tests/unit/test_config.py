@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.cluster_collection import parse_arguments
+from pipeline import config as config_module
 from pipeline.clustering.model.build import METHODS
 from pipeline.clustering.model.transforms import TransformSequence
 from pipeline.config import QUALITY, ClusteringConfig, Method, TransformName, dump_config, load_config
@@ -136,7 +137,9 @@ def test_no_message_shows_how_the_check_is_written() -> None:
 
 
 def test_the_environment_variable_of_mlflow_is_honoured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.test:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://set-by-mlflow-itself")
+    assert load_config(None, BASE, []).tracking_uri is None
+    monkeypatch.setattr(config_module, "GIVEN_ADDRESS", "http://mlflow.test:5000")
     assert load_config(None, BASE, []).tracking_uri == "http://mlflow.test:5000"
     assert load_config(None, {**BASE, "tracking_uri": "http://other"}, []).tracking_uri == "http://other"
     (tmp_path / "x.yaml").write_text("tracking_uri: http://file")
